@@ -1,0 +1,94 @@
+"""What the dispatcher decided. The shell saves all `SaveJob`s first, then carries out the rest."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from cloud_dispatcher.core.job import Job
+from fleet_protocol import messages as m
+from fleet_protocol.errors import RejectedError
+from fleet_protocol.topics import Channel
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all commands."""
+
+
+class SaveJob(Command, frozen=True, kw_only=True):
+    """Store this value of the job; of several in one turn the last one counts."""
+
+    job: Job
+
+
+class Send(Command, frozen=True, kw_only=True):
+    """Publish a message on a channel of the catalogue.
+
+    Attributes:
+        ids: The ids of the channel's topic, in the template's order.
+        expiry_ms: The message is worthless after this span.
+        confirms: The job whose result this is: the broker's word comes back as
+            `ResultConfirmed` or `ResultRefused`.
+    """
+
+    channel: Channel
+    ids: tuple[str, ...]
+    message: m.Message
+    expiry_ms: int | None = None
+    confirms: m.JobKey | None = None
+
+
+class Reply(Command, frozen=True, kw_only=True):
+    """Publish on a device's own MQTT 5 Response Topic."""
+
+    topic: str
+    message: m.Message
+    correlation_data: bytes | None = None
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What reaches a provider. Made by `of` alone, which no `site` job passes.
+
+    Attributes:
+        timeout_ms: Span after which the answer is worthless.
+    """
+
+    job: m.JobKey
+    attempt: int
+    messages: tuple[m.ChatMessage, ...]
+    generation: m.Generation
+    timeout_ms: int
+
+    @classmethod
+    def of(cls, job: Job, *, timeout_ms: int) -> CompletionRequest:
+        """Make the request for a job.
+
+        Raises:
+            RejectedError: `privacy_site`: the prompt may not leave the site.
+        """
+        if job.submit.privacy is not m.Privacy.ANY:
+            raise RejectedError("the job may not leave its site", code="privacy_site")
+        return cls(
+            job=job.key,
+            attempt=job.attempt,
+            messages=job.submit.conversation,
+            generation=job.submit.generation,
+            timeout_ms=timeout_ms,
+        )
+
+
+class StartCompletion(Command, frozen=True, kw_only=True):
+    """Ask the provider chain; the outcome comes back as an event with the same attempt."""
+
+    request: CompletionRequest
+    stream: bool
+
+
+class StopCompletion(Command, frozen=True, kw_only=True):
+    """Give up the provider call of this job."""
+
+    job: m.JobKey
+
+
+AnyCommand: TypeAlias = SaveJob | Send | Reply | StartCompletion | StopCompletion

@@ -1,0 +1,224 @@
+"""What can happen to the dispatcher. Facts, in the past tense; time travels beside them."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from cloud_dispatcher.core.job import Job, ReplyTo
+from fleet_protocol import messages as m
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all events."""
+
+
+class JobSubmitted(Event, frozen=True, kw_only=True):
+    """A device asked.
+
+    Attributes:
+        key: Minted by the shell; used only if the job is new.
+        known: What the store holds under this device and id, if the job is not open in memory.
+    """
+
+    key: m.JobKey
+    device: m.DeviceId
+    id: m.JobId
+    submit: m.JobSubmit
+    reply: ReplyTo
+    known: Job | None = None
+
+
+class SubmissionMalformed(Event, frozen=True, kw_only=True):
+    """A submission could not be read; the device must be told why."""
+
+    device: m.DeviceId
+    id: m.JobId
+    reply: ReplyTo
+    code: str
+    message: str
+
+
+class JobCancelled(Event, frozen=True, kw_only=True):
+    """A device, or an operator, no longer wants the answer."""
+
+    device: m.DeviceId
+    id: m.JobId
+
+
+class PresenceChanged(Event, frozen=True, kw_only=True):
+    """A worker said, or its will said for it, whether it is there. None: it was removed."""
+
+    worker: m.WorkerId
+    presence: m.Presence | None
+
+
+class InfoReceived(Event, frozen=True, kw_only=True):
+    """A worker said what it is and can do. None: it was removed."""
+
+    worker: m.WorkerId
+    info: m.WorkerInfo | None
+
+
+class StateReceived(Event, frozen=True, kw_only=True):
+    """A worker's heartbeat."""
+
+    worker: m.WorkerId
+    state: m.WorkerState
+
+
+class HeldReceived(Event, frozen=True, kw_only=True):
+    """A worker said which attempts it holds."""
+
+    worker: m.WorkerId
+    held: m.HeldJobs
+
+
+class StartReceived(Event, frozen=True, kw_only=True):
+    """The worker has the attempt on its disk."""
+
+    worker: m.WorkerId
+    job: m.JobKey
+    attempt: int
+
+
+class ProgressReceived(Event, frozen=True, kw_only=True):
+    """The worker still works on the attempt."""
+
+    worker: m.WorkerId
+    job: m.JobKey
+    attempt: int
+
+
+class TokensReceived(Event, frozen=True, kw_only=True):
+    """A piece of an answer grew on a worker."""
+
+    worker: m.WorkerId
+    job: m.JobKey
+    chunk: m.WorkerTokenChunk
+
+
+class DoneReceived(Event, frozen=True, kw_only=True):
+    """The worker answered."""
+
+    worker: m.WorkerId
+    job: m.JobKey
+    done: m.JobDone
+
+
+class FailureReceived(Event, frozen=True, kw_only=True):
+    """The worker could not work on the attempt."""
+
+    worker: m.WorkerId
+    job: m.JobKey
+    failure: m.JobFailed
+
+
+class EscalationReceived(Event, frozen=True, kw_only=True):
+    """The worker hands the job to the cloud."""
+
+    worker: m.WorkerId
+    job: m.JobKey
+    escalation: m.Escalation
+
+
+class CompletionGrew(Event, frozen=True, kw_only=True):
+    """The provider streamed text."""
+
+    job: m.JobKey
+    attempt: int
+    text: str
+
+
+class CompletionFinished(Event, frozen=True, kw_only=True):
+    """The provider answered.
+
+    Attributes:
+        model: As the response named it: a checkpoint behind a name can change.
+        cost_usd: From the usage and the price list of the day.
+        simulated: The provider is a simulator.
+    """
+
+    job: m.JobKey
+    attempt: int
+    text: str
+    model: str
+    usage: m.Usage
+    cost_usd: float
+    simulated: bool = False
+
+
+class CompletionFailed(Event, frozen=True, kw_only=True):
+    """No provider answered.
+
+    Attributes:
+        code: `no_provider`, `provider_timeout`, `provider_rate_limited`, `provider_no_balance`, ...
+        retry_after_ms: Not None: the same call may succeed after this span.
+    """
+
+    job: m.JobKey
+    attempt: int
+    code: str
+    message: str
+    retry_after_ms: int | None = None
+
+
+class ResultConfirmed(Event, frozen=True, kw_only=True):
+    """The broker has the result of a job."""
+
+    job: m.JobKey
+
+
+class ResultRefused(Event, frozen=True, kw_only=True):
+    """The broker refused the result of a job; telling it again later may work."""
+
+    job: m.JobKey
+    code: str
+
+
+class AdminAsked(Event, frozen=True, kw_only=True):
+    """An operator asked for something that only the engine knows or may do.
+
+    Attributes:
+        found: The job the request names, from the store, if it is not open in memory.
+    """
+
+    admin: str
+    request: m.AdminRequest
+    found: Job | None = None
+
+
+class LinkRestored(Event, frozen=True, kw_only=True):
+    """The broker is there (again); it may have forgotten everything."""
+
+    session_present: bool
+
+
+class TimePassed(Event, frozen=True, kw_only=True):
+    """A wake-up that the engine asked for, or a routine one."""
+
+
+AnyEvent: TypeAlias = (
+    JobSubmitted
+    | SubmissionMalformed
+    | JobCancelled
+    | PresenceChanged
+    | InfoReceived
+    | StateReceived
+    | HeldReceived
+    | StartReceived
+    | ProgressReceived
+    | TokensReceived
+    | DoneReceived
+    | FailureReceived
+    | EscalationReceived
+    | CompletionGrew
+    | CompletionFinished
+    | CompletionFailed
+    | ResultConfirmed
+    | ResultRefused
+    | AdminAsked
+    | LinkRestored
+    | TimePassed
+)

@@ -1,0 +1,76 @@
+"""A job as the dispatcher knows it: one immutable value for each moment of its life."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fleet_protocol.messages import (
+    DeviceId,
+    JobId,
+    JobKey,
+    JobResult,
+    JobStatus,
+    JobSubmit,
+    LocalAnswer,
+    Reason,
+    WorkerId,
+)
+
+
+class ReplyTo(msgspec.Struct, frozen=True, kw_only=True):
+    """Where answers go besides the job's own topics.
+
+    Attributes:
+        plain: The job came as `ask`: it gets one plain text on `answer` and nothing else.
+        topic: MQTT 5 Response Topic, already checked to lie in the device's own subtree.
+        correlation_data: Sent back with it, byte for byte.
+    """
+
+    plain: bool = False
+    topic: str | None = None
+    correlation_data: bytes | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A job. Every change makes a new value; what was handed out never changes.
+
+    Attributes:
+        attempt: Number of the last lease or cloud call given out, 0 before the first; the fencing
+            token: whatever carries an older one moves nothing.
+        worker: Holder of the lease; None while queued or in the cloud lane.
+        assigned_at_ms: When the last lease was given out.
+        lease_until_ms: When the lease is over unless renewed.
+        not_before_ms: A retry waits until then.
+        reason: Why it was escalated.
+        kept: What a board already answered, in case no cloud can.
+        result: The one final word; None while the job is open.
+        dead: Failed for good: a dead letter, to be inspected and retried by a person.
+        told: The broker confirmed the result; False with a `result` is the outbox.
+    """
+
+    key: JobKey
+    device: DeviceId
+    id: JobId
+    submit: JobSubmit
+    received_at_ms: int
+    deadline_at_ms: int | None = None
+    reply: ReplyTo = msgspec.field(default_factory=ReplyTo)
+    status: JobStatus = JobStatus.QUEUED
+    attempt: int = 0
+    worker: WorkerId | None = None
+    assigned_at_ms: int | None = None
+    lease_until_ms: int | None = None
+    not_before_ms: int = 0
+    first_token_at_ms: int | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    kept: LocalAnswer | None = None
+    result: JobResult | None = None
+    finished_at_ms: int | None = None
+    dead: bool = False
+    told: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the job still waits for its one result."""
+        return self.result is None

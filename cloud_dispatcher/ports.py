@@ -1,0 +1,128 @@
+"""What the dispatcher needs of the outside."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Protocol, Self, TypeAlias
+
+import msgspec
+
+from cloud_dispatcher.core.commands import AnyCommand, CompletionRequest
+from cloud_dispatcher.core.events import AnyEvent
+from cloud_dispatcher.core.job import Job
+from fleet_protocol.errors import FleetError, RetryableError
+from fleet_protocol.messages import DeviceId, JobId, JobKey, JobStatus, Usage
+
+
+class StoreUnavailableError(RetryableError):
+    """The store cannot be written now (disk full, locked, gone); nothing of the batch was."""
+
+    code = "store_unavailable"
+
+
+class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs to list, newest first."""
+
+    status: JobStatus | None = None
+    device: DeviceId | None = None
+    dead: bool = False
+    limit: int = 50
+
+
+class JobStore(Protocol):
+    """Jobs that survive the process. Lifetime is `async with`; entering migrates the schema."""
+
+    async def __aenter__(self) -> Self:
+        """Open; raises StoreUnavailableError."""
+        ...
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close."""
+        ...
+
+    async def commit(self, jobs: Sequence[Job]) -> None:
+        """Save these values in ONE transaction, or none: on return they are on the disk.
+
+        Raises:
+            StoreUnavailableError: Nothing was saved; the same call may work later.
+        """
+        ...
+
+    async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
+        """Return those of the devices' jobs that exist, open or finished."""
+        ...
+
+    async def get(self, key: JobKey) -> Job | None:
+        """Return a job by its key."""
+        ...
+
+    async def load_open(self) -> list[Job]:
+        """Return all jobs without a result, and those whose result was not told: the outbox."""
+        ...
+
+    async def select(self, query: JobQuery) -> list[Job]:
+        """List jobs, newest first."""
+        ...
+
+    async def prune(self, *, finished_before_ms: int, limit: int) -> int:
+        """Forget finished, told jobs older than this, at most `limit`; return how many."""
+        ...
+
+
+class ProviderError(FleetError):
+    """A provider did not answer.
+
+    Attributes:
+        retry_after_ms: Not None: the same call may succeed after this span.
+    """
+
+    code = "provider"
+
+    def __init__(
+        self, message: str, *, code: str, retry_after_ms: int | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.retry_after_ms = retry_after_ms
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer of a provider."""
+
+    text: str
+    model: str
+    usage: Usage
+    cost_usd: float
+    simulated: bool = False
+
+
+CompletionPart: TypeAlias = str | Completion
+"""A piece of text as it streams in; at the end, once, the whole."""
+
+
+class CompletionProvider(Protocol):
+    """Answers in the cloud."""
+
+    @property
+    def name(self) -> str:
+        """For people and logs."""
+        ...
+
+    def stream(self, request: CompletionRequest) -> AsyncIterator[CompletionPart]:
+        """Answer. Cancelling the iteration gives the call up.
+
+        Raises:
+            ProviderError: With a code, see `CompletionFailed`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class Observer(Protocol):
+    """Sees every decision after it was carried out: logs, metrics, summaries."""
+
+    def observe(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
+        """Take note. Must not block and must not raise."""
+        ...

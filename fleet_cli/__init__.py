@@ -1,0 +1,1 @@
+"""The `fleet` command: one program to start, ask, watch and command a fleet."""

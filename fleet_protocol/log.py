@@ -1,0 +1,55 @@
+"""structlog, set up once: for people on a terminal, one JSON object a line everywhere else.
+
+Event names are constant, `noun.verb`. Prompts and answers are never logged: their lengths are.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_SECRET_KEYS = frozenset({"prompt", "messages", "text", "password", "secret", "api_key", "token"})
+
+
+def set_up_logging(*, level: str = "info", json: bool | None = None) -> None:
+    """Send log lines to standard error.
+
+    Args:
+        level: `debug`, `info`, `warning` or `error`.
+        json: None decides by whether standard error is a terminal.
+    """
+    as_json = not sys.stderr.isatty() if json is None else json
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer(sort_keys=False)
+        if as_json
+        else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _hide_texts,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _hide_texts(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """The last gate: whatever slipped in under these names leaves as a length."""
+    for key in _SECRET_KEYS & event.keys():
+        value = event.pop(key)
+        event[f"{key}_chars"] = len(value) if isinstance(value, str | bytes) else None
+    return event
