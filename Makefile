@@ -36,6 +36,9 @@ check: $(STAMP)  ## Lint, types, floors
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(STAMP)  ## Render the derived parts of the documents
+	@$(BIN)/python -m docs.render
+
 format: $(STAMP)  ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .

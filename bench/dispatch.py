@@ -97,9 +97,7 @@ class Ours:
         return asyncio.run(self._run(jobs, window))
 
     async def _run(self, jobs: int, window: int) -> tuple[float, list[float], float]:
-        session = Session(
-            client_id="bench", subscriptions=(TOPICS.filter(topics.RESULT, "bench"),)
-        )
+        session = Session(client_id="bench", subscriptions=(TOPICS.filter(topics.RESULT, "bench"),))
         async with MqttBus(BrokerSettings(url=self._url), session) as bus:
             cpu = cpu_s(self._dispatcher)
             begun = time.perf_counter()
@@ -150,7 +148,12 @@ def our_fleet(folder: Path, kind: BrokerKind) -> Iterator[Ours]:
         dispatcher = stack.enter_context(
             process(
                 module(
-                    "cloud_dispatcher", "run", "--broker", broker.url, "--data", folder / "dispatcher"
+                    "cloud_dispatcher",
+                    "run",
+                    "--broker",
+                    broker.url,
+                    "--data",
+                    folder / "dispatcher",
                 ),
                 log=folder / "dispatcher.log",
             )

@@ -1,0 +1,73 @@
+"""Renders the parts of the documents that are derived from the code: `python -m docs.render`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from fleet_protocol.topics import CATALOGUE
+
+ROOT = Path(__file__).parents[1]
+
+
+def render_topics() -> str:
+    """Return the table of topics in ARCHITECTURE.md."""
+    lines = ["| topic | from | to | QoS | payload |", "|---|---|---|---|---|"]
+    for channel in CATALOGUE:
+        kinds = " or ".join(f"`{kind.__name__}`" for kind in (channel.message, *channel.also))
+        payload = f"text or {kinds}" if channel.text else kinds
+        qos = f"{channel.qos}, retained" if channel.retain else f"{channel.qos}"
+        receivers = ", ".join(channel.receivers)
+        lines.append(
+            f"| `{channel.template}` | {channel.sender} | {receivers} | {qos} | {payload} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def render_commands() -> str:
+    """Return docs/commands.md: every command of the three programs, from their own help."""
+    from cloud_dispatcher.__main__ import main as dispatcher  # noqa: PLC0415 - only here
+    from edge_worker.__main__ import main as worker  # noqa: PLC0415 - only here
+    from fleet_cli.__main__ import main as fleet  # noqa: PLC0415 - only here
+    from models.__main__ import main as models  # noqa: PLC0415 - only here
+
+    programs = {
+        "fleet": fleet,
+        "cloud-dispatcher": dispatcher,
+        "edge-worker": worker,
+        "python -m models": models,
+    }
+    parts = ["# Commands\n\nRendered from the programs' own help by `make docs`.\n"]
+    for name, command in programs.items():
+        parts.extend(_pages(command, click.Context(command, info_name=name)))
+    return "\n".join(parts)
+
+
+def _pages(command: click.Command, context: click.Context) -> list[str]:
+    text = command.get_help(context).rstrip()
+    pages = [f"## {context.command_path}\n\n```text\n{text}\n```\n"]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None and not child.hidden:
+                pages.extend(_pages(child, click.Context(child, info_name=name, parent=context)))
+    return pages
+
+
+def main() -> None:
+    """Write what is rendered into the documents."""
+    page = ROOT / "ARCHITECTURE.md"
+    text = re.sub(
+        r"(<!-- topics:begin -->\n).*(<!-- topics:end -->)",
+        lambda found: f"{found[1]}{render_topics()}{found[2]}",
+        page.read_text(),
+        flags=re.DOTALL,
+    )
+    page.write_text(text)
+    (ROOT / "docs" / "commands.md").write_text(render_commands())
+
+
+if __name__ == "__main__":
+    main()
