@@ -1,0 +1,1 @@
+"""Each figure in the README comes from one command here, beside the peer it is compared with."""
