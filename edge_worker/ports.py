@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import msgspec
 
+from edge_worker.core.attempt import Outcome, SpooledJob
+from edge_worker.core.generation import Broke, EngineEvent, Finished, GenerationRequest, Grew
+from edge_worker.core.health import HostReading
 from fleet_protocol.errors import FleetError, RetryableError
-from fleet_protocol.messages import (
-    Assignment,
-    ChatMessage,
-    Escalation,
-    FinishReason,
-    Generation,
-    JobDone,
-    JobFailed,
-    JobKey,
-    ModelInfo,
-)
+from fleet_protocol.messages import ChatMessage, JobKey, ModelInfo
 
-Outcome: TypeAlias = JobDone | JobFailed | Escalation
-"""What a worker says of an attempt when it is through with it."""
+# The core's values that cross these ports, under one roof for the adapters.
+__all__ = [
+    "Broke",
+    "EngineEvent",
+    "Finished",
+    "GenerationRequest",
+    "Grew",
+    "Host",
+    "HostFacts",
+    "HostReading",
+    "InferenceEngine",
+    "ModelError",
+    "Outcome",
+    "Spool",
+    "SpoolUnavailableError",
+    "SpooledJob",
+]
 
 
 class SpoolUnavailableError(RetryableError):
@@ -34,63 +42,6 @@ class ModelError(FleetError):
     """A model artefact is missing, damaged or not for this machine."""
 
     code = "model"
-
-
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer to generate.
-
-    Attributes:
-        id: Name of the request, unique in the engine while it is there.
-        prompt_tokens: Token ids of the whole prompt, chat template applied.
-        priority: 0..9, higher is admitted first.
-    """
-
-    id: str
-    prompt_tokens: tuple[int, ...]
-    generation: Generation
-    priority: int = 5
-
-
-class Grew(msgspec.Struct, frozen=True):
-    """Text was generated: whole characters only, and none that a stop text may still take back.
-
-    Attributes:
-        tokens: Generated so far.
-    """
-
-    id: str
-    text: str
-    tokens: int
-
-
-class Finished(msgspec.Struct, frozen=True):
-    """The answer is complete.
-
-    Attributes:
-        text: All of it, without the stop text.
-        prompt_tokens: Read; `cached_tokens` of them came from the prefix cache.
-        logprobs: Natural log-probability of each generated token under the model, before
-            temperature; the end-of-answer token included.
-    """
-
-    id: str
-    text: str
-    finish: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    tokens: int
-    logprobs: tuple[float, ...]
-
-
-class Broke(msgspec.Struct, frozen=True):
-    """This request failed; the others go on."""
-
-    id: str
-    code: str
-    message: str
-
-
-EngineEvent: TypeAlias = Grew | Finished | Broke
 
 
 class InferenceEngine(Protocol):
@@ -140,14 +91,6 @@ class InferenceEngine(Protocol):
         ...
 
 
-class SpooledJob(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt the worker holds: its assignment and, once it is through, its outcome."""
-
-    assignment: Assignment
-    received_at_ms: int
-    outcome: Outcome | None = None
-
-
 class Spool(Protocol):
     """Attempts that survive kill -9. Synchronous: the service calls it in its own executor."""
 
@@ -166,16 +109,6 @@ class Spool(Protocol):
     def close(self) -> None:
         """Close."""
         ...
-
-
-class HostReading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the host says of itself now. None where it cannot say."""
-
-    cpu_pct: float
-    mem_pct: float
-    temp_c: float | None = None
-    throttled: bool | None = None
-    disk_free_mb: int | None = None
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,66 @@
+"""What goes into an inference engine and what comes out of it."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from fleet_protocol.messages import FinishReason, Generation
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer to generate.
+
+    Attributes:
+        id: Name of the request, unique in the engine while it is there.
+        prompt_tokens: Token ids of the whole prompt, chat template applied.
+        priority: 0..9, higher is admitted first.
+    """
+
+    id: str
+    prompt_tokens: tuple[int, ...]
+    generation: Generation
+    priority: int = 5
+
+
+class Grew(msgspec.Struct, frozen=True):
+    """Text was generated: whole characters only, and none that a stop text may still take back.
+
+    Attributes:
+        tokens: Generated so far.
+    """
+
+    id: str
+    text: str
+    tokens: int
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The answer is complete.
+
+    Attributes:
+        text: All of it, without the stop text.
+        prompt_tokens: Read; `cached_tokens` of them came from the prefix cache.
+        logprobs: Natural log-probability of each generated token under the model, before
+            temperature; the end-of-answer token included.
+    """
+
+    id: str
+    text: str
+    finish: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    logprobs: tuple[float, ...]
+
+
+class Broke(msgspec.Struct, frozen=True):
+    """This request failed; the others go on."""
+
+    id: str
+    code: str
+    message: str
+
+
+EngineEvent: TypeAlias = Grew | Finished | Broke
