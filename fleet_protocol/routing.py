@@ -1,0 +1,142 @@
+"""Where a job is answered: the one rule, asked by the worker and by the dispatcher.
+
+The worker asks with the exact token count of its own tokenizer, the dispatcher with a lower bound
+taken from the length of the text, against the largest context in the fleet. Length is a capacity
+limit and nothing more: a long prompt that fits is answered at the edge, and whether the answer is
+good enough is for `judge` to say when it is there.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import msgspec
+
+from fleet_protocol.messages import Escalate, Privacy, Reason
+
+CHARS_PER_TOKEN_MOST: Final = 8
+"""Ordinary text has 3 to 5 characters a token with today's vocabularies; hardly any has 8."""
+
+
+class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model is trusted with.
+
+    Attributes:
+        context_tokens: Most tokens of prompt and answer together.
+        max_prompt_tokens: Longest prompt; None: whatever the context holds.
+        min_confidence: Answers below it are escalated, 0..1; 0 trusts every answer.
+    """
+
+    context_tokens: int
+    max_prompt_tokens: int | None = None
+    min_confidence: float = 0.0
+
+
+class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rule needs to know of a job.
+
+    Attributes:
+        prompt_tokens: Exact, or a lower bound (`least_prompt_tokens`).
+        max_tokens: Most tokens of answer that were asked for.
+        supported: Whether the model that the job names is here.
+    """
+
+    prompt_tokens: int
+    max_tokens: int
+    escalate: Escalate = Escalate.AUTO
+    privacy: Privacy = Privacy.ANY
+    supported: bool = True
+
+    @property
+    def may_escalate(self) -> bool:
+        """Whether the device lets the cloud see the prompt."""
+        return self.privacy is Privacy.ANY and self.escalate is not Escalate.NEVER
+
+
+class Local(msgspec.Struct, frozen=True):
+    """Answer here, or keep the answer that is here."""
+
+
+class EscalateTo(msgspec.Struct, frozen=True, kw_only=True):
+    """Hand the job to the cloud.
+
+    Attributes:
+        detail: For people: the figures that decided.
+    """
+
+    reason: Reason
+    detail: str = ""
+
+
+class Refuse(msgspec.Struct, frozen=True, kw_only=True):
+    """It cannot be answered here and may not leave: a failure that no retry on a like board mends.
+
+    Attributes:
+        reason: Its value is the code that the device is told.
+    """
+
+    reason: Reason
+    detail: str = ""
+
+
+Route: TypeAlias = Local | EscalateTo | Refuse
+
+LOCAL: Final = Local()
+
+
+def least_prompt_tokens(prompt_chars: int) -> int:
+    """Return a number of tokens that a prompt of so many characters has at least.
+
+    Conservative on purpose: a job that looks too long by this measure is too long by any.
+    """
+    return prompt_chars // CHARS_PER_TOKEN_MOST
+
+
+def decide(query: RouteQuery, policy: RoutePolicy) -> Route:
+    """Say where a job is answered, before anything is generated.
+
+    In this order: what was requested, what fits, what is supported. A job that may not leave
+    (`privacy` site, `escalate` never) never escalates: it is answered here, or refused if it
+    cannot be.
+    """
+    if query.escalate is Escalate.ALWAYS and query.may_escalate:
+        return EscalateTo(reason=Reason.REQUESTED, detail="the job asks for the cloud")
+    excess = _excess(query, policy)
+    if excess:
+        return _leave(query, Reason.TOO_LONG, excess)
+    if not query.supported:
+        return _leave(query, Reason.UNSUPPORTED, "the model that the job names is not here")
+    return LOCAL
+
+
+def judge(confidence: float | None, query: RouteQuery, policy: RoutePolicy) -> Local | EscalateTo:
+    """Say whether a finished edge answer is good enough to be the answer.
+
+    An answer without a confidence is kept: there is nothing to hold against it.
+    """
+    if confidence is None or confidence >= policy.min_confidence or not query.may_escalate:
+        return LOCAL
+    return EscalateTo(
+        reason=Reason.LOW_CONFIDENCE,
+        detail=f"confidence {confidence:.3f} is below {policy.min_confidence:.3f}",
+    )
+
+
+def _excess(query: RouteQuery, policy: RoutePolicy) -> str:
+    """Say what does not fit; empty if all does."""
+    most = policy.max_prompt_tokens
+    if most is not None and query.prompt_tokens > most:
+        return f"{query.prompt_tokens} prompt tokens, trusted with {most}"
+    needed = query.prompt_tokens + query.max_tokens
+    if needed > policy.context_tokens:
+        return (
+            f"{query.prompt_tokens} prompt and {query.max_tokens} answer tokens, "
+            f"the context holds {policy.context_tokens}"
+        )
+    return ""
+
+
+def _leave(query: RouteQuery, reason: Reason, detail: str) -> EscalateTo | Refuse:
+    if query.may_escalate:
+        return EscalateTo(reason=reason, detail=detail)
+    return Refuse(reason=reason, detail=detail)

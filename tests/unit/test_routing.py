@@ -1,0 +1,110 @@
+"""The routing rule, asked by both sides."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from fleet_protocol.messages import Escalate, Privacy, Reason
+from fleet_protocol.routing import (
+    EscalateTo,
+    Local,
+    Refuse,
+    RoutePolicy,
+    RouteQuery,
+    decide,
+    judge,
+    least_prompt_tokens,
+)
+
+POLICY = RoutePolicy(context_tokens=1_000, max_prompt_tokens=800, min_confidence=0.5)
+EASY = RouteQuery(prompt_tokens=20, max_tokens=64)
+
+
+def varied(**changes: object) -> RouteQuery:
+    return msgspec.structs.replace(EASY, **changes)
+
+
+def test_a_short_supported_prompt_is_answered_locally() -> None:
+    assert decide(EASY, POLICY) == Local()
+
+
+def test_a_job_that_asks_for_the_cloud_gets_it_however_short_it_is() -> None:
+    route = decide(varied(escalate=Escalate.ALWAYS), POLICY)
+    assert isinstance(route, EscalateTo)
+    assert route.reason is Reason.REQUESTED
+
+
+def test_the_request_comes_before_the_length() -> None:
+    route = decide(varied(escalate=Escalate.ALWAYS, prompt_tokens=9_999), POLICY)
+    assert isinstance(route, EscalateTo)
+    assert route.reason is Reason.REQUESTED
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "fits"),
+    [(800, 200, True), (800, 201, False), (801, 1, False), (799, 201, True)],
+)
+def test_prompt_and_answer_must_fit_the_context_together(
+    prompt_tokens: int, max_tokens: int, *, fits: bool
+) -> None:
+    route = decide(varied(prompt_tokens=prompt_tokens, max_tokens=max_tokens), POLICY)
+    assert isinstance(route, Local) is fits
+    assert fits or (isinstance(route, EscalateTo) and route.reason is Reason.TOO_LONG)
+
+
+def test_without_a_prompt_limit_the_context_alone_decides() -> None:
+    policy = RoutePolicy(context_tokens=1_000)
+    assert decide(varied(prompt_tokens=936), policy) == Local()
+    assert decide(varied(prompt_tokens=937), policy) != Local()
+
+
+def test_a_model_that_is_not_here_is_unsupported() -> None:
+    route = decide(varied(supported=False), POLICY)
+    assert isinstance(route, EscalateTo)
+    assert route.reason is Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "bound", [{"privacy": Privacy.SITE}, {"escalate": Escalate.NEVER}], ids=["site", "never"]
+)
+def test_a_job_that_may_not_leave_is_refused_rather_than_escalated(
+    bound: dict[str, object],
+) -> None:
+    assert decide(varied(**bound), POLICY) == Local()
+    too_long = decide(varied(prompt_tokens=9_999, **bound), POLICY)
+    unsupported = decide(varied(supported=False, **bound), POLICY)
+    assert isinstance(too_long, Refuse)
+    assert too_long.reason is Reason.TOO_LONG
+    assert isinstance(unsupported, Refuse)
+    assert unsupported.reason is Reason.UNSUPPORTED
+
+
+def test_privacy_outranks_a_request_for_the_cloud() -> None:
+    query = varied(escalate=Escalate.ALWAYS, privacy=Privacy.SITE)
+    assert decide(query, POLICY) == Local()
+
+
+def test_an_uncertain_answer_is_escalated_with_its_figures() -> None:
+    route = judge(0.25, EASY, POLICY)
+    assert isinstance(route, EscalateTo)
+    assert route.reason is Reason.LOW_CONFIDENCE
+    assert "0.250" in route.detail
+
+
+@pytest.mark.parametrize("confidence", [None, 0.5, 0.99])
+def test_an_answer_at_or_above_the_threshold_or_without_a_figure_is_kept(
+    confidence: float | None,
+) -> None:
+    assert judge(confidence, EASY, POLICY) == Local()
+
+
+@pytest.mark.parametrize("bound", [{"privacy": Privacy.SITE}, {"escalate": Escalate.NEVER}])
+def test_an_uncertain_answer_of_a_job_that_may_not_leave_is_kept(bound: dict[str, object]) -> None:
+    assert judge(0.0, varied(**bound), POLICY) == Local()
+
+
+def test_the_lower_bound_never_exceeds_a_token_a_character() -> None:
+    assert least_prompt_tokens(0) == 0
+    assert all(least_prompt_tokens(n) <= n for n in range(100))
+    assert least_prompt_tokens(8_000) == 1_000
