@@ -41,10 +41,15 @@ class SubmissionMalformed(Event, frozen=True, kw_only=True):
 
 
 class JobCancelled(Event, frozen=True, kw_only=True):
-    """A device, or an operator, no longer wants the answer."""
+    """A device no longer wants the answer.
+
+    Attributes:
+        known: What the store holds under this device and id, if the job is not open in memory.
+    """
 
     device: m.DeviceId
     id: m.JobId
+    known: Job | None = None
 
 
 class PresenceChanged(Event, frozen=True, kw_only=True):

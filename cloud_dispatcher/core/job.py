@@ -37,11 +37,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         attempt: Number of the last lease or cloud call given out, 0 before the first; the fencing
             token: whatever carries an older one moves nothing.
+        edge_tries: Leases given out since the job was (last) submitted or retried by a person.
+        cloud_tries: Cloud calls likewise.
         worker: Holder of the lease; None while queued or in the cloud lane.
+        last_worker: Last holder of a lease that ended without an answer; a retry prefers another.
+        lapsed: That lease was taken away unheard: its holder may still come back with the answer.
         assigned_at_ms: When the last lease was given out.
         lease_until_ms: When the lease is over unless renewed.
         not_before_ms: A retry waits until then.
         reason: Why it was escalated.
+        detail: For people: the figures behind `reason`.
+        cloud_code: Why no cloud answered, or none may; not empty: the cloud is not asked again.
+        cloud_message: The same for people.
         kept: What a board already answered, in case no cloud can.
         result: The one final word; None while the job is open.
         dead: Failed for good: a dead letter, to be inspected and retried by a person.
@@ -57,13 +64,19 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     reply: ReplyTo = msgspec.field(default_factory=ReplyTo)
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
+    edge_tries: int = 0
+    cloud_tries: int = 0
     worker: WorkerId | None = None
+    last_worker: WorkerId | None = None
+    lapsed: bool = False
     assigned_at_ms: int | None = None
     lease_until_ms: int | None = None
     not_before_ms: int = 0
     first_token_at_ms: int | None = None
     reason: Reason | None = None
     detail: str = ""
+    cloud_code: str = ""
+    cloud_message: str = ""
     kept: LocalAnswer | None = None
     result: JobResult | None = None
     finished_at_ms: int | None = None
