@@ -1,0 +1,190 @@
+"""A real fleet for the fault tests: every part a process of its own, each of them killable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import paho.mqtt.client as paho
+
+from fleet_cli.broker import BrokerKind, BrokerProcess
+
+ROOT = "fleet/v1"
+PATIENCE_S = 60.0
+
+
+class Device:
+    """A device that knows nothing of the project: paho-mqtt and JSON. Remembers all it was told."""
+
+    def __init__(self, port: int, name: str) -> None:
+        self.name = name
+        self.heard: dict[str, list[bytes]] = defaultdict(list)
+        self._news = threading.Condition()
+        self._client = paho.Client(
+            paho.CallbackAPIVersion.VERSION2,
+            client_id=f"{name}-{os.getpid()}",
+            protocol=paho.MQTTv5,
+        )
+        self._client.on_connect = self._on_connect
+        self._client.on_message = self._on_message
+        self._client.reconnect_delay_set(1, 1)
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        self._subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        assert self._subscribed.wait(PATIENCE_S)
+
+    def _on_connect(self, client: paho.Client, *_: object) -> None:
+        client.subscribe([(f"{ROOT}/dev/{self.name}/#", 1), (f"{ROOT}/workers/#", 1)])
+
+    def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        with self._news:
+            self.heard[message.topic.removeprefix(f"{ROOT}/")].append(message.payload)
+            self._news.notify_all()
+
+    def submit(self, job: str, **fields: object) -> None:
+        """Publish a job; the paho client repeats the publish by itself after a reconnect."""
+        topic = f"{ROOT}/dev/{self.name}/jobs/{job}/submit"
+        self._client.publish(topic, json.dumps(fields), qos=1)
+
+    def publish(self, topic: str, payload: bytes | str = b"", *, retain: bool = False) -> None:
+        """Publish anything below the root."""
+        self._client.publish(f"{ROOT}/{topic}", payload, qos=1, retain=retain)
+
+    def said(self, job: str, what: str) -> list[dict[str, Any]]:
+        """Return what was heard of a job so far: `ack`, `tok` or `res` messages."""
+        return [json.loads(p) for p in self.heard[f"dev/{self.name}/jobs/{job}/{what}"]]
+
+    def wait(self, met: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until `met()` is true; it is asked again after each message."""
+        deadline = time.monotonic() + timeout_s
+        with self._news:
+            while not met():
+                left = deadline - time.monotonic()
+                assert left > 0, f"waited {timeout_s} s for {what}"
+                self._news.wait(min(left, 0.2))
+
+    def result(self, job: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+        """Wait for a job's result."""
+        self.wait(lambda: self.said(job, "res"), f"the result of {job}", timeout_s)
+        return self.said(job, "res")[0]
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class Fleet:
+    """Broker, dispatcher and workers as processes; kills and starts each of them again."""
+
+    def __init__(
+        self, folder: Path, kind: BrokerKind = BrokerKind.MOSQUITTO, **broker: object
+    ) -> None:
+        self.folder = folder
+        self.broker = BrokerProcess(kind, folder / "broker", **broker)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._devices: list[Device] = []
+
+    def __enter__(self) -> Self:
+        self.broker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for device in self._devices:
+            device.close()
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        self.broker.stop()
+
+    @property
+    def port(self) -> int:
+        """Of the broker, MQTT 5."""
+        return int(self.broker.url.rsplit(":", 1)[1])
+
+    def device(self, name: str = "d1") -> Device:
+        """Connect a device."""
+        self._devices.append(Device(self.port, name))
+        return self._devices[-1]
+
+    def start(self, name: str, *words: str, environ: Mapping[str, str] | None = None) -> None:
+        """Start one of our programs under a name, its output in a log of that name."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *words],
+                env={**os.environ, **(environ or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def start_dispatcher(self, **environ: str) -> None:
+        """Start the dispatcher; settings as environment variables without their prefix."""
+        self.start(
+            "dispatcher",
+            *("cloud_dispatcher", "run", "--broker", self.broker.url),
+            *("--data", str(self.folder / "dispatcher")),
+            environ={f"EDGEFLEET_DISPATCHER_{k}": v for k, v in environ.items()},
+        )
+
+    def start_worker(self, name: str, *, engine: str = "onnx", url: str | None = None) -> None:
+        """Start a worker."""
+        self.start(
+            name,
+            *("edge_worker", "run", "--id", name, "--engine", engine),
+            *("--broker", url or self.broker.url, "--data", str(self.folder / name)),
+            environ={"EDGEFLEET_WORKER_THREADS": "1", "EDGEFLEET_WORKER_SLOTS": "4"},
+        )
+
+    def kill(self, name: str) -> None:
+        """Kill -9."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def stop(self, name: str) -> int:
+        """Ask to stop; return the exit code."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(PATIENCE_S)
+
+    def online(self, device: Device, *names: str) -> None:
+        """Wait until these workers are online."""
+
+        def are_online() -> bool:
+            return all(
+                device.heard[f"workers/{name}/presence"]
+                and json.loads(device.heard[f"workers/{name}/presence"][-1])["status"] == "online"
+                for name in names
+            )
+
+        device.wait(are_online, f"{names} online")
+
+    def jobs(self, where: str = "1") -> int:
+        """Count jobs in the dispatcher's database."""
+        path = next((self.folder / "dispatcher").rglob("*.db"))
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            return int(db.execute(f"select count(*) from jobs where {where}").fetchone()[0])  # noqa: S608 - the test's own words
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, *workers: str, engine: str = "onnx") -> Iterator[tuple[Fleet, Device]]:
+    """A running fleet with these workers online, and one device."""
+    with Fleet(folder) as running:
+        device = running.device()
+        running.start_dispatcher()
+        for name in workers:
+            running.start_worker(name, engine=engine)
+        running.online(device, *workers)
+        yield running, device
