@@ -1,0 +1,110 @@
+"""When an answer ends, and which of its text may already be shown.
+
+Tokens are pieces of bytes: a character may be spread over several of them, and so may a stop text.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+import msgspec
+
+from fleet_protocol.messages import FinishReason
+
+
+class StopRule(msgspec.Struct, frozen=True, kw_only=True):
+    """What ends an answer, whichever comes first.
+
+    Attributes:
+        tokens: Ids of end-of-answer tokens.
+        texts: Texts that end the answer and are not part of it.
+        max_tokens: Most tokens to generate, the end-of-answer token included.
+    """
+
+    tokens: frozenset[int] = frozenset()
+    texts: tuple[str, ...] = ()
+    max_tokens: int
+
+
+class AnswerText:
+    """The growing text of one answer.
+
+    `take` is called once per token and returns what may be shown now: whole characters, and none
+    that could still turn out to belong to a stop text. Bytes that are no UTF-8 are left out.
+
+    Attributes:
+        finish: Why the answer ended; None while it grows.
+        tokens: Taken so far.
+    """
+
+    def __init__(self, rule: StopRule) -> None:
+        self.finish: FinishReason | None = None
+        self.tokens = 0
+        self._rule = rule
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        self._shown: list[str] = []
+        self._pending = ""
+
+    @property
+    def text(self) -> str:
+        """All that was shown so far; the whole answer once it is finished."""
+        return "".join(self._shown)
+
+    def take(self, token: int, piece: bytes) -> str:
+        """Add a token and the bytes it stands for; return the text that may now be shown.
+
+        An end-of-answer token adds no text, whatever its bytes.
+        """
+        self.tokens += 1
+        if token in self._rule.tokens:
+            return self._end(FinishReason.STOP)
+        self._pending += self._decoder.decode(piece)
+        cut = first_stop(self._pending, self._rule.texts)
+        if cut is not None:
+            self._pending = self._pending[:cut]
+            return self._end(FinishReason.STOP)
+        if self.tokens >= self._rule.max_tokens:
+            return self._end(FinishReason.LENGTH)
+        return self._show(len(self._pending) - held_back(self._pending, self._rule.texts))
+
+    def end(self) -> str:
+        """End the answer as complete; return the text that was held back."""
+        return self._end(FinishReason.STOP)
+
+    def _end(self, finish: FinishReason) -> str:
+        # A character cut in two by the end is not shown: the decoder keeps its first bytes.
+        self.finish = finish
+        return self._show(len(self._pending))
+
+    def _show(self, chars: int) -> str:
+        if chars <= 0:
+            return ""
+        shown, self._pending = self._pending[:chars], self._pending[chars:]
+        self._shown.append(shown)
+        return shown
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Return where the stop text begins that is complete first, reading character by character.
+
+    That makes the answer the same however its characters are spread over tokens. Of two that are
+    complete at the same character the longer one counts.
+    """
+    found: tuple[int, int] | None = None
+    for stop in stops:
+        start = text.find(stop)
+        if start >= 0:
+            end = start + len(stop)
+            found = (end, start) if found is None else min(found, (end, start))
+    return None if found is None else found[1]
+
+
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """Return how many of the last characters may be the beginning of a stop text."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        tail = text[-size:]
+        if any(len(stop) > size and stop.startswith(tail) for stop in stops):
+            return size
+    return 0
