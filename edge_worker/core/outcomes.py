@@ -1,0 +1,120 @@
+"""What is said of an attempt at its end, as a function of how it went."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edge_worker.core.attempt import HeldJob, Outcome
+from edge_worker.core.confidence import confidence
+from edge_worker.core.generation import Broke, Finished
+from fleet_protocol import messages as m
+from fleet_protocol import routing, topics
+from fleet_protocol.topics import Channel
+
+_NOTE_CHARS: Final = 2_000
+_CODE_CHARS: Final = 64
+
+
+def channel_of(outcome: Outcome) -> Channel:
+    """Return the channel on which an outcome is told."""
+    match outcome:
+        case m.JobDone():
+            return topics.DONE
+        case m.JobFailed():
+            return topics.FAILED
+        case m.Escalation():
+            return topics.ESCALATE
+
+
+def query_of(held: HeldJob, *, model: str) -> routing.RouteQuery:
+    """Return what the routing rule needs to know of an attempt on a worker with this model."""
+    assignment = held.spooled.assignment
+    return routing.RouteQuery(
+        prompt_tokens=held.prompt_tokens,
+        max_tokens=assignment.generation.max_tokens,
+        escalate=assignment.escalate,
+        privacy=assignment.privacy,
+        supported=assignment.model is None or assignment.model == model,
+    )
+
+
+def before_generation(held: HeldJob, *, model: str, policy: routing.RoutePolicy) -> Outcome | None:
+    """Return the outcome of an attempt that is not for this worker; None: generate.
+
+    A refused job is retryable where another board may have what this one lacks: the model. The
+    dispatcher has measured the prompt against the largest context of the fleet itself.
+    """
+    match routing.decide(query_of(held, model=model), policy):
+        case routing.Local():
+            return None
+        case routing.EscalateTo(reason=reason, detail=detail):
+            return m.Escalation(
+                attempt=held.attempt,
+                reason=reason,
+                detail=detail,
+                prompt_tokens=held.prompt_tokens,
+            )
+        case routing.Refuse(reason=m.Reason.UNSUPPORTED, detail=detail):
+            return failure(held, code="unknown_model", message=detail, retryable=True)
+        case routing.Refuse(reason=reason, detail=detail):
+            return failure(held, code=reason.value, message=detail, retryable=False)
+
+
+def after_generation(
+    held: HeldJob, finished: Finished, *, model: str, policy: routing.RoutePolicy
+) -> m.JobDone | m.Escalation:
+    """Return the answer as the outcome, or hand it to the cloud if it is too uncertain."""
+    answer = m.LocalAnswer(
+        text=finished.text,
+        model=model,
+        confidence=confidence(finished.text, finished.logprobs),
+        finish=finished.finish,
+        usage=m.Usage(
+            prompt_tokens=finished.prompt_tokens,
+            completion_tokens=finished.tokens,
+            cached_tokens=finished.cached_tokens,
+        ),
+    )
+    match routing.judge(answer.confidence, query_of(held, model=model), policy):
+        case routing.Local():
+            return m.JobDone(attempt=held.attempt, answer=answer)
+        case routing.EscalateTo(reason=reason, detail=detail):
+            return m.Escalation(
+                attempt=held.attempt,
+                reason=reason,
+                detail=detail,
+                prompt_tokens=held.prompt_tokens,
+                answer=answer,
+            )
+
+
+def after_breakage(held: HeldJob, broke: Broke, *, model: str) -> m.JobFailed | m.Escalation:
+    """Return the outcome of an attempt on which the engine failed; half an answer goes along."""
+    if not query_of(held, model=model).may_escalate:
+        return failure(held, code=broke.code, message=broke.message, retryable=True)
+    too_long = broke.code == m.Reason.TOO_LONG
+    return m.Escalation(
+        attempt=held.attempt,
+        reason=m.Reason.TOO_LONG if too_long else m.Reason.LOCAL_ERROR,
+        detail=f"{broke.code}: {broke.message}"[:_NOTE_CHARS],
+        prompt_tokens=held.prompt_tokens,
+        answer=_half_answer(held, model=model),
+    )
+
+
+def failure(held: HeldJob, *, code: str, message: str, retryable: bool) -> m.JobFailed:
+    """Return a failure whose texts fit the protocol, or the dispatcher could never read it."""
+    return m.JobFailed(
+        attempt=held.attempt,
+        code=code[:_CODE_CHARS],
+        message=message[:_NOTE_CHARS],
+        retryable=retryable,
+    )
+
+
+def _half_answer(held: HeldJob, *, model: str) -> m.LocalAnswer | None:
+    text = "".join(held.parts)
+    if not text:
+        return None
+    usage = m.Usage(prompt_tokens=held.prompt_tokens, completion_tokens=held.tokens)
+    return m.LocalAnswer(text=text, model=model, finish=m.FinishReason.LENGTH, usage=usage)
