@@ -1,0 +1,349 @@
+"""DeepSeek, or any OpenAI-compatible provider, as a stream of text. The only importer of `openai`.
+
+Four clocks watch a call: connecting; silence on the wire (keep-alives reset it: the HTTP client's
+read timeout counts every byte); the first content (keep-alives do not reset it); the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, assert_never
+
+import openai
+import structlog
+from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+from openai.types.completion_usage import CompletionUsage
+
+from cloud_dispatcher.adapters import provider_errors as errors
+from cloud_dispatcher.adapters.price_table import PriceTable, load_prices
+from cloud_dispatcher.adapters.providers import ProviderSettings
+from cloud_dispatcher.core.commands import CompletionRequest
+from cloud_dispatcher.ports import Completion, CompletionPart, ProviderError
+from fleet_protocol.messages import ChatMessage, ChatRole, Usage
+
+log = structlog.get_logger()
+
+_SAID_MAX_CHARS = 160
+_QUOTE_CHARS = 12  # as many equal characters in a row are a quotation
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class DeepSeekProvider:
+    """Streams answers; retries a call by itself as long as nothing of it was shown.
+
+    The key appears in no log, repr or error.
+    """
+
+    def __init__(
+        self,
+        settings: ProviderSettings,
+        api_key: str,
+        *,
+        prices: PriceTable | None = None,
+        now_ms: Callable[[], int] = _wall_clock_ms,
+        luck: Callable[[], float] = random.random,
+    ) -> None:
+        # At debug level (or OPENAI_LOG=debug) the SDK writes whole requests, prompts included.
+        logging.getLogger("openai").setLevel(logging.WARNING)
+        self._settings = settings
+        self._prices = load_prices() if prices is None else prices
+        self._now_ms = now_ms
+        self._luck = luck
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._redact = api_key
+        self._client = openai.AsyncOpenAI(
+            api_key=api_key,
+            base_url=settings.base_url,
+            organization="",  # the SDK would otherwise send OPENAI_ORG_ID to this provider
+            project="",  # same
+            max_retries=0,  # one backoff only, ours
+            timeout=openai.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
+        )
+
+    def __repr__(self) -> str:
+        return f"DeepSeekProvider({self.name}, {self._settings.base_url}, {self._settings.model})"
+
+    @property
+    def name(self) -> str:
+        """As the settings call it."""
+        return self._settings.name
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[CompletionPart, None]:
+        """Answer: pieces of text, at the end the whole. Closing the iteration hangs up.
+
+        Raises:
+            ProviderError: See `provider_errors`; all attempts failed, or text was shown already,
+                or the deadline leaves no room for another one.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + request.timeout_ms / 1_000
+        attempt, shown = 0, False
+        while True:
+            attempt += 1
+            try:
+                async with aclosing(self._attempt(request, deadline_s)) as parts:
+                    async for part in parts:
+                        shown = True
+                        yield part
+            except ProviderError as error:
+                pause_ms = self._pause_ms(error, attempt)
+                error.retry_after_ms = pause_ms
+                last = shown or attempt == self._settings.backoff.attempts
+                if pause_ms is None or last or loop.time() + pause_ms / 1_000 >= deadline_s:
+                    raise
+                log.warning(
+                    "provider.retrying",
+                    provider=self.name,
+                    job=request.job,
+                    code=error.code,
+                    attempt=attempt,
+                    pause_ms=pause_ms,
+                )
+                await asyncio.sleep(pause_ms / 1_000)
+            else:
+                return
+
+    def _pause_ms(self, error: ProviderError, attempt: int) -> int | None:
+        """Return how long to wait: what the provider asks, or the jittered backoff if longer."""
+        if error.retry_after_ms is None:
+            return None
+        backoff_ms = self._settings.backoff.pause_ms(attempt, luck=self._luck())
+        return max(error.retry_after_ms, backoff_ms)
+
+    async def _attempt(
+        self, request: CompletionRequest, deadline_s: float
+    ) -> AsyncGenerator[CompletionPart, None]:
+        """Make one call. A slot is held until the whole answer is there, as the provider counts."""
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise errors.out_of_time() from None
+        try:
+            async with aclosing(self._exchange(request, deadline_s)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            self._slots.release()
+
+    async def _exchange(
+        self, request: CompletionRequest, deadline_s: float
+    ) -> AsyncGenerator[CompletionPart, None]:
+        answer = _Answer(model=self._settings.model)
+        watch = _Watch(deadline_s, self._settings.first_content_timeout_s)
+        async with self._mapped(request, answer), watch.limit(started=False):
+            stream = await self._open(request)
+        async with stream:
+            while True:
+                try:
+                    async with self._mapped(request, answer), watch.limit(started=answer.started):
+                        chunk = await anext(stream, None)
+                except ProviderError:
+                    if not answer.finished:
+                        raise
+                    break  # every word is there, only the bill is missing
+                if chunk is None:
+                    break
+                if piece := answer.take(chunk):
+                    yield piece
+        answer.check()
+        yield self._completion(answer)
+
+    async def _open(self, request: CompletionRequest) -> openai.AsyncStream[ChatCompletionChunk]:
+        settings, generation = self._settings, request.generation
+        extra: dict[str, object] = {
+            "thinking": {"type": "enabled" if settings.thinking else "disabled"}
+        }
+        if settings.user_id is not None:
+            extra["user_id"] = settings.user_id
+        spare_tokens = settings.thinking_tokens if settings.thinking else 0
+        return await self._client.chat.completions.create(
+            model=settings.model,
+            messages=[_as_param(m) for m in _conversation(settings.system_prompt, request)],
+            max_tokens=generation.max_tokens + spare_tokens,
+            # Silently ignored while thinking; not sent, so that nobody believes it counts.
+            temperature=openai.omit if settings.thinking else generation.temperature,
+            top_p=openai.omit if settings.thinking else generation.top_p,
+            stop=list(generation.stop) or openai.omit,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=extra,
+        )
+
+    @asynccontextmanager
+    async def _mapped(
+        self, request: CompletionRequest, answer: _Answer
+    ) -> AsyncGenerator[None, None]:
+        """Turn the SDK's errors into ours.
+
+        `from None`: theirs carry the response, which may quote the key or the prompt.
+        """
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise errors.refused(
+                error.status_code,
+                said=self._said(error, request),
+                retry_after_ms=errors.read_retry_after(
+                    error.response.headers.get("retry-after"), now_ms=self._now_ms()
+                ),
+            ) from None
+        except openai.APITimeoutError:
+            raise errors.silent("nothing on the wire for too long") from None
+        except openai.APIConnectionError as error:
+            reason = type(error.__cause__ or error).__name__
+            raise (errors.cut(reason) if answer.opened else errors.unreachable(reason)) from None
+        except (openai.APIError, ValueError) as error:
+            # An error event inside the stream, or something that is no event at all.
+            raise errors.cut(type(error).__name__) from None
+
+    def _said(self, error: openai.APIStatusError, request: CompletionRequest) -> str:
+        """Return the provider's words, unless they quote the key or a prompt."""
+        body = error.body if isinstance(error.body, dict) else {}
+        said = str(body.get("message") or "")[:_SAID_MAX_CHARS]
+        private = (self._redact, *(message.content for message in request.messages))
+        quotes = {said[i : i + _QUOTE_CHARS] for i in range(len(said) - _QUOTE_CHARS + 1)}
+        return "" if any(quote in text for quote in quotes for text in private) else said
+
+    def _completion(self, answer: _Answer) -> Completion:
+        at_ms = self._now_ms()
+        cost_usd = self._prices.cost_usd(answer.model, answer.usage, at_ms=at_ms)
+        if cost_usd is None:  # a silently renamed checkpoint costs what was asked for
+            cost_usd = self._prices.cost_usd(self._settings.model, answer.usage, at_ms=at_ms)
+        if cost_usd is None:
+            log.warning("price.unknown", provider=self.name, model=answer.model)
+        return Completion(
+            text=answer.text,
+            model=answer.model,
+            usage=answer.usage,
+            cost_usd=cost_usd or 0.0,
+            simulated=answer.simulated,
+        )
+
+
+class _Watch:
+    """The two clocks that the HTTP client cannot keep: first content, and the deadline."""
+
+    def __init__(self, deadline_s: float, first_content_timeout_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._first_content_s = asyncio.get_running_loop().time() + first_content_timeout_s
+
+    @asynccontextmanager
+    async def limit(self, *, started: bool) -> AsyncGenerator[None, None]:
+        """End the wait inside when its clock runs out."""
+        first_is_nearer = not started and self._first_content_s < self._deadline_s
+        try:
+            until_s = self._first_content_s if first_is_nearer else self._deadline_s
+            async with asyncio.timeout_at(until_s):
+                yield
+        except TimeoutError:
+            if first_is_nearer:
+                raise errors.silent("no content for too long") from None
+            raise errors.out_of_time() from None
+
+
+class _Answer:
+    """Gathers the chunks of one answer.
+
+    Attributes:
+        opened: A chunk came.
+        started: A token was generated, be it a thought.
+    """
+
+    def __init__(self, *, model: str) -> None:
+        self.model = model
+        self.text = ""
+        self.usage = Usage()
+        self.simulated = False
+        self.opened = False
+        self.started = False
+        self._held = ""
+        self._finish: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last word was said."""
+        return self._finish is not None
+
+    def take(self, chunk: ChatCompletionChunk) -> str:
+        """Add a chunk; return the text to show, "" while there is only white space or thought."""
+        self.opened = True
+        self.model = chunk.model or self.model
+        self.simulated |= (chunk.system_fingerprint or "").startswith("simulated")
+        if chunk.usage is not None:
+            self.usage = _usage(chunk.usage)
+        if not chunk.choices:
+            return ""
+        choice = chunk.choices[0]
+        self._finish = choice.finish_reason or self._finish
+        content = choice.delta.content or ""
+        self.started |= bool(content or getattr(choice.delta, "reasoning_content", None))
+        return self._grow(content)
+
+    def _grow(self, content: str) -> str:
+        # White space is held back until a word follows: a blank answer must stay retryable.
+        if not self.text and not (self._held + content).strip():
+            self._held += content
+            return ""
+        piece, self._held = self._held + content, ""
+        self.text += piece
+        return piece
+
+    def check(self) -> None:
+        """Check that the answer is whole and worth something.
+
+        Raises:
+            ProviderError: It is not.
+        """
+        match self._finish:
+            case None:
+                raise errors.cut("without a finish_reason")
+            case "content_filter":
+                raise errors.filtered()
+            case "insufficient_system_resource":
+                raise errors.overloaded()
+            case _ if not self.text:
+                raise errors.blank(truncated=self._finish == "length")
+            case _:
+                pass
+
+
+def _conversation(system_prompt: str, request: CompletionRequest) -> list[ChatMessage]:
+    first = [ChatMessage(role=ChatRole.SYSTEM, content=system_prompt)] if system_prompt else []
+    return [*first, *request.messages]
+
+
+def _as_param(message: ChatMessage) -> ChatCompletionMessageParam:
+    match message.role:
+        case ChatRole.SYSTEM:
+            return {"role": "system", "content": message.content}
+        case ChatRole.USER:
+            return {"role": "user", "content": message.content}
+        case ChatRole.ASSISTANT:
+            return {"role": "assistant", "content": message.content}
+        case _:
+            assert_never(message.role)
+
+
+def _usage(usage: CompletionUsage) -> Usage:
+    """Map the usage; DeepSeek names cached tokens beside OpenAI's fields, others within them."""
+    extra: dict[str, Any] = usage.model_extra or {}
+    details = usage.prompt_tokens_details
+    cached = extra.get("prompt_cache_hit_tokens", details and details.cached_tokens)
+    return Usage(
+        prompt_tokens=max(0, usage.prompt_tokens),
+        completion_tokens=max(0, usage.completion_tokens),
+        cached_tokens=max(0, cached) if isinstance(cached, int) else 0,
+    )

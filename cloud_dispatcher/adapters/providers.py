@@ -1,0 +1,160 @@
+"""Which provider answers: its settings, and the choice between a real one and none.
+
+The SDK is imported only when a key is there: it is slow to import, and `check` never needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Annotated, TypeAlias
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cloud_dispatcher.core.commands import CompletionRequest
+from cloud_dispatcher.ports import CompletionPart, CompletionProvider, ProviderError
+from fleet_protocol.errors import ConfigError
+
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=3_600)]
+
+_SYSTEM_PROMPT = (
+    "You answer short questions that small devices send. "
+    "Be correct and brief; plain text, no markdown."
+)
+
+
+class BackoffSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pauses between the attempts of one call: exponential, with full jitter.
+
+    Attributes:
+        attempts: Calls made at most, the first one included.
+        first_s: Longest pause after the first attempt; it doubles with each one.
+        cap_s: Longest pause ever, unless the provider asks for more.
+    """
+
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 3
+    first_s: Seconds = 1.0
+    cap_s: Seconds = 30.0
+
+    def pause_ms(self, attempt: int, *, luck: float) -> int:
+        """Return the pause after `attempt` (from 1); `luck` is uniform in 0..1."""
+        return int(1_000 * luck * min(self.cap_s, self.first_s * 2 ** (attempt - 1)))
+
+
+class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An OpenAI-compatible provider.
+
+    Attributes:
+        name: For people and logs.
+        base_url: Where `/chat/completions` is.
+        model: Asked for; the answer's own word counts, a checkpoint behind a name can change.
+        api_key_env: Environment variable that holds the key.
+        api_key_file: File whose first line is the key; goes before the environment.
+        connect_timeout_s: To open a connection.
+        first_content_timeout_s: From sending to the first generated token, thinking included;
+            keep-alives do not extend it.
+        idle_timeout_s: Longest silence on the wire; keep-alives do extend it.
+        system_prompt: Goes first, byte for byte the same, so that the provider's cache hits.
+        thinking: Let the model think before it answers: better, slower, dearer.
+        thinking_tokens: Allowed on top of the job's `max_tokens` while thinking, which would
+            otherwise use them up before the answer begins.
+        max_concurrency: Calls at once; the account's limit is theirs to enforce with 429.
+        user_id: Isolates cache and safety verdicts of a tenant; None: the account's own.
+        backoff: Between attempts.
+    """
+
+    name: str = "deepseek"
+    base_url: str = "https://api.deepseek.com"
+    model: Annotated[str, msgspec.Meta(min_length=1)] = "deepseek-flash"
+    api_key_env: str = "DEEPSEEK_API_KEY"
+    api_key_file: str | None = None
+    connect_timeout_s: Seconds = 10.0
+    first_content_timeout_s: Seconds = 60.0
+    idle_timeout_s: Seconds = 30.0
+    system_prompt: str = _SYSTEM_PROMPT
+    thinking: bool = False
+    thinking_tokens: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 4_096
+    max_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    user_id: str | None = None
+    backoff: BackoffSettings = BackoffSettings()
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("provider base_url is not http://HOST or https://HOST")
+        if parts.password is not None:
+            raise ValueError("provider base_url holds a password; use api_key_env or api_key_file")
+
+
+class NoProvider:
+    """Stands in while no key is set: says so, at once, to every call."""
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self._key_env = settings.api_key_env
+
+    @property
+    def name(self) -> str:
+        """Say that there is none."""
+        return "none"
+
+    async def stream(self, request: CompletionRequest) -> AsyncIterator[CompletionPart]:
+        """Refuse.
+
+        Raises:
+            ProviderError: `no_provider`.
+        """
+        if request:  # keeps this a generator: the refusal comes on iteration, as from all others
+            raise ProviderError(
+                "no cloud provider is set up",
+                code="no_provider",
+                hint=f"set {self._key_env}, or api_key_file in the provider's settings",
+            )
+        yield ""
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+def build_provider(
+    settings: ProviderSettings | None, environ: Mapping[str, str]
+) -> CompletionProvider:
+    """Return the provider, or `NoProvider` where no key is set.
+
+    Raises:
+        ConfigError: The key file cannot be read, or the key is not one.
+    """
+    settings = settings or ProviderSettings()
+    api_key = _find_key(settings, environ)
+    if not api_key:
+        return NoProvider(settings)
+    # Imported here: one and a half seconds that a dispatcher without a key never pays.
+    from cloud_dispatcher.adapters.deepseek import DeepSeekProvider  # noqa: PLC0415 - see above
+
+    return DeepSeekProvider(settings, api_key)
+
+
+def _find_key(settings: ProviderSettings, environ: Mapping[str, str]) -> str:
+    if settings.api_key_file is None:
+        key, origin = environ.get(settings.api_key_env, "").strip(), settings.api_key_env
+    else:
+        key, origin = _read_key(settings.api_key_file), settings.api_key_file
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(
+            f"{origin} holds something that is not an API key",
+            hint="it must be one word of plain ASCII; copy it again from the provider's page",
+        )
+    return key
+
+
+def _read_key(path: str) -> str:
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"api_key_file {path} cannot be read ({type(error).__name__})",
+            hint="correct the path or its permissions, or remove the setting",
+        ) from error
+    if not lines[0].strip():
+        raise ConfigError(f"api_key_file {path} is empty", hint="put the key on its first line")
+    return lines[0].strip()
