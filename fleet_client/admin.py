@@ -1,0 +1,135 @@
+"""The operator's side: requests to the dispatcher, answered one by one."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+from typing import Self, TypedDict, Unpack
+
+from fleet_client.credentials import broker_settings
+from fleet_client.errors import DeniedError, JobTimeoutError
+from fleet_client.link import LinkOptions, PahoLink
+from fleet_protocol.codec import decode_as, encode
+from fleet_protocol.errors import ConfigError, FleetError, ProtocolError, RejectedError
+from fleet_protocol.messages import ID_PATTERN, AdminOp, AdminReply, AdminRequest, JobStatus
+from fleet_protocol.settings import BrokerSettings
+from fleet_protocol.topics import ADMIN_REPLY, ADMIN_REQUEST, Topics
+
+_log = logging.getLogger("fleet_client")
+
+
+class AdminFields(TypedDict, total=False):
+    """What a request may name; see `fleet_protocol.messages.AdminRequest`."""
+
+    job: str
+    worker: str
+    device: str
+    status: JobStatus
+    dead: bool
+    limit: int
+
+
+class AdminClient:
+    """Speaks to the dispatcher as an operator. Thread-safe; lifetime is `with`.
+
+    Args:
+        broker: Settings, or a URL.
+        admin: Our id below `admin/`; also the MQTT client id. Give each process its own.
+    """
+
+    def __init__(
+        self, broker: BrokerSettings | str, admin: str, *, connect_timeout_s: float = 10.0
+    ) -> None:
+        if not re.match(ID_PATTERN, admin):
+            raise ConfigError(
+                f"admin id {admin[:64]!r} is not usable",
+                hint="use 1 to 36 of the characters A-Z a-z 0-9 _ -",
+            )
+        settings = broker_settings(broker)
+        topics = Topics(settings.root)
+        self._topic = topics.name(ADMIN_REQUEST, admin)
+        self._changed = threading.Condition()
+        self._waiting: set[str] = set()
+        self._replies: dict[str, AdminReply | FleetError] = {}
+        self._link = PahoLink(
+            settings,
+            self,
+            LinkOptions(
+                client_id=admin,
+                filters=(topics.filter(ADMIN_REPLY, admin),),
+                connect_timeout_s=connect_timeout_s,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        self._link.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._link.close()
+
+    def request(
+        self, op: AdminOp, *, timeout_s: float = 10.0, **fields: Unpack[AdminFields]
+    ) -> AdminReply:
+        """Ask the dispatcher to do something and return its answer.
+
+        Raises:
+            RejectedError: It said no; `code` says why.
+            JobTimeoutError: It said nothing in time; the request may have been carried out.
+        """
+        req = secrets.token_hex(8)
+        payload = encode(AdminRequest(req=req, op=op, **fields))
+        self._waiting.add(req)
+        try:
+            self._link.publish(self._topic, payload, token=req)
+            reply = self._await(req, timeout_s)
+        finally:
+            self._waiting.discard(req)
+            self._replies.pop(req, None)
+        if isinstance(reply, FleetError):
+            raise reply
+        if not reply.ok:
+            raise RejectedError(
+                reply.message or f"the dispatcher refused: {reply.code}",
+                code=reply.code or "rejected",
+            )
+        return reply
+
+    def message_arrived(self, topic: str, payload: bytes) -> None:
+        """Take a reply from the link."""
+        try:
+            reply = decode_as(AdminReply, payload)
+        except ProtocolError as error:
+            _log.warning("message.dropped topic=%s code=%s", topic, error.code)
+            return
+        self._put(reply.req, reply)
+
+    def link_restored(self) -> None:
+        """Nothing to say again: what a request does is not always harmless to do twice."""
+
+    def publish_denied(self, token: object) -> None:
+        """Take note that the broker refused a request."""
+        self._put(
+            str(token),
+            DeniedError(
+                f"the broker does not let us publish on {self._topic}",
+                hint="use an identity with the admin role",
+            ),
+        )
+
+    def _put(self, req: str, reply: AdminReply | FleetError) -> None:
+        with self._changed:
+            if req in self._waiting:
+                self._replies[req] = reply
+                self._changed.notify_all()
+
+    def _await(self, req: str, timeout_s: float) -> AdminReply | FleetError:
+        with self._changed:
+            if not self._changed.wait_for(lambda: req in self._replies, timeout_s):
+                raise JobTimeoutError(
+                    f"the dispatcher did not answer within {timeout_s:g} s",
+                    hint="see whether it is online: `fleet doctor`",
+                )
+            return self._replies[req]
