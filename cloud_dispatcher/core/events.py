@@ -194,6 +194,10 @@ class AdminAsked(Event, frozen=True, kw_only=True):
     found: Job | None = None
 
 
+class LinkLost(Event, frozen=True, kw_only=True):
+    """The broker cannot be reached: nobody's silence means anything until it can."""
+
+
 class LinkRestored(Event, frozen=True, kw_only=True):
     """The broker is there (again); it may have forgotten everything."""
 
@@ -224,6 +228,7 @@ AnyEvent: TypeAlias = (
     | ResultConfirmed
     | ResultRefused
     | AdminAsked
+    | LinkLost
     | LinkRestored
     | TimePassed
 )
