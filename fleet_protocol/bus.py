@@ -17,6 +17,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A message from the broker. QoS 1 deliveries come again unless acknowledged.
 
     Attributes:
+        retain: The broker kept it and sent it because we subscribed; False on a live message.
         receipt: The bus's own handle for `acknowledge`; None for QoS 0.
         response_topic: MQTT 5 request/response; None from 3.1.1 clients.
     """
@@ -39,7 +40,8 @@ class Refused(msgspec.Struct, frozen=True):
     """The broker refused the publication that carried this `token`.
 
     Attributes:
-        code: `not_authorized`, `quota_exceeded`, `too_large`, `topic_invalid` or `refused`.
+        code: `not_authorized`, `quota_exceeded`, `too_large`, `topic_invalid`, `expired` (it
+            waited for the link too long) or `refused`.
     """
 
     token: object
@@ -134,7 +136,11 @@ class MessageBus(Protocol):
         ...
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Tell the broker that these are dealt with. Of an earlier connection: no effect."""
+        """Tell the broker that these are dealt with. Of an earlier connection: no effect.
+
+        MQTT wants acknowledgements in the order of arrival: one waits for those before it, so
+        nothing may be kept for long.
+        """
         ...
 
     def publish(self, publication: Publication) -> None:
@@ -142,6 +148,7 @@ class MessageBus(Protocol):
 
         Raises:
             BusFullError: The bounded outgoing queue is full; nothing was queued.
+            BusClosedError: The bus is closed.
         """
         ...
 

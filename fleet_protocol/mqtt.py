@@ -2,7 +2,7 @@
 
 Written for programs that decide on everything that arrived in one turn of the loop, save, and
 then tell: no task and no future per message. `mqtt_link` moves packets, `mqtt_outbox` and
-`mqtt_inbox` remember what is unfinished, `mqtt_handshake` speaks the first and last words.
+`inbox` remember what is unfinished, `mqtt_handshake` speaks the first and last words.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fleet_protocol.bus import (
     Session,
 )
 from fleet_protocol.errors import BusClosedError, FleetError, RejectedError, RetryableError
-from fleet_protocol.mqtt_inbox import Inbox, Receipts
+from fleet_protocol.inbox import Inbox, Receipts
 from fleet_protocol.mqtt_link import Link
 from fleet_protocol.mqtt_outbox import Outbox, ServerLimits
 from fleet_protocol.settings import BrokerSettings
@@ -171,7 +171,7 @@ class MqttBus:
         """Release deliveries; the broker hears of each once all before it are released too."""
         acks = self._receipts.settle(deliveries)
         if acks:
-            self._send(b"".join(acks))
+            self._send(b"".join([mqtt5.PubAckPacket(packet_id).write() for packet_id in acks]))
 
     def publish(self, publication: Publication) -> None:
         """Queue a message; see `MessageBus`.

@@ -6,8 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
-import mqtt5
-
 from fleet_protocol.bus import BusEvent, Delivery
 from fleet_protocol.errors import BusClosedError
 
@@ -95,9 +93,9 @@ class Receipts:
         self._packet_ids.clear()
         self._early.clear()
 
-    def settle(self, deliveries: Iterable[Delivery]) -> list[bytes]:
-        """Return the acknowledgements that may be sent now."""
-        acks: list[bytes] = []
+    def settle(self, deliveries: Iterable[Delivery]) -> list[int]:
+        """Return the packet ids that may be acknowledged now, in order."""
+        acks: list[int] = []
         end = self._oldest + len(self._packet_ids)
         for delivery in deliveries:
             receipt = delivery.receipt
@@ -112,6 +110,6 @@ class Receipts:
                 self._pop(acks)
         return acks
 
-    def _pop(self, acks: list[bytes]) -> None:
-        acks.append(mqtt5.PubAckPacket(self._packet_ids.popleft()).write())
+    def _pop(self, acks: list[int]) -> None:
+        acks.append(self._packet_ids.popleft())
         self._oldest += 1
