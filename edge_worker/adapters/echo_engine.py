@@ -1,0 +1,154 @@
+"""An engine without a model: it answers with the prompt's own text.
+
+It ships for trying the queue without a model, for measuring what everything around the model costs,
+and for tests; it passes the same contract suite as the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge_worker.core.batching import WaitingLine, check_fits
+from edge_worker.core.stopping import AnswerText, StopRule
+from edge_worker.ports import EngineEvent, Finished, GenerationRequest, Grew
+from fleet_protocol.errors import RejectedError
+from fleet_protocol.messages import ChatMessage, ModelInfo
+
+BYTES_PER_TOKEN = 4
+"""About what a token of English text is worth in a real model."""
+
+
+def to_tokens(text: str) -> tuple[int, ...]:
+    """Return one token per 4 bytes of UTF-8. Byte 01 leads each, so that zeros are not lost."""
+    data = text.encode()
+    return tuple(
+        int.from_bytes(b"\x01" + data[at : at + BYTES_PER_TOKEN], "big")
+        for at in range(0, len(data), BYTES_PER_TOKEN)
+    )
+
+
+def to_bytes(token: int) -> bytes:
+    """Return the bytes a token stands for; they may end within a character."""
+    return token.to_bytes((token.bit_length() + 7) // 8, "big")[1:]
+
+
+class _Row:
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.answer = AnswerText(
+            StopRule(texts=request.generation.stop, max_tokens=request.generation.max_tokens)
+        )
+
+
+class EchoEngine:
+    """An `InferenceEngine` that costs next to nothing and is always sure of itself.
+
+    Temperature, top_p and seed change nothing.
+    """
+
+    def __init__(
+        self, *, slots: int = 4, context_tokens: int = 4_096, tokens_per_step: int = 64
+    ) -> None:
+        """Answer.
+
+        Args:
+            slots: Requests worked on at once.
+            context_tokens: Most tokens of prompt and answer together.
+            tokens_per_step: Tokens each of them grows by in one step.
+        """
+        self._slots = slots
+        self._tokens_per_step = tokens_per_step
+        self._model = ModelInfo(name="echo", version="1", context_tokens=context_tokens)
+        self._line = WaitingLine()
+        self._requests: dict[str, GenerationRequest] = {}
+        self._rows: dict[str, _Row] = {}
+
+    def __repr__(self) -> str:
+        return f"EchoEngine(generating={len(self._rows)}, waiting={len(self._line)})"
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model named `echo`."""
+        return self._model
+
+    @property
+    def slots(self) -> int:
+        """Requests worked on at once."""
+        return self._slots
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or generates."""
+        return not self._requests
+
+    def encode(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Return the tokens of all turns' text, one turn a line."""
+        return to_tokens("\n".join(turn.content for turn in messages))
+
+    def add(self, request: GenerationRequest) -> None:
+        """Let a request wait for a slot.
+
+        Raises:
+            RejectedError: `too_long`, `empty_prompt`, or `duplicate_request`: the id is in use.
+        """
+        check_fits(
+            prompt_tokens=len(request.prompt_tokens),
+            max_tokens=request.generation.max_tokens,
+            context_tokens=self._model.context_tokens,
+        )
+        if request.id in self._requests:
+            raise RejectedError(f"request {request.id} is here already", code="duplicate_request")
+        self._requests[request.id] = request
+        self._line.add(request.id, priority=request.priority)
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request."""
+        self._requests.pop(request_id, None)
+        self._rows.pop(request_id, None)
+        self._line.remove(request_id)
+
+    def step(self) -> list[EngineEvent]:
+        """Let every slot's answer grow by `tokens_per_step` tokens."""
+        while len(self._rows) < self._slots:
+            name = self._line.take()
+            if name is None:
+                break
+            self._rows[name] = _Row(self._requests[name])
+        events: list[EngineEvent] = []
+        for row in list(self._rows.values()):
+            self._grow(row, events)
+        return events
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._requests.clear()
+        self._rows.clear()
+        self._line = WaitingLine()
+
+    def _grow(self, row: _Row, events: list[EngineEvent]) -> None:
+        request, answer = row.request, row.answer
+        shown = []
+        prompt = request.prompt_tokens
+        for token in prompt[answer.tokens : answer.tokens + self._tokens_per_step]:
+            shown.append(answer.take(token, to_bytes(token)))
+            if answer.finish is not None:
+                break
+        if answer.finish is None and answer.tokens == len(prompt):
+            shown.append(answer.end())
+        text = "".join(shown)
+        if text:
+            events.append(Grew(request.id, text, answer.tokens))
+        if answer.finish is not None:
+            events.append(
+                Finished(
+                    id=request.id,
+                    text=answer.text,
+                    finish=answer.finish,
+                    prompt_tokens=len(prompt),
+                    cached_tokens=0,
+                    tokens=answer.tokens,
+                    logprobs=(0.0,) * answer.tokens,
+                )
+            )
+            del self._rows[request.id]
+            del self._requests[request.id]

@@ -1,0 +1,151 @@
+"""Text to tokens and back, with the model's chat template.
+
+A conversation is rendered by the template and encoded as a whole, except that what looks like a
+control token inside the *contents* is cut in two first: a device's prompt must not be able to end
+its turn and speak as somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from edge_worker.ports import ModelError
+from fleet_protocol.errors import RejectedError
+from fleet_protocol.messages import ChatMessage
+
+CUT = "\ufdd0"
+"""Marks where a control token inside a content was cut; a noncharacter, so no text has it."""
+
+
+class ChatTokenizer:
+    """The tokenizer of one artefact. Byte-level BPE: every token stands for exact bytes."""
+
+    def __init__(self, path: Path, *, chat_template: str, stop_tokens: Sequence[int]) -> None:
+        """Load. Raises ModelError: no `tokenizers` JSON, not byte-level, or a bad template."""
+        self._tokenizer = _load(path)
+        self._added = self._tokenizer.get_added_tokens_decoder()
+        self._template = _compile(chat_template)
+        ending = self._added.get(stop_tokens[0]) if stop_tokens else None
+        self._ending = ending.content if ending else ""
+        self._pieces: dict[int, bytes] = {}
+
+    def encode(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Return the tokens of a conversation up to where the assistant's answer begins.
+
+        Raises:
+            RejectedError: `bad_conversation`: the template refuses it (e.g. the order of roles).
+        """
+        turns = [
+            {"role": turn.role.value, "content": self._disarm(turn.content)} for turn in messages
+        ]
+        try:
+            prompt = self._template.render(
+                messages=turns, add_generation_prompt=True, bos_token="", eos_token=self._ending
+            )
+        except (TemplateError, TypeError) as error:
+            raise RejectedError(
+                f"the model's chat template refuses this conversation: {error}",
+                code="bad_conversation",
+            ) from error
+        parts = [part for part in prompt.split(CUT) if part]
+        return tuple(number for part in parts for number in self.encode_text(part))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the tokens of raw text; control tokens in it are honoured, none is added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes a token stands for: none for control tokens and unknown ids.
+
+        They may be part of a character only.
+        """
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._look_up(token)
+        return piece
+
+    def _look_up(self, token: int) -> bytes:
+        added = self._added.get(token)
+        if added is not None:
+            return b"" if added.special else added.content.encode()
+        name = self._tokenizer.id_to_token(token) or ""
+        return bytes(_BYTE_OF[char] for char in name if char in _BYTE_OF)
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str] | None:
+        # Blank and single-character added tokens are text that was added to the vocabulary.
+        texts = (token.content for token in self._added.values())
+        names = [text for text in texts if len(text) > 1 and text.strip()]
+        # The longest first: the tokenizer, too, prefers it.
+        names.sort(key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names))) if names else None
+
+    def _disarm(self, content: str) -> str:
+        content = content.replace(CUT, "")
+        if self._control_pattern is None:
+            return content
+        return self._control_pattern.sub(
+            lambda match: f"{match[0][:1]}{CUT}{match[0][1:]}", content
+        )
+
+
+def _load(path: Path) -> Tokenizer:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tokenizer = Tokenizer.from_str(text)
+        decoder = json.loads(text).get("decoder")
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise ModelError(
+            f"the tokenizer {path} cannot be loaded: {error}",
+            code="model_tokenizer",
+            hint="build or fetch the model again",
+        ) from error
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise ModelError(
+            f"the tokenizer {path} is not byte-level",
+            code="model_tokenizer",
+            hint="take a model with a byte-level BPE tokenizer (Llama 3, Qwen, SmolLM, GPT-2 ...)",
+        )
+    return tokenizer
+
+
+def _compile(chat_template: str) -> Any:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(chat_template)
+    except TemplateError as error:
+        raise ModelError(
+            f"the model's chat template is broken: {error}",
+            code="model_template",
+            hint="build or fetch the model again",
+        ) from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return character -> byte of byte-level BPE.
+
+    Printable bytes stand for themselves, the others are numbered from U+0100 on. Source: GPT-2,
+    `bytes_to_unicode` in encoder.py.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
+    return alphabet
+
+
+_BYTE_OF = _byte_alphabet()
