@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Self, Unpack
 
 import aiomqtt
+from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet_client.credentials import broker_settings, password_of, tls_context
 from fleet_client.errors import ConnectError, DeniedError, JobTimeoutError
@@ -256,11 +257,11 @@ class AsyncFleetClient:
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         ) as link:
             wanted = (*self._table.filters, *self._table.optional_filters)
-            granted = await link.subscribe([(topic, 1) for topic in wanted])
+            granted: list[int | ReasonCode] = [*await link.subscribe([(t, 1) for t in wanted])]
             for topic, code in zip(self._table.filters, granted, strict=False):
-                if (code if isinstance(code, int) else code.value) >= _DENIED_FROM:
+                if (code.value if isinstance(code, ReasonCode) else code) >= _DENIED_FROM:
                     raise self._table.unreadable(topic)
-            # Its warning about many unacknowledged publications is meant for a leak; ours are bounded.
+            # Its warning about many unacknowledged calls suspects a leak; ours are bounded.
             link.pending_calls_threshold = 2 * OPEN_JOBS_LIMIT
             self._link = link
             self._table.link_restored(_now_ms())

@@ -1,0 +1,1 @@
+"""One module a command; each has a `command`, imported when it runs."""

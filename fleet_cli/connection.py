@@ -1,0 +1,142 @@
+"""Which fleet a command speaks to: options first, then the environment, then the data folder."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import re
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from fleet_cli.context import DataFolder
+from fleet_client.credentials import broker_settings
+from fleet_protocol.errors import ConfigError
+from fleet_protocol.messages import ID_PATTERN
+from fleet_protocol.settings import BrokerSettings, TlsSettings
+from fleet_protocol.topics import Topics
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_DEFAULT_DATA = Path("~/.local/share/edgefleet")
+
+_OPTIONS = (
+    click.option("--data", metavar="DIR", help="Data folder of the fleet. [EDGEFLEET_DATA]"),
+    click.option("--broker", metavar="URL", help="mqtt://HOST:PORT instead. [EDGEFLEET_BROKER]"),
+    click.option("--root", metavar="TOPIC", help="Topic root. [EDGEFLEET_ROOT]"),
+    click.option("--username", metavar="NAME", help="MQTT user. [EDGEFLEET_USERNAME]"),
+    click.option(
+        "--password-file",
+        metavar="FILE",
+        help="Its first line is the password. [EDGEFLEET_PASSWORD_FILE, EDGEFLEET_PASSWORD]",
+    ),
+    click.option("--ca-file", metavar="FILE", help="PEM that signs it. [EDGEFLEET_CA_FILE]"),
+)
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """The fleet a command speaks to, and as whom.
+
+    Attributes:
+        data: The data folder, also where another broker is named.
+        given: The broker named by options or environment; None reads the folder's context.
+    """
+
+    data: DataFolder
+    given: BrokerSettings | None
+
+    @property
+    def broker(self) -> BrokerSettings:
+        """How to reach the broker.
+
+        Raises:
+            ConnectError: No broker is named and the data folder knows none.
+        """
+        return self.given if self.given is not None else self.data.context().broker
+
+    @property
+    def device(self) -> str:
+        """Our device id: the MQTT user where there is one, for an ACL binds it to that."""
+        user = self.broker.user
+        if user is not None and re.match(ID_PATTERN, user):
+            return user
+        return _clean(f"cli-{socket.gethostname().partition('.')[0]}")[:36]
+
+    @property
+    def admin(self) -> str:
+        """An operator's id that no other process has."""
+        return f"{_clean(f'cli-{_user()}')[:27]}-{secrets.token_hex(4)}"
+
+    @property
+    def client_id(self) -> str:
+        """An MQTT client id that no other process has."""
+        return f"{self.device[:27]}-{secrets.token_hex(4)}"
+
+
+def connection_options(command: _F) -> _F:
+    """Add the options that name a fleet; the command gets a `Connection` as first argument."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> Any:
+        mine = {name: options.pop(name) for name in _NAMES}
+        return command(resolve(mine, os.environ), **options)
+
+    for option in reversed(_OPTIONS):
+        run = option(run)
+    return run  # type: ignore[return-value]  # wraps keeps what click needs of it
+
+
+_NAMES = ("data", "broker", "root", "username", "password_file", "ca_file")
+
+
+def resolve(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Connection:
+    """Return the connection that options and environment describe.
+
+    An option beats the environment; `--data` on the command line beats a broker named there.
+
+    Raises:
+        ConfigError: A broker URL, a topic root or a combination that cannot be.
+    """
+    named = {n: options.get(n) or environ.get(f"EDGEFLEET_{n.upper()}") or None for n in _NAMES}
+    data = DataFolder(Path(named["data"] or _DEFAULT_DATA))
+    if options.get("data") and not options.get("broker"):
+        named["broker"] = None
+    if named["broker"] is None:
+        given = [n for n in _NAMES[2:] if options.get(n)]
+        if given:
+            raise ConfigError(
+                f"--{given[0].replace('_', '-')} belongs to a broker that is named",
+                hint="add --broker mqtt://HOST:PORT",
+            )
+        return Connection(data=data, given=None)
+    return Connection(data=data, given=_settings(named, environ))
+
+
+def _settings(named: Mapping[str, str | None], environ: Mapping[str, str]) -> BrokerSettings:
+    settings = broker_settings(named["broker"] or "")
+    changes: dict[str, Any] = {
+        "username": named["username"],
+        "password_file": named["password_file"],
+        "password": None if named["password_file"] else environ.get("EDGEFLEET_PASSWORD"),
+    }
+    if named["root"]:
+        changes["root"] = Topics(named["root"]).root
+    if named["ca_file"]:
+        changes["tls"] = TlsSettings(ca_file=named["ca_file"])
+    return msgspec.structs.replace(settings, **changes)
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "user"

@@ -1,0 +1,73 @@
+"""What people and scripts see: data on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NOTHING = "-"
+
+
+def say(text: str) -> None:
+    """Tell a person something: progress, remarks."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object, readable on a terminal and on one line elsewhere."""
+    raw = msgspec.json.encode(value)
+    if sys.stdout.isatty():
+        raw = msgspec.json.format(raw, indent=2)
+    click.echo(raw.decode())
+
+
+def print_json_line(value: Any) -> None:
+    """Print one line of a stream, at once."""
+    click.echo(msgspec.json.encode(value).decode())
+    sys.stdout.flush()
+
+
+def console() -> Console:
+    """Return a console on standard output that honours NO_COLOR."""
+    from rich.console import Console  # noqa: PLC0415  # Rich costs 60 ms: only who prints tables
+
+    # Into a pipe a table is as wide as it must be: nothing may be cut off there.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """Print a table, or say on standard error why there is none."""
+    from rich import box  # noqa: PLC0415  # as above
+    from rich.table import Table  # noqa: PLC0415  # as above
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    if not table.rows:
+        say(empty)
+        return
+    console().print(table)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Return a number for a table cell."""
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def age(at_ms: int | None) -> str:
+    """Return how long ago a UTC instant was."""
+    if at_ms is None:
+        return NOTHING
+    span_s = max(0, int(time.time() - at_ms / 1_000))
+    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if span_s >= size_s:
+            return f"{span_s // size_s} {unit}"
+    return f"{span_s} s"

@@ -1,0 +1,35 @@
+"""The `fleet` command and its table of commands."""
+
+from __future__ import annotations
+
+import click
+
+from fleet_cli.lazy import LazyGroup
+from fleet_protocol import __version__
+
+_AT = "fleet_cli.commands"
+
+root = LazyGroup(
+    name="fleet",
+    help="""Start, ask, watch and command a fleet of edge language-model workers.
+
+    \b
+    Begin here:
+      fleet demo                 see it all once, on this machine
+      fleet up                   start a fleet and keep it
+      fleet ask "Name a color."  put a question to it
+    """,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    lazy={
+        "demo": (f"{_AT}.demo", "Start a fleet on this machine and put real questions to it."),
+        "up": (f"{_AT}.up", "Run a fleet on this machine: broker, dispatcher, workers."),
+        "ask": (f"{_AT}.ask", "Put one question to the fleet."),
+        "submit": (f"{_AT}.submit", "Submit many jobs from a JSON-lines file."),
+        "jobs": (f"{_AT}.jobs", "List, show, cancel and retry jobs."),
+        "workers": (f"{_AT}.workers", "List, show, drain and resume workers."),
+        "watch": (f"{_AT}.watch", "Follow the fleet live."),
+        "doctor": (f"{_AT}.doctor", "Check this machine and the fleet, with a fix for each fault."),
+        "completion": (f"{_AT}.completion", "Print shell completion."),
+    },
+)
+root = click.version_option(__version__, prog_name="fleet")(root)
