@@ -27,6 +27,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         message: The refusal's words instead of the usual ones.
         keep_alive_s: Send keep-alives for this long before the first content.
         cut_after_chars: Break the connection after as many characters of the answer.
+        stall_after_chars: Fall silent after as many, until the client leaves.
         blank: Answer with white space.
         finish: The answer's finish_reason.
         hang: Send nothing at all after the headers until the client leaves.
@@ -39,11 +40,17 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     message: str | None = None
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     cut_after_chars: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    stall_after_chars: Annotated[int, msgspec.Meta(ge=0)] | None = None
     blank: bool = False
     finish: Finish | None = None
     hang: bool = False
     garbage: bool = False
     text: str | None = None
+
+    @property
+    def said_chars(self) -> int | None:
+        """How much of the answer is sent before it breaks off or stalls; None: all."""
+        return self.stall_after_chars if self.cut_after_chars is None else self.cut_after_chars
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,11 +180,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     finish: Finish
     usage: dict[str, Any]
 
-    @property
-    def pieces(self) -> list[tuple[str, str]]:
-        """(`reasoning_content` or `content`, text) for each delta."""
-        return [("reasoning_content", word) for word in _words(self.thought)] + [
-            ("content", word) for word in _words(self.text)
+    def deltas(self, said_chars: int | None) -> list[dict[str, str]]:
+        """Return the stream's deltas: all thoughts, then as much of the text."""
+        return [{"reasoning_content": word} for word in _words(self.thought)] + [
+            {"content": word} for word in _words(self.text[:said_chars])
         ]
 
 

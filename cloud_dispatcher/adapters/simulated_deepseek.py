@@ -194,16 +194,12 @@ class SimulatedDeepSeek:
             yield signal
         if step.garbage:
             yield "data: <html>bad gateway</html>\n\n"
-        sent_chars = 0
-        for field, piece in answer.pieces:
-            if step.cut_after_chars is not None and field == "content":
-                room = max(0, step.cut_after_chars - sent_chars)
-                yield _event(frame, delta={field: piece[:room]})
-                if room <= len(piece):
-                    yield None
-            else:
-                yield _event(frame, delta={field: piece})
-            sent_chars += len(piece) if field == "content" else 0
+        for delta in answer.deltas(step.said_chars):
+            yield _event(frame, delta=delta)
+        if step.stall_after_chars is not None:
+            await _until_hung_up()
+        if step.cut_after_chars is not None:
+            yield None
         yield _event(frame, delta={}, finish=answer.finish)
         if chat.stream_options is not None and chat.stream_options.include_usage:
             yield _data(frame | {"choices": [], "usage": answer.usage})
@@ -227,7 +223,7 @@ class SimulatedDeepSeek:
     async def _delay(self, step: Step, keep_alive: str) -> AsyncGenerator[str, None]:
         """Pass the time to the first content, with a keep-alive now and then."""
         if step.hang:
-            await asyncio.Event().wait()  # until the client leaves, or the simulator stops
+            await _until_hung_up()
         every_s = self.settings.keep_alive_every_s
         rest_s = max(step.keep_alive_s, self.settings.latency_ms / 1_000)
         if step.keep_alive_s:
@@ -282,6 +278,11 @@ class _WireResponse(Response):
                 body = {"type": "http.response.body", "body": text.encode(), "more_body": True}
                 await send(body)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_hung_up() -> None:
+    """Wait to be cancelled: the client leaves, or the simulator stops."""
+    await asyncio.Event().wait()
 
 
 async def _until_gone(receive: Receive) -> None:
