@@ -1,0 +1,125 @@
+"""The machine a worker runs on, through psutil and what Linux says of single boards.
+
+Works wherever psutil does; what a system cannot say is None or empty, never a guess.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from edge_worker.ports import HostFacts, HostReading
+
+_FIRMWARE: Final = Path("sys/devices/platform/soc/soc:firmware/get_throttled")
+_BOARD: Final = Path("proc/device-tree/model")
+_CPU: Final = Path("proc/cpuinfo")
+_ZONES: Final = Path("sys/class/thermal")
+_THROTTLED_NOW: Final = 0b1111
+"""Bits 0-3 of the Raspberry Pi's word: under-voltage, frequency capped, throttled, soft limit;
+the same bits 16 higher say "since boot"."""
+_MIB: Final = 1_048_576
+_SENSIBLE_C: Final = (-40.0, 150.0)
+
+
+class LinuxHost:
+    """A `Host`.
+
+    Args:
+        root: Where `/sys` and `/proc` are; tests give a folder of their own.
+        data: Folder whose disk matters; None: nobody asks.
+        vcgencmd: The Raspberry Pi's firmware command; None: look on PATH.
+    """
+
+    def __init__(
+        self, *, root: Path = Path("/"), data: Path | None = None, vcgencmd: str | None = None
+    ) -> None:
+        self._root = root
+        self._data = data
+        self._vcgencmd = vcgencmd or shutil.which("vcgencmd")
+        psutil.cpu_percent()  # The first reading is the base of the second and says nothing.
+
+    def facts(self) -> HostFacts:
+        """Return what does not change."""
+        cpu = self._cpuinfo()
+        board = self._text(_BOARD).strip("\x00\n ") or f"{platform.system()} {platform.machine()}"
+        features = cpu.get("flags") or cpu.get("features") or ""
+        return HostFacts(
+            board=board[:128],
+            cpu=(cpu.get("model name") or platform.processor() or platform.machine())[:128],
+            cores=psutil.cpu_count() or 1,
+            memory_mb=psutil.virtual_memory().total // _MIB,
+            cpu_features=tuple(sorted(features.split())),
+        )
+
+    def read(self) -> HostReading:
+        """Return what changes."""
+        return HostReading(
+            cpu_pct=psutil.cpu_percent(),
+            mem_pct=psutil.virtual_memory().percent,
+            temp_c=self._temp_c(),
+            throttled=self._throttled(),
+            disk_free_mb=self._disk_free_mb(),
+        )
+
+    def _temp_c(self) -> float | None:
+        """Return the hottest thermal zone: on a board the one that will throttle first."""
+        zones = (self._root / _ZONES).glob("thermal_zone*/temp")
+        temps = [_number(_read(zone)) for zone in zones]
+        least, most = _SENSIBLE_C
+        sane = [temp / 1_000 for temp in temps if temp is not None and least < temp / 1_000 < most]
+        return max(sane, default=None)
+
+    def _throttled(self) -> bool | None:
+        word = self._text(_FIRMWARE).strip()
+        if not word and self._vcgencmd:
+            word = _run(self._vcgencmd, "get_throttled").partition("=")[2].strip()
+        try:
+            return bool(int(word, 16) & _THROTTLED_NOW)
+        except ValueError:
+            return None
+
+    def _disk_free_mb(self) -> int | None:
+        if self._data is None or not self._data.exists():
+            return None
+        return shutil.disk_usage(self._data).free // _MIB
+
+    def _cpuinfo(self) -> dict[str, str]:
+        """Return the first value of each field, names in lower case."""
+        fields: dict[str, str] = {}
+        for line in self._text(_CPU).splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                fields.setdefault(name.strip().lower(), value.strip())
+        return fields
+
+    def _text(self, path: Path) -> str:
+        return _read(self._root / path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed firmware command with fixed arguments
+            command, capture_output=True, text=True, timeout=2, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout

@@ -1,0 +1,310 @@
+"""The loop: what arrived in one turn is decided, saved in one transaction, acknowledged, told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+import structlog
+
+from edge_worker.core import commands as c
+from edge_worker.core import events as e
+from edge_worker.core.session import Session
+from edge_worker.ports import Host, Spool, SpooledJob, SpoolUnavailableError
+from edge_worker.service.bandwidth import BandwidthMeter
+from edge_worker.service.intake import Intake
+from edge_worker.service.runner import EngineRunner
+from edge_worker.service.turn import Turn
+from fleet_protocol import messages as m
+from fleet_protocol import topics as t
+from fleet_protocol.bus import (
+    BusEvent,
+    Confirmed,
+    Delivery,
+    LinkDown,
+    LinkUp,
+    MessageBus,
+    Publication,
+    Refused,
+)
+from fleet_protocol.codec import CONTENT_TYPE_JSON, encode
+from fleet_protocol.errors import BusClosedError, BusFullError
+
+TICK_S: Final = 0.25
+HEARTBEAT_S: Final = 5.0
+TURN_EVENTS: Final = 2_000
+"""Most events decided on before they are saved; what is beyond waits for the next turn."""
+BACKLOG_MOST: Final = 20_000
+"""Events waiting here until the bus is read no further; it then holds the broker back."""
+RETRY_FIRST_MS: Final = 500
+RETRY_MOST_MS: Final = 10_000
+
+_log = structlog.get_logger()
+
+
+class ServiceParts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is made of.
+
+    Attributes:
+        spool: Not open yet.
+        now_ms: UTC epoch milliseconds; must never go back.
+        rng: Where the jitter of heartbeats comes from.
+    """
+
+    worker: m.WorkerId
+    session: Session
+    bus: MessageBus
+    spool: Spool
+    runner: EngineRunner
+    host: Host
+    topics: t.Topics
+    now_ms: Callable[[], int]
+    rng: random.Random
+
+
+class WorkerService:
+    """Runs a worker on an entered bus until it is drained or the bus is closed for good."""
+
+    def __init__(self, parts: ServiceParts) -> None:
+        self._parts = parts
+        self._session = parts.session
+        self._meter = BandwidthMeter(self._probe)
+        self.intake = Intake(parts.topics, parts.worker, on_echo=self._meter.heard)
+        self._inbox: deque[BusEvent | e.AnyEvent] = deque()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._turn = Turn()
+        self._unsent: deque[Publication] = deque()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="edge-spool")
+        self._retry_ms = 0
+        self._retry_at_ms = 0
+        # Deletions are not worth a transaction of their own: they wait for one, or for the clock.
+        self._is_tidying = False
+        self._is_over = False
+        self._failure: BusClosedError | None = None
+        self._measuring: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"WorkerService({self._session!r}, waiting={len(self._inbox)})"
+
+    def request_stop(self) -> None:
+        """Drain, then let `run` return. From the loop's own thread, e.g. a signal handler."""
+        self._put([e.StopRequested()])
+
+    async def run(self) -> None:
+        """Open the spool, recover, work.
+
+        Raises:
+            SpoolUnavailableError: The spool cannot be opened.
+            BusClosedError: The broker closed us for good, e.g. `session_taken_over`.
+        """
+        parts = self._parts
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, parts.spool.open)
+        try:
+            spooled = await loop.run_in_executor(self._executor, parts.spool.load)
+            self._carry_out(self._session.recover(spooled, parts.now_ms()))
+            async with asyncio.TaskGroup() as group:
+                tasks = self._start(group)
+                await self._work(group)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._say_goodbye()
+            await loop.run_in_executor(self._executor, parts.spool.close)
+            self._executor.shutdown()
+        if self._failure is not None:
+            raise self._failure
+
+    def _start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        return [
+            group.create_task(self._read_bus(), name="worker-read-bus"),
+            group.create_task(self._parts.runner.run(self._put), name="worker-engine"),
+            group.create_task(self._tick(), name="worker-clock"),
+            group.create_task(self._beat(), name="worker-heartbeat"),
+        ]
+
+    # ------------------------------------------------------------ the loop
+
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        while not self._is_over and self._failure is None:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._inbox:
+                self._decide(group)
+                await self._save_and_tell()
+            await self._save_and_tell()
+        if self._measuring is not None:
+            self._measuring.cancel()
+
+    def _decide(self, group: asyncio.TaskGroup) -> None:
+        """Feed the session one turn's events; all of one turn happen at one instant."""
+        now_ms = self._parts.now_ms()
+        for _ in range(min(len(self._inbox), TURN_EVENTS)):
+            event = self._read(self._inbox.popleft())
+            if event is not None:
+                self._carry_out(self._session.handle(event, now_ms), group)
+        if len(self._inbox) < BACKLOG_MOST:
+            self._room.set()
+
+    def _read(self, item: BusEvent | e.AnyEvent) -> e.AnyEvent | None:
+        if isinstance(item, Delivery):
+            self._turn.deliveries.append(item)
+            return self.intake.read(item)
+        if isinstance(item, LinkUp):
+            _log.info("link.up", session_present=item.session_present)
+            return e.LinkRestored()
+        if isinstance(item, LinkDown):
+            return e.LinkLost()
+        if isinstance(item, Refused):
+            _log.error("publication.refused", code=item.code, topic=item.topic)
+            return None
+        return None if isinstance(item, Confirmed) else item
+
+    def _carry_out(
+        self, commands: list[c.AnyCommand], group: asyncio.TaskGroup | None = None
+    ) -> None:
+        for command in commands:
+            if isinstance(command, c.KeepJob | c.ForgetJob | c.Send):
+                self._turn.add(command)
+            elif isinstance(command, c.MeasureBandwidth):
+                self._start_measuring(group)
+            elif isinstance(command, c.StopWorker):
+                self._is_over = True
+            else:
+                self._parts.runner.order(command)
+
+    async def _save_and_tell(self) -> None:
+        """Save, and only then acknowledge and tell; if the disk refuses, do neither."""
+        turn = self._turn
+        must_save = turn.keep or (turn.forget and (self._is_tidying or self._is_over))
+        if must_save and not await self._save():
+            for send in turn.take_unpromising():
+                self._publish(send)
+            return
+        self._is_tidying = False
+        if turn.deliveries:
+            self._parts.bus.acknowledge(turn.deliveries)
+        for send in turn.sends:
+            self._publish(send)
+        turn.told()
+
+    async def _save(self) -> bool:
+        """Commit the turn; after a failure only when its pause is over."""
+        turn, now_ms = self._turn, self._parts.now_ms()
+        if now_ms < self._retry_at_ms and not self._is_over:
+            return False
+        loop = asyncio.get_running_loop()
+        keep, forget = list(turn.keep.values()), list(turn.forget)
+        try:
+            await loop.run_in_executor(self._executor, self._commit, keep, forget)
+        except SpoolUnavailableError as error:
+            if not self._retry_ms:
+                self._carry_out(self._session.handle(e.SpoolFailed(), now_ms))
+            self._retry_ms = min(max(RETRY_FIRST_MS, self._retry_ms * 2), RETRY_MOST_MS)
+            self._retry_at_ms = now_ms + self._retry_ms
+            _log.error("spool.unavailable", error=str(error), next_try_ms=self._retry_ms)
+            return False
+        turn.saved()
+        if self._retry_ms:
+            _log.info("spool.recovered")
+            self._retry_ms = self._retry_at_ms = 0
+            self._carry_out(self._session.handle(e.SpoolRecovered(), now_ms))
+        return True
+
+    def _commit(self, keep: list[SpooledJob], forget: list[tuple[m.JobKey, int]]) -> None:
+        self._parts.spool.commit(keep=keep, forget=forget)
+
+    # ------------------------------------------------------------ telling
+
+    def _publish(self, send: c.Send) -> None:
+        channel = send.channel
+        publication = Publication(
+            topic=self._parts.topics.name(channel, *send.ids),
+            payload=encode(send.message),
+            qos=channel.qos,
+            retain=channel.retain,
+            expiry_s=None if send.expiry_ms is None else max(1, send.expiry_ms // 1_000),
+            content_type=CONTENT_TYPE_JSON,
+            # A refusal of these means that the broker's rules do not know this worker.
+            token=channel.name if channel.retain else None,
+        )
+        self._unsent.append(publication)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Hand over what is to be published; what the bus has no room for waits here, in order."""
+        while self._unsent:
+            try:
+                self._parts.bus.publish(self._unsent[0])
+            except BusFullError:
+                if self._unsent[0].qos:
+                    return
+            except BusClosedError as error:
+                self._fail(error)
+                return
+            self._unsent.popleft()
+
+    def _say_goodbye(self) -> None:
+        """Whatever ended the run: say offline ourselves, for a clean disconnect sends no will."""
+        self._turn = Turn()
+        boot = self._session.info.boot
+        gone = m.Presence(status=m.PresenceStatus.OFFLINE, boot=boot)
+        self._publish(c.Send(t.PRESENCE, (self._parts.worker,), gone))
+
+    def _probe(self, probe: m.Probe) -> None:
+        self._publish(c.Send(t.PROBE, (self._parts.worker,), probe))
+
+    # ------------------------------------------------------------ what feeds the inbox
+
+    def _put(self, events: list[e.AnyEvent]) -> None:
+        self._inbox.extend(events)
+        self._wake.set()
+
+    def _fail(self, error: BusClosedError) -> None:
+        self._failure = self._failure or error
+        self._wake.set()
+
+    async def _read_bus(self) -> None:
+        while True:
+            if len(self._inbox) >= BACKLOG_MOST:
+                self._room.clear()
+                await self._room.wait()
+            try:
+                events = await self._parts.bus.receive()
+            except BusClosedError as error:
+                self._fail(error)
+                return
+            self._inbox.extend(events)
+            self._wake.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._flush()
+            self._is_tidying = True
+            self._put([e.TimePassed()])
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="edge-host") as executor:
+            while True:
+                reading = await loop.run_in_executor(executor, self._parts.host.read)
+                self._put([e.HostRead(reading)])
+                await asyncio.sleep(HEARTBEAT_S * self._parts.rng.uniform(0.8, 1.2))
+
+    def _start_measuring(self, group: asyncio.TaskGroup | None) -> None:
+        if group is None or (self._measuring is not None and not self._measuring.done()):
+            return
+        self._measuring = group.create_task(self._measure(), name="worker-bandwidth")
+
+    async def _measure(self) -> None:
+        mbps = await self._meter.measure()
+        _log.info("bandwidth.measured", mbps=None if mbps is None else round(mbps, 1))
+        self._put([e.BandwidthMeasured(mbps)])

@@ -1,0 +1,62 @@
+"""What one turn of the loop has to save and then to tell."""
+
+from __future__ import annotations
+
+from edge_worker.core.attempt import SpooledJob
+from edge_worker.core.commands import UNPROMISING, ForgetJob, KeepJob, Send
+from fleet_protocol.bus import Delivery
+from fleet_protocol.messages import JobKey
+from fleet_protocol.topics import PROGRESS
+
+
+class Turn:
+    """Gathers the commands and deliveries of many events until they are saved together.
+
+    Attributes:
+        keep: The last value of each attempt that must be on the disk before anything is told.
+        forget: Attempts that may leave the disk.
+        sends: What is told after that, in order.
+        deliveries: What is acknowledged after that.
+    """
+
+    def __init__(self) -> None:
+        self.keep: dict[tuple[JobKey, int], SpooledJob] = {}
+        self.forget: dict[tuple[JobKey, int], None] = {}
+        self.sends: list[Send] = []
+        self.deliveries: list[Delivery] = []
+
+    def add(self, command: KeepJob | ForgetJob | Send) -> None:
+        """Take a command in."""
+        if isinstance(command, Send):
+            self.sends.append(command)
+        elif isinstance(command, KeepJob):
+            assignment = command.job.assignment
+            ref = (JobKey(assignment.job), assignment.attempt)
+            self.keep[ref] = command.job
+            self.forget.pop(ref, None)
+        else:
+            ref = (command.job, command.attempt)
+            self.keep.pop(ref, None)
+            self.forget[ref] = None
+
+    def saved(self) -> None:
+        """Take note that all that was to be saved is."""
+        self.keep.clear()
+        self.forget.clear()
+
+    def told(self) -> None:
+        """Take note that all was told."""
+        self.sends.clear()
+        self.deliveries.clear()
+
+    def take_unpromising(self) -> list[Send]:
+        """Take out what may be said although nothing can be saved; what ages badly is dropped."""
+        now = [send for send in self.sends if send.channel.name in UNPROMISING]
+        self.sends = [
+            send
+            for send in self.sends
+            if send.channel.name not in UNPROMISING
+            and send.channel.qos
+            and send.channel is not PROGRESS
+        ]
+        return now
