@@ -1,0 +1,132 @@
+"""What operators ask of the dispatcher."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from cloud_dispatcher.core.events import AdminAsked
+from cloud_dispatcher.core.intake import Intake
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.ledger import Ledger
+from cloud_dispatcher.core.outbox import Outbox
+from fleet_protocol import topics
+from fleet_protocol.messages import (
+    AdminOp,
+    AdminReply,
+    AdminRequest,
+    JobKey,
+    JobStatus,
+    JobView,
+    WorkerCommand,
+    WorkerId,
+    WorkerOp,
+)
+
+_WORKER_OPS: Final = {
+    AdminOp.WORKER_DRAIN: WorkerOp.DRAIN,
+    AdminOp.WORKER_RESUME: WorkerOp.RESUME,
+    AdminOp.WORKER_RELOAD: WorkerOp.RELOAD,
+}
+
+
+class AdminDesk:
+    """Answers every request but `jobs.ls`, which is the store's: those events are ignored."""
+
+    def __init__(self, ledger: Ledger, outbox: Outbox, intake: Intake) -> None:
+        self._ledger = ledger
+        self._outbox = outbox
+        self._intake = intake
+
+    def on_asked(self, event: AdminAsked) -> None:
+        """Do what was asked and say what came of it."""
+        request = event.request
+        if request.op is AdminOp.JOBS_LIST:
+            return
+        if request.op is AdminOp.WORKERS_LIST:
+            workers = tuple(worker.view() for worker in self._ledger.fleet.workers)
+            reply = AdminReply(req=request.req, ok=True, workers=workers)
+        elif request.op in {AdminOp.JOB_SHOW, AdminOp.JOB_CANCEL, AdminOp.JOB_RETRY}:
+            reply = self._on_job(request, event.found)
+        else:
+            reply = self._on_worker(request)
+        self._ledger.send(topics.ADMIN_REPLY, (event.admin,), reply)
+
+    def _on_job(self, request: AdminRequest, found: Job | None) -> AdminReply:
+        if request.job is not None:
+            found = self._ledger.jobs.get(JobKey(request.job), found)
+        if found is None:
+            return _refused(request, "unknown_job", f"there is no job {request.job!r}")
+        if request.op is AdminOp.JOB_CANCEL:
+            return self._cancel(request, found)
+        if request.op is AdminOp.JOB_RETRY:
+            return self._retry(request, found)
+        return AdminReply(req=request.req, ok=True, jobs=(view_of(found),))
+
+    def _cancel(self, request: AdminRequest, job: Job) -> AdminReply:
+        if job.key not in self._ledger.jobs or not job.is_open:
+            return _refused(request, "job_finished", f"the job is {job.status.value} already")
+        self._outbox.cancel(job, message="an operator cancelled the job")
+        job = self._ledger.jobs[job.key]
+        return AdminReply(req=request.req, ok=True, message="cancelled", jobs=(view_of(job),))
+
+    def _retry(self, request: AdminRequest, job: Job) -> AdminReply:
+        """Let a job that ended without an answer start over; attempts go on counting."""
+        if job.is_open:
+            return _refused(request, "job_open", f"the job is {job.status.value}, nothing to retry")
+        if job.status is JobStatus.OK:
+            return _refused(request, "job_answered", "the job has its answer; submit a new one")
+        now_ms, submit = self._ledger.now_ms, job.submit
+        span_ms = submit.deadline_ms or self._ledger.settings.default_deadline_ms
+        self._outbox.forget(job.key)
+        again = Job(
+            key=job.key,
+            device=job.device,
+            id=job.id,
+            submit=submit,
+            received_at_ms=job.received_at_ms,
+            deadline_at_ms=now_ms + span_ms,
+            reply=replace(job.reply, topic=None, correlation_data=None),
+            attempt=job.attempt,
+        )
+        self._intake.admit(again)
+        again = self._ledger.jobs[job.key]
+        return AdminReply(req=request.req, ok=True, message="queued anew", jobs=(view_of(again),))
+
+    def _on_worker(self, request: AdminRequest) -> AdminReply:
+        fleet = self._ledger.fleet
+        worker = None if request.worker is None else fleet.find(WorkerId(request.worker))
+        if worker is None:
+            return _refused(request, "unknown_worker", f"there is no worker {request.worker!r}")
+        op = _WORKER_OPS.get(request.op)
+        if op is None:
+            return AdminReply(req=request.req, ok=True, workers=(worker.view(),))
+        if op is not WorkerOp.RELOAD:
+            fleet.hold_back(worker, held=op is WorkerOp.DRAIN)
+        self._ledger.send(topics.COMMAND, (worker.id,), WorkerCommand(id=request.req, op=op))
+        message = f"told {worker.id} to {op.value}"
+        return AdminReply(req=request.req, ok=True, message=message, workers=(worker.view(),))
+
+
+def view_of(job: Job) -> JobView:
+    """Return a job as an operator sees it: everything but the prompt."""
+    return JobView(
+        job=job.key,
+        device=job.device,
+        id=job.id,
+        status=job.status,
+        priority=job.submit.priority,
+        prompt_chars=job.submit.prompt_chars,
+        received_at_ms=job.received_at_ms,
+        finished_at_ms=job.finished_at_ms,
+        deadline_at_ms=job.deadline_at_ms,
+        attempts=job.attempt,
+        worker=job.worker or (job.result.worker if job.result else None),
+        dead=job.dead,
+        result=job.result,
+    )
+
+
+def _refused(request: AdminRequest, code: str, message: str) -> AdminReply:
+    return AdminReply(req=request.req, ok=False, code=code, message=message)

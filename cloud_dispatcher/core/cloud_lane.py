@@ -1,0 +1,163 @@
+"""Jobs in the cloud: what a board hands up, what asks for it, what fits no board."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from cloud_dispatcher.core.capacity import fits_edge
+from cloud_dispatcher.core.commands import CompletionRequest, StartCompletion, StopCompletion
+from cloud_dispatcher.core.edge_lane import EdgeLane
+from cloud_dispatcher.core.events import (
+    CompletionFailed,
+    CompletionFinished,
+    CompletionGrew,
+    EscalationReceived,
+)
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.ledger import Ledger
+from cloud_dispatcher.core.outbox import Outbox
+from cloud_dispatcher.core.results import cloud_result
+from cloud_dispatcher.core.retry import RetryAt, retry_cloud
+from fleet_protocol import topics
+from fleet_protocol.messages import Escalate, JobKey, JobStatus, Privacy, Reason, TokenChunk
+
+_ELSEWHERE = frozenset({Reason.OVERHEATED, Reason.LOCAL_ERROR})
+"""Reasons of one board: another one may well answer."""
+
+_FALLS_BACK = _ELSEWHERE | {Reason.REQUESTED, Reason.COMPLEX, Reason.LOW_CONFIDENCE}
+"""Reasons that leave a board able to answer, if not as well as was hoped."""
+
+
+class CloudLane:
+    """Starts provider calls and goes down the ladder when they fail.
+
+    The ladder: another call if the provider invites one, the answer that a board kept, a board
+    once more (its answer marked degraded), a failure with the provider's own code.
+    """
+
+    def __init__(self, ledger: Ledger, outbox: Outbox, edge: EdgeLane) -> None:
+        self._ledger = ledger
+        self._outbox = outbox
+        self._edge = edge
+
+    def on_escalation(self, event: EscalationReceived) -> None:
+        """A worker hands a job up."""
+        said = event.escalation
+        job = self._edge.current(event.worker, event.job, said.attempt)
+        self._ledger.heard(event.worker)
+        if job is not None:
+            self._take_over(job, event)
+        self._edge.settle(event.worker, event.job, said.attempt)
+
+    def send_up(self, job: Job, reason: Reason, detail: str) -> None:
+        """Take a job that may leave the site into the lane."""
+        self._ledger.detach(job)
+        self.call(replace(job, worker=None, lapsed=False, reason=reason, detail=detail))
+
+    def call(self, job: Job) -> None:
+        """Ask the provider chain, under a new attempt."""
+        ledger = self._ledger
+        remaining_ms, timeout_ms = ledger.remaining_ms(job), ledger.settings.cloud_timeout_ms
+        if remaining_ms is not None:
+            timeout_ms = min(timeout_ms, remaining_ms)
+        job = replace(
+            job,
+            status=JobStatus.ESCALATED,
+            attempt=job.attempt + 1,
+            cloud_tries=job.cloud_tries + 1,
+            lease_until_ms=ledger.now_ms + timeout_ms + ledger.settings.cloud_grace_ms,
+            not_before_ms=0,
+            first_token_at_ms=None,
+        )
+        ledger.chunks[job.key] = 0
+        ledger.put(job)
+        request = CompletionRequest.of(job, timeout_ms=timeout_ms)
+        streams = job.submit.stream and not job.reply.plain
+        ledger.emit(StartCompletion(request=request, stream=streams))
+
+    def on_grew(self, event: CompletionGrew) -> None:
+        """The provider streamed text: pass it on to a device that wants to see it grow."""
+        job = self._current(event.job, event.attempt)
+        if job is None:
+            return
+        if job.first_token_at_ms is None:
+            job = replace(job, first_token_at_ms=self._ledger.now_ms)
+            self._ledger.put(job, save=False)
+        if job.submit.stream and not job.reply.plain:
+            number = self._ledger.chunks[job.key]
+            self._ledger.chunks[job.key] = number + 1
+            chunk = TokenChunk(i=number, t=event.text)
+            self._ledger.send(topics.TOKENS, (job.device, job.id), chunk)
+
+    def on_finished(self, event: CompletionFinished) -> None:
+        """The provider answered."""
+        job = self._current(event.job, event.attempt)
+        if job is not None:
+            self._outbox.finish(job, cloud_result(job, event, now_ms=self._ledger.now_ms))
+
+    def on_failed(self, event: CompletionFailed) -> None:
+        """No provider answered."""
+        job = self._current(event.job, event.attempt)
+        if job is None:
+            return
+        ledger = self._ledger
+        decision = retry_cloud(
+            job,
+            ledger.settings.retry,
+            retry_after_ms=event.retry_after_ms,
+            now_ms=ledger.now_ms,
+        )
+        if isinstance(decision, RetryAt):
+            ledger.put(replace(job, lease_until_ms=None, not_before_ms=decision.at_ms))
+        else:
+            self.do_without(job, code=event.code, message=event.message)
+
+    def due(self, job: Job) -> None:
+        """Make the call whose pause is over, or give up one that never came back."""
+        if job.lease_until_ms is None:
+            self.call(job)
+            return
+        self._ledger.emit(StopCompletion(job=job.key))
+        self.do_without(job, code="provider_timeout", message="the provider did not answer in time")
+
+    def do_without(self, job: Job, *, code: str, message: str) -> None:
+        """Go down the ladder from the cloud."""
+        job = replace(job, cloud_code=code, cloud_message=message)
+        answerable = fits_edge(job.submit, self._ledger.fleet.contexts)
+        if job.kept is None and job.reason in _FALLS_BACK and answerable:
+            self._edge.give_back(job, lapsed=False, code=code, message=message)
+        else:
+            self._outbox.fail(job, code=code, message=message)
+
+    def _take_over(self, job: Job, event: EscalationReceived) -> None:
+        said, submit = event.escalation, job.submit
+        self._ledger.detach(job)
+        job = replace(
+            job,
+            worker=None,
+            last_worker=event.worker,
+            lapsed=False,
+            kept=said.answer or job.kept,
+            lease_until_ms=None,
+        )
+        if submit.privacy is Privacy.ANY and submit.escalate is not Escalate.NEVER:
+            if job.cloud_code:
+                self._stay(replace(job, reason=job.reason or said.reason), said.reason, said.detail)
+            else:
+                self.call(replace(job, reason=said.reason, detail=said.detail))
+            return
+        self._stay(replace(job, reason=said.reason), said.reason, said.detail)
+
+    def _stay(self, job: Job, reason: Reason, detail: str) -> None:
+        """Deal with an escalation that leads nowhere: another board, the kept answer, failure."""
+        message = detail or "the board could not answer, and the cloud may not or cannot"
+        if job.kept is None and reason in _ELSEWHERE:
+            self._edge.give_back(job, lapsed=False, code=reason.value, message=message)
+        else:
+            self._outbox.fail(job, code=job.cloud_code or reason.value, message=message)
+
+    def _current(self, key: JobKey, attempt: int) -> Job | None:
+        job = self._ledger.jobs.get(key)
+        if job is None or job.status is not JobStatus.ESCALATED or job.attempt != attempt:
+            return None
+        return job

@@ -1,0 +1,214 @@
+"""The dispatcher's decisions: an event and the time go in, commands come out.
+
+Pure: no await, no clock, no randomness, no I/O. The shell saves every `SaveJob` of a turn in one
+transaction before it carries out the rest, so nobody is told what is not on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.admin import AdminDesk
+from cloud_dispatcher.core.cloud_lane import CloudLane
+from cloud_dispatcher.core.commands import AnyCommand
+from cloud_dispatcher.core.edge_lane import EdgeLane
+from cloud_dispatcher.core.intake import Intake
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.ledger import LEASED, Ledger
+from cloud_dispatcher.core.outbox import Outbox
+from cloud_dispatcher.core.roster import Roster
+from cloud_dispatcher.core.scheduler import Policy, WeightedLeastConnections
+from cloud_dispatcher.core.settings import EngineSettings
+from fleet_protocol.messages import DeviceId, JobId, JobKey, JobStatus, WorkerView
+
+_DUE_MOST: Final = 500
+"""Alarms served in one turn; the rest are due at once again, so other events get their turn."""
+
+
+class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What is going on now.
+
+    Attributes:
+        queued: Jobs waiting for a slot, retry pauses included.
+        inflight: Jobs under a lease.
+        escalated: Jobs in the cloud lane.
+        untold: Finished jobs whose result the broker did not confirm.
+        workers: Number of workers by presence.
+    """
+
+    queued: int
+    inflight: int
+    escalated: int
+    untold: int
+    workers: dict[str, int]
+
+
+class Engine:
+    """One dispatcher's jobs and fleet. One owner, one task feeding it.
+
+    `now_ms` is UTC epoch milliseconds and should not jump: take the wall clock once at start and
+    add a monotonic one. A jump back makes no negative span, one ahead ends leases too early;
+    neither loses a job.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, epoch: str, *, policy: Policy | None = None
+    ) -> None:
+        """Make an engine that knows nothing; `recover` tells it what the store holds.
+
+        Args:
+            settings: See there.
+            epoch: Name of this run of the dispatcher, as workers are told it.
+            policy: How workers are ranked; None: weighted least connections.
+        """
+        self.epoch = epoch
+        self._ledger = Ledger(settings, policy or WeightedLeastConnections())
+        self._outbox = Outbox(self._ledger)
+        self._edge = EdgeLane(self._ledger, self._outbox)
+        self._cloud = CloudLane(self._ledger, self._outbox, self._edge)
+        self._intake = Intake(self._ledger, self._outbox, self._cloud)
+        self._roster = Roster(self._ledger, self._edge)
+        self._admin = AdminDesk(self._ledger, self._outbox, self._intake)
+        self._handlers = self._table()
+
+    def handle(self, event: e.AnyEvent, now_ms: int) -> list[AnyCommand]:
+        """Return what is to be done about an event, in order."""
+        ledger = self._ledger
+        ledger.now_ms = now_ms
+        self._handlers[type(event)](event)
+        if len(ledger.queue) and ledger.fleet.has_free:
+            self._edge.assign_ready()
+        return ledger.take_commands()
+
+    def recover(self, jobs: Sequence[Job], now_ms: int) -> list[AnyCommand]:
+        """Take up the open and untold jobs of an earlier run, before any event.
+
+        Leases start afresh with their holders, so that workers have time to say what they hold
+        and nothing runs twice needlessly; provider calls died with the process and are made anew.
+        """
+        self._ledger.now_ms = now_ms
+        for job in jobs:
+            self._take_up(job)
+        return self._ledger.take_commands()
+
+    def next_wake_at_ms(self) -> int | None:
+        """Return when `TimePassed` is due next; None: never, unless something else happens."""
+        job_ms = self._ledger.job_alarms.next_at_ms()
+        worker_ms = self._ledger.worker_alarms.next_at_ms()
+        if job_ms is None or worker_ms is None:
+            return worker_ms if job_ms is None else job_ms
+        return min(job_ms, worker_ms)
+
+    def find_open(self, device: DeviceId, job_id: JobId) -> Job | None:
+        """Return the job of this name that is open or whose result is not confirmed."""
+        return self._ledger.find(device, job_id)
+
+    def get(self, key: JobKey) -> Job | None:
+        """Return a job that is open or whose result is not confirmed."""
+        return self._ledger.jobs.get(key)
+
+    def summary(self) -> EngineSummary:
+        """Count what is going on now."""
+        counts, workers = self._ledger.counts, dict[str, int]()
+        for worker in self._ledger.fleet.workers:
+            status = worker.status.value
+            workers[status] = workers.get(status, 0) + 1
+        return EngineSummary(
+            queued=counts[JobStatus.QUEUED],
+            inflight=sum(counts[status] for status in LEASED),
+            escalated=counts[JobStatus.ESCALATED],
+            untold=len(self._outbox),
+            workers=workers,
+        )
+
+    def workers(self) -> list[WorkerView]:
+        """Return all workers as an operator sees them."""
+        return [worker.view() for worker in self._ledger.fleet.workers]
+
+    def _table(self) -> dict[type[e.Event], Callable[[Any], None]]:
+        """One handler an event. A table, not a match: this is the hottest line of the program."""
+        return {
+            e.JobSubmitted: self._intake.on_submitted,
+            e.SubmissionMalformed: self._intake.on_malformed,
+            e.JobCancelled: self._intake.on_cancelled,
+            e.PresenceChanged: self._roster.on_presence,
+            e.InfoReceived: self._roster.on_info,
+            e.StateReceived: self._roster.on_state,
+            e.HeldReceived: self._roster.on_held,
+            e.StartReceived: self._edge.on_started,
+            e.ProgressReceived: self._edge.on_progress,
+            e.TokensReceived: self._edge.on_tokens,
+            e.DoneReceived: self._edge.on_done,
+            e.FailureReceived: self._edge.on_failure,
+            e.EscalationReceived: self._cloud.on_escalation,
+            e.CompletionGrew: self._cloud.on_grew,
+            e.CompletionFinished: self._cloud.on_finished,
+            e.CompletionFailed: self._cloud.on_failed,
+            e.ResultConfirmed: self._outbox.on_confirmed,
+            e.ResultRefused: self._outbox.on_refused,
+            e.AdminAsked: self._admin.on_asked,
+            e.LinkLost: self._on_link_lost,
+            e.LinkRestored: self._on_link_restored,
+            e.TimePassed: self._on_time_passed,
+        }
+
+    def _take_up(self, job: Job) -> None:
+        ledger = self._ledger
+        if job.result is not None:
+            if not job.told:
+                ledger.put(job, save=False)
+                self._outbox.tell(job)
+        elif job.status in LEASED and job.worker is not None:
+            worker = ledger.fleet.find(job.worker) or ledger.fleet.see(job.worker, ledger.now_ms)
+            lease_until_ms = ledger.now_ms + ledger.settings.lease_ms
+            ledger.grant(replace(job, lease_until_ms=lease_until_ms), worker, save=False)
+        elif job.status is JobStatus.ESCALATED:
+            ledger.put(job, save=False)
+            if job.lease_until_ms is not None or job.not_before_ms <= ledger.now_ms:
+                self._cloud.call(job)
+        else:
+            ledger.enqueue(job, save=False)
+
+    def _on_link_lost(self, _: e.LinkLost) -> None:
+        self._ledger.is_linked = False
+
+    def _on_link_restored(self, event: e.LinkRestored) -> None:
+        """Say again whatever the broker may have forgotten, and let everyone be heard afresh."""
+        ledger = self._ledger
+        ledger.is_linked = True
+        for worker in tuple(ledger.fleet.workers):
+            if not worker.is_silent and worker.id in ledger.worker_alarms:
+                ledger.heard(worker.id)
+            for key in worker.leases:
+                job = ledger.renew(ledger.jobs[key], ledger.jobs[key].status)
+                if job.status is JobStatus.ASSIGNED:
+                    worker.leases[key] = ledger.now_ms
+                    self._edge.send_assignment(job, worker.id)
+        older_than_ms = ledger.settings.result_retell_ms if event.session_present else 0
+        self._outbox.retell(older_than_ms=older_than_ms)
+
+    def _on_time_passed(self, _: e.TimePassed) -> None:
+        ledger = self._ledger
+        for worker_id in ledger.worker_alarms.take(ledger.now_ms, limit=_DUE_MOST):
+            self._roster.silent(worker_id)
+        for key in ledger.job_alarms.take(ledger.now_ms, limit=_DUE_MOST):
+            job = ledger.jobs.get(key)
+            if job is not None:
+                self._on_due(job)
+
+    def _on_due(self, job: Job) -> None:
+        if job.result is not None:
+            self._outbox.tell(job)
+        elif self._ledger.is_overdue(job):
+            self._outbox.expire(job)
+        elif job.status is JobStatus.QUEUED:
+            self._ledger.enqueue(job, save=False)
+        elif job.status is JobStatus.ESCALATED:
+            self._cloud.due(job)
+        else:
+            self._edge.lease_over(job)

@@ -1,0 +1,207 @@
+"""The workers as the dispatcher knows them, and its own count of what each one holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cloud_dispatcher.core.queue import Need
+from cloud_dispatcher.core.scheduler import FreeWorkers, Policy, WorkerLoad
+from cloud_dispatcher.core.settings import WeightSettings
+from fleet_protocol.messages import (
+    Benchmark,
+    JobKey,
+    Presence,
+    PresenceStatus,
+    WorkerId,
+    WorkerInfo,
+    WorkerState,
+    WorkerView,
+)
+
+
+class Worker:
+    """One worker. Changed by `Fleet` alone.
+
+    Attributes:
+        leases: The attempts it holds, each with the moment the assignment was last sent.
+        is_silent: Not heard of for too long: as good as offline until it is.
+        is_held_back: An operator drains it; on top of what it says of itself.
+        turn: See `WorkerLoad`.
+    """
+
+    __slots__ = (
+        "bandwidth", "capacity", "compute", "id", "info", "is_held_back", "is_silent", "leases",
+        "presence", "seen_at_ms", "state", "turn", "weight",
+    )  # fmt: skip
+
+    def __init__(self, worker_id: WorkerId, weight: WeightSettings) -> None:
+        self.id = worker_id
+        self.presence: Presence | None = None
+        self.info: WorkerInfo | None = None
+        self.state: WorkerState | None = None
+        self.seen_at_ms = 0
+        self.is_silent = False
+        self.is_held_back = False
+        self.leases: dict[JobKey, int] = {}
+        self.capacity = 0
+        self.turn = 0
+        self.compute, self.bandwidth, self.weight = weigh(None, weight)
+
+    @property
+    def status(self) -> PresenceStatus:
+        """Whether it takes jobs, all told."""
+        if self.presence is None or self.is_silent:
+            return PresenceStatus.OFFLINE
+        if self.presence.status is PresenceStatus.ONLINE and self.is_held_back:
+            return PresenceStatus.DRAINING
+        return self.presence.status
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it can be given a job now."""
+        return len(self.leases) < self.capacity and self.status is PresenceStatus.ONLINE
+
+    def serves(self, need: Need) -> bool:
+        """Whether one of its models answers such a job."""
+        return self.info is not None and any(
+            need.tokens <= model.context_tokens and need.model in {None, model.name}
+            for model in self.info.models
+        )
+
+    def view(self) -> WorkerView:
+        """Return it as an operator sees it."""
+        return WorkerView(
+            worker=self.id,
+            status=self.status,
+            weight=self.weight,
+            compute=self.compute,
+            bandwidth=self.bandwidth,
+            inflight=len(self.leases),
+            slots=0 if self.info is None else self.info.slots,
+            seen_at_ms=self.seen_at_ms,
+            info=self.info,
+            state=self.state,
+        )
+
+
+def weigh(benchmark: Benchmark | None, settings: WeightSettings) -> tuple[float, float, float]:
+    """Return (compute, bandwidth, weight) of a worker, each 0..1; the weight never below the floor.
+
+    The coefficients need not add up to 1: the weight is clipped to 1, too.
+    """
+    compute = bandwidth = settings.unmeasured_share
+    if benchmark is not None:
+        compute = min(benchmark.decode_tok_s / settings.reference_tok_s, 1.0)
+        if benchmark.bandwidth_mbps is not None:
+            bandwidth = min(benchmark.bandwidth_mbps / settings.reference_mbps, 1.0)
+    weight = settings.compute_coefficient * compute + settings.bandwidth_coefficient * bandwidth
+    return compute, bandwidth, min(max(weight, settings.floor), 1.0)
+
+
+class Fleet:
+    """All workers. Every change that touches a worker's load files it anew with the scheduler."""
+
+    def __init__(self, settings: WeightSettings, policy: Policy) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._workers: dict[WorkerId, Worker] = {}
+        self._free = FreeWorkers()
+        self._turns = 0
+        self._contexts: dict[str | None, int] | None = None
+
+    @property
+    def workers(self) -> Iterable[Worker]:
+        """All of them, in the order they were first seen."""
+        return self._workers.values()
+
+    @property
+    def contexts(self) -> dict[str | None, int]:
+        """Largest context in tokens by model name, under None of all; empty: no worker known.
+
+        Workers that are away count: they may be back before the job's deadline.
+        """
+        if self._contexts is None:
+            self._contexts = {}
+            for worker in self._workers.values():
+                for model in worker.info.models if worker.info else ():
+                    for name in (None, model.name):
+                        known = self._contexts.get(name, 0)
+                        self._contexts[name] = max(known, model.context_tokens)
+        return self._contexts
+
+    def find(self, worker_id: WorkerId) -> Worker | None:
+        """Return a worker, None if it was never seen."""
+        return self._workers.get(worker_id)
+
+    def see(self, worker_id: WorkerId, now_ms: int) -> Worker:
+        """Return a worker that gave a sign of life just now; a silent one is back with it."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            worker = self._workers[worker_id] = Worker(worker_id, self._settings)
+        worker.seen_at_ms = now_ms
+        if worker.is_silent:
+            worker.is_silent = False
+            self._file(worker)
+        return worker
+
+    def remove(self, worker_id: WorkerId) -> None:
+        """Forget a worker that holds no lease any more."""
+        self._workers.pop(worker_id, None)
+        self._free.strike(worker_id)
+        self._contexts = None
+
+    def set_presence(self, worker: Worker, presence: Presence) -> None:
+        """Take note of what a worker, or its will, says; a new boot is free of an old drain."""
+        if worker.presence is not None and worker.presence.boot != presence.boot:
+            worker.is_held_back = False
+        worker.presence = presence
+        self._file(worker)
+
+    def set_info(self, worker: Worker, info: WorkerInfo | None) -> None:
+        """Take note of what a worker is and can do."""
+        worker.info = info
+        worker.capacity = 0 if info is None else info.slots + info.prefetch
+        benchmark = None if info is None else info.benchmark
+        worker.compute, worker.bandwidth, worker.weight = weigh(benchmark, self._settings)
+        self._contexts = None
+        self._file(worker)
+
+    def set_silent(self, worker: Worker) -> None:
+        """Treat a worker as offline until it is heard of again."""
+        worker.is_silent = True
+        self._file(worker)
+
+    def hold_back(self, worker: Worker, *, held: bool) -> None:
+        """Give a worker no more jobs, or give it jobs again."""
+        worker.is_held_back = held
+        self._file(worker)
+
+    def lease(self, worker: Worker, key: JobKey, now_ms: int) -> None:
+        """Count one more attempt as held by a worker."""
+        self._turns += 1
+        worker.turn = self._turns
+        worker.leases[key] = now_ms
+        self._file(worker)
+
+    def release(self, worker_id: WorkerId, key: JobKey) -> None:
+        """Count an attempt as held no more. Unknown ones are ignored."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.leases.pop(key, None) is not None:
+            self._file(worker)
+
+    def pick_worker(self, need: Need, *, avoid: WorkerId | None) -> Worker | None:
+        """Return the best worker with a free slot; `avoid` only if there is no other."""
+        worker_id = self._free.pick_worker(need, avoid=avoid)
+        return None if worker_id is None else self._workers[worker_id]
+
+    @property
+    def has_free(self) -> bool:
+        """Whether any worker has a free slot."""
+        return len(self._free) > 0
+
+    def _file(self, worker: Worker) -> None:
+        if worker.is_free:
+            load = WorkerLoad(worker.weight, len(worker.leases), worker.turn)
+            self._free.file(worker.id, self._policy.rank(load), worker.serves)
+        else:
+            self._free.strike(worker.id)

@@ -1,0 +1,146 @@
+"""What devices say: submissions and cancellations, each answered exactly once."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from cloud_dispatcher.core.capacity import is_known_model, route_of
+from cloud_dispatcher.core.cloud_lane import CloudLane
+from cloud_dispatcher.core.commands import Reply
+from cloud_dispatcher.core.events import JobCancelled, JobSubmitted, SubmissionMalformed
+from cloud_dispatcher.core.job import Job, ReplyTo
+from cloud_dispatcher.core.ledger import Ledger
+from cloud_dispatcher.core.outbox import Outbox
+from cloud_dispatcher.core.results import spoken_refusal
+from cloud_dispatcher.core.retry import spread
+from fleet_protocol import topics
+from fleet_protocol.messages import (
+    AckStatus,
+    DeviceId,
+    Escalate,
+    JobAck,
+    JobId,
+    PlainText,
+    Privacy,
+    Reason,
+)
+from fleet_protocol.routing import EscalateTo, Refuse
+
+_MODELS_SHOWN = 10
+_NOTE_MOST = 2_000
+
+
+class Intake:
+    """Takes jobs in, or says why not. The same id again is the same job."""
+
+    def __init__(self, ledger: Ledger, outbox: Outbox, cloud: CloudLane) -> None:
+        self._ledger = ledger
+        self._outbox = outbox
+        self._cloud = cloud
+
+    def on_submitted(self, event: JobSubmitted) -> None:
+        """A device asked: a new job, or one that is known."""
+        known = self._ledger.find(event.device, event.id) or event.known
+        if known is not None:
+            self._repeat(known, event.reply)
+            return
+        refusal = self._refusal(event)
+        if refusal is not None:
+            self._reject(event.device, event.id, event.reply, refusal)
+        else:
+            self._accept(event)
+
+    def on_malformed(self, event: SubmissionMalformed) -> None:
+        """A submission could not be read."""
+        ack = _rejected(event.code, event.message)
+        self._reject(event.device, event.id, event.reply, ack)
+
+    def on_cancelled(self, event: JobCancelled) -> None:
+        """A device no longer wants the answer. Too late: it gets the result again."""
+        job = self._ledger.find(event.device, event.id) or event.known
+        if job is None:
+            ack = _rejected("unknown_job", "there is no job of this id to cancel")
+            self._ledger.send(topics.ACK, (event.device, event.id), ack)
+        elif not job.is_open:
+            self._outbox.replay(job, job.reply)
+        elif job.key in self._ledger.jobs:
+            self._outbox.cancel(job, message="the device cancelled the job")
+
+    def _repeat(self, job: Job, reply: ReplyTo) -> None:
+        """Answer a submission of a known job: accepted (again), and the result if there is one."""
+        if not job.reply.plain:
+            waiting = job.key in self._ledger.queue
+            position = self._ledger.queue.ahead_of(job.submit.priority) - 1 if waiting else 0
+            ack = JobAck(status=AckStatus.ACCEPTED, position=max(position, 0))
+            self._ledger.send(topics.ACK, (job.device, job.id), ack)
+        if not job.is_open:
+            self._outbox.replay(job, reply)
+
+    def _refusal(self, event: JobSubmitted) -> JobAck | None:
+        ledger, submit = self._ledger, event.submit
+        if len(ledger.queue) >= ledger.settings.queue_limit:
+            wait_ms = 2 * spread(event.key, ledger.settings.busy_retry_ms)
+            return _rejected("busy", "the queue is full", retry_after_ms=wait_ms)
+        contexts = ledger.fleet.contexts
+        cloud_wanted = submit.escalate is Escalate.ALWAYS and submit.privacy is Privacy.ANY
+        if cloud_wanted or is_known_model(submit, contexts):
+            return None
+        names = sorted(name for name in contexts if name is not None)[:_MODELS_SHOWN]
+        return _rejected(
+            "unknown_model", f"no worker has {submit.model!r}; known are {', '.join(names)}"
+        )
+
+    def _accept(self, event: JobSubmitted) -> None:
+        ledger, submit = self._ledger, event.submit
+        span_ms = submit.deadline_ms or ledger.settings.default_deadline_ms
+        job = Job(
+            key=event.key,
+            device=event.device,
+            id=event.id,
+            submit=submit,
+            received_at_ms=ledger.now_ms,
+            deadline_at_ms=ledger.now_ms + span_ms,
+            reply=event.reply,
+        )
+        if not event.reply.plain:
+            position = ledger.queue.ahead_of(submit.priority)
+            ack = JobAck(status=AckStatus.ACCEPTED, position=position)
+            ledger.send(topics.ACK, (event.device, event.id), ack)
+        self.admit(job)
+
+    def admit(self, job: Job) -> None:
+        """Let a job wait for a board, or go where it belongs if no board can have it."""
+        route = route_of(job.submit, self._ledger.fleet.contexts)
+        if isinstance(route, EscalateTo):
+            self._cloud.send_up(job, route.reason, route.detail)
+            return
+        if isinstance(route, Refuse):
+            job = replace(job, reason=route.reason, detail=route.detail)
+            self._outbox.fail(job, code=route.reason.value, message=route.detail)
+            return
+        if job.submit.escalate is Escalate.ALWAYS:
+            job = replace(
+                job,
+                reason=Reason.REQUESTED,
+                cloud_code="privacy_site",
+                cloud_message="the prompt may not leave its site, so a board answered",
+            )
+        self._ledger.enqueue(job)
+
+    def _reject(self, device: DeviceId, job_id: JobId, reply: ReplyTo, ack: JobAck) -> None:
+        if reply.plain:
+            self._ledger.send(topics.ANSWER, (device,), PlainText(text=spoken_refusal(ack)))
+            return
+        self._ledger.send(topics.ACK, (device, job_id), ack)
+        if reply.topic is not None:
+            correlation = reply.correlation_data
+            self._ledger.emit(Reply(topic=reply.topic, message=ack, correlation_data=correlation))
+
+
+def _rejected(code: str, message: str, *, retry_after_ms: int = 0) -> JobAck:
+    return JobAck(
+        status=AckStatus.REJECTED,
+        code=code[:64],
+        message=message[:_NOTE_MOST],
+        retry_after_ms=retry_after_ms,
+    )

@@ -1,0 +1,164 @@
+"""The engine's whole state, and the decisions of the turn at hand."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec.structs import replace
+
+from cloud_dispatcher.core.alarms import Alarms
+from cloud_dispatcher.core.commands import AnyCommand, SaveJob, Send, StopCompletion
+from cloud_dispatcher.core.fleet import Fleet, Worker
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.queue import JobQueue
+from cloud_dispatcher.core.scheduler import Policy
+from cloud_dispatcher.core.settings import EngineSettings
+from fleet_protocol import topics
+from fleet_protocol.messages import (
+    DeviceId,
+    JobId,
+    JobKey,
+    JobStatus,
+    Message,
+    WorkerCancel,
+    WorkerId,
+)
+from fleet_protocol.topics import Channel
+
+Name: TypeAlias = tuple[DeviceId, JobId]
+
+LEASED = frozenset({JobStatus.ASSIGNED, JobStatus.RUNNING})
+
+
+class Ledger:
+    """Open jobs, results not yet told, the queue, the fleet and what is due when.
+
+    The parts of the engine share one ledger and change state through it alone, so that every
+    saved value, queue entry, lease count and alarm moves together.
+
+    Attributes:
+        jobs: By key: open ones, and finished ones whose result was not confirmed.
+        counts: Jobs here by status.
+        chunks: Pieces of a cloud answer passed on so far, for jobs that were escalated.
+        is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
+        now_ms: Of this turn.
+    """
+
+    def __init__(self, settings: EngineSettings, policy: Policy) -> None:
+        self.settings = settings
+        self.jobs: dict[JobKey, Job] = {}
+        self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
+        self.chunks: dict[JobKey, int] = {}
+        self.queue = JobQueue()
+        self.fleet = Fleet(settings.weight, policy)
+        self.job_alarms: Alarms[JobKey] = Alarms()
+        self.worker_alarms: Alarms[WorkerId] = Alarms()
+        self.is_linked = True
+        self.now_ms = 0
+        self._keys: dict[Name, JobKey] = {}
+        self._commands: list[AnyCommand] = []
+
+    def take_commands(self) -> list[AnyCommand]:
+        """Return what this turn decided, in order, and start afresh."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def emit(self, command: AnyCommand) -> None:
+        """Add a decision to this turn."""
+        self._commands.append(command)
+
+    def send(
+        self, channel: Channel, ids: tuple[str, ...], message: Message, expiry_ms: int | None = None
+    ) -> None:
+        """Decide to publish a message that nobody has to confirm."""
+        self._commands.append(Send(channel=channel, ids=ids, message=message, expiry_ms=expiry_ms))
+
+    def find(self, device: DeviceId, job_id: JobId) -> Job | None:
+        """Return the job of this name, if it is here."""
+        key = self._keys.get((device, job_id))
+        return None if key is None else self.jobs[key]
+
+    def put(self, job: Job, *, save: bool = True) -> None:
+        """Let this be the value of the job, here and (if `save`) in the store."""
+        old = self.jobs.get(job.key)
+        if old is None:
+            self._keys[job.device, job.id] = job.key
+        else:
+            self.counts[old.status] -= 1
+        self.counts[job.status] += 1
+        self.jobs[job.key] = job
+        self._set_alarm(job)
+        if save:
+            self._commands.append(SaveJob(job=job))
+
+    def drop(self, job: Job) -> None:
+        """Forget a finished job: its result was told."""
+        del self.jobs[job.key]
+        del self._keys[job.device, job.id]
+        self.counts[job.status] -= 1
+        self.chunks.pop(job.key, None)
+        self.job_alarms.clear(job.key)
+
+    def enqueue(self, job: Job, *, save: bool = True) -> None:
+        """Let a job with status `queued` wait for a slot."""
+        self.put(job, save=save)
+        self.queue.add(job, now_ms=self.now_ms)
+
+    def grant(self, job: Job, worker: Worker, *, save: bool = True) -> None:
+        """Let a worker hold a job whose value already says so."""
+        self.queue.remove(job.key)
+        self.fleet.lease(worker, job.key, self.now_ms)
+        self.put(job, save=save)
+
+    def renew(self, job: Job, status: JobStatus) -> Job:
+        """Return the job with its lease renewed. Not saved: a lease starts afresh on recovery."""
+        lease_until_ms = self.now_ms + self.settings.lease_ms
+        job = replace(job, status=status, lease_until_ms=lease_until_ms)
+        self.put(job, save=False)
+        return job
+
+    def detach(self, job: Job) -> None:
+        """Take a job out of wherever it waits or runs, before it goes elsewhere."""
+        if job.worker is not None:
+            self.fleet.release(job.worker, job.key)
+        elif job.status is JobStatus.QUEUED:
+            self.queue.remove(job.key)
+
+    def call_off(self, job: Job) -> None:
+        """Tell whoever works on a job that the answer is no longer wanted."""
+        if job.status in LEASED and job.worker is not None:
+            cancel = WorkerCancel(job=job.key, attempt=job.attempt)
+            self.send(topics.WORKER_CANCEL, (job.worker,), cancel)
+        elif job.status is JobStatus.ESCALATED:
+            self.emit(StopCompletion(job=job.key))
+
+    def heard(self, worker_id: WorkerId) -> Worker:
+        """Return a worker that gave a sign of life just now."""
+        worker = self.fleet.see(worker_id, self.now_ms)
+        self.worker_alarms.set(worker_id, self.now_ms + self.settings.worker_silence_ms)
+        return worker
+
+    def is_overdue(self, job: Job) -> bool:
+        """Whether the deadline has passed."""
+        return job.deadline_at_ms is not None and job.deadline_at_ms <= self.now_ms
+
+    def remaining_ms(self, job: Job) -> int | None:
+        """Return the span left until the deadline, at least 1; None: there is none."""
+        if job.deadline_at_ms is None:
+            return None
+        return max(job.deadline_at_ms - self.now_ms, 1)
+
+    def _set_alarm(self, job: Job) -> None:
+        if job.result is not None:
+            self.job_alarms.clear(job.key)
+            return
+        due_ms = job.deadline_at_ms
+        own_ms = job.lease_until_ms
+        if own_ms is None and job.not_before_ms > self.now_ms:
+            own_ms = job.not_before_ms
+        if own_ms is not None and (due_ms is None or own_ms < due_ms):
+            due_ms = own_ms
+        if due_ms is None:
+            self.job_alarms.clear(job.key)
+        else:
+            self.job_alarms.set(job.key, due_ms)

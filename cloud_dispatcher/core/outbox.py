@@ -1,0 +1,137 @@
+"""Results: decided once, saved, told, and told again until the broker confirms them."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from cloud_dispatcher.core.commands import Reply, SaveJob, Send
+from cloud_dispatcher.core.events import ResultConfirmed, ResultRefused
+from cloud_dispatcher.core.job import Job, ReplyTo
+from cloud_dispatcher.core.ledger import Ledger
+from cloud_dispatcher.core.results import as_message, kept_result, no_answer
+from cloud_dispatcher.core.retry import backoff_ms
+from fleet_protocol import topics
+from fleet_protocol.messages import JobKey, JobResult, JobStatus
+
+_RETELL_CAP_MS = 300_000
+_FULL_CODE = "bus_full"
+
+
+class Outbox:
+    """The finished jobs of the ledger whose result was not confirmed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._refusals: dict[JobKey, int] = {}
+        self._told_at_ms: dict[JobKey, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._told_at_ms)
+
+    def finish(self, job: Job, result: JobResult, *, dead: bool = False) -> None:
+        """Give an open job its one result, save it and tell it."""
+        ledger = self._ledger
+        ledger.detach(job)
+        job = replace(
+            job,
+            status=result.status,
+            worker=None,
+            lapsed=False,
+            lease_until_ms=None,
+            result=result,
+            finished_at_ms=ledger.now_ms,
+            dead=dead,
+            told=False,
+        )
+        ledger.put(job)
+        self.tell(job)
+
+    def fail(self, job: Job, *, code: str, message: str) -> None:
+        """Let a job be answered by what a board kept, or fail for good: a dead letter."""
+        now_ms = self._ledger.now_ms
+        if job.kept is not None:
+            kept = kept_result(job, job.kept, code=code, message=message, now_ms=now_ms)
+            self.finish(job, kept)
+            return
+        status = JobStatus.FAILED
+        failed = no_answer(job, status, code=code, message=message, now_ms=now_ms)
+        self.finish(job, failed, dead=True)
+
+    def expire(self, job: Job) -> None:
+        """End a job whose deadline has passed, with what a board kept if there is any."""
+        ledger = self._ledger
+        ledger.call_off(job)
+        code, message = "deadline", "the deadline passed before there was an answer"
+        if job.kept is not None:
+            self.fail(job, code=code, message=message)
+            return
+        status, now_ms = JobStatus.EXPIRED, ledger.now_ms
+        expired = no_answer(job, status, code=code, message=message, now_ms=now_ms)
+        self.finish(job, expired, dead=True)
+
+    def cancel(self, job: Job, *, message: str) -> None:
+        """End a job because its answer is no longer wanted."""
+        self._ledger.call_off(job)
+        status, now_ms = JobStatus.CANCELLED, self._ledger.now_ms
+        self.finish(job, no_answer(job, status, code="cancelled", message=message, now_ms=now_ms))
+
+    def tell(self, job: Job) -> None:
+        """Tell the device the result; the broker's word on it is awaited."""
+        self._told_at_ms[job.key] = self._ledger.now_ms
+        self._publish(job, job.reply, confirms=job.key)
+
+    def replay(self, job: Job, reply: ReplyTo) -> None:
+        """Tell a finished job's result again because the device asked again, the way it asked."""
+        confirms = job.key if job.key in self._told_at_ms else None
+        self._publish(job, reply, confirms=confirms)
+
+    def retell(self, *, older_than_ms: int) -> None:
+        """Tell all unconfirmed results again that were last told so long ago."""
+        latest_ms = self._ledger.now_ms - older_than_ms
+        for key in [key for key, at_ms in self._told_at_ms.items() if at_ms <= latest_ms]:
+            self.tell(self._ledger.jobs[key])
+
+    def on_confirmed(self, event: ResultConfirmed) -> None:
+        """The broker has it: remember so, and let go."""
+        job = self._ledger.jobs.get(event.job)
+        if job is not None and job.result is not None:
+            self._let_go(job)
+
+    def on_refused(self, event: ResultRefused) -> None:
+        """Tell it again later; after enough refusals it only waits in the store to be asked for."""
+        ledger, settings = self._ledger, self._ledger.settings
+        job = ledger.jobs.get(event.job)
+        if job is None or job.result is None:
+            return
+        refusals = self._refusals.get(job.key, 0) + (event.code != _FULL_CODE)
+        self._refusals[job.key] = refusals
+        if refusals >= settings.result_tells_max:
+            self._let_go(job)
+            return
+        pause_ms = backoff_ms(
+            job.key, refusals, first_ms=settings.result_retell_ms, cap_ms=_RETELL_CAP_MS
+        )
+        ledger.job_alarms.set(job.key, ledger.now_ms + pause_ms)
+
+    def forget(self, key: JobKey) -> None:
+        """Wait for no confirmation of this job's result any more."""
+        self._told_at_ms.pop(key, None)
+        self._refusals.pop(key, None)
+
+    def _let_go(self, job: Job) -> None:
+        self._ledger.emit(SaveJob(job=replace(job, told=True)))
+        self._ledger.drop(job)
+        self.forget(job.key)
+
+    def _publish(self, job: Job, reply: ReplyTo, *, confirms: JobKey | None) -> None:
+        if job.result is None:
+            return
+        message = as_message(job, job.result)
+        channel = topics.ANSWER if job.reply.plain else topics.RESULT
+        ids = (job.device,) if job.reply.plain else (job.device, job.id)
+        self._ledger.emit(Send(channel=channel, ids=ids, message=message, confirms=confirms))
+        if reply.topic is not None:
+            correlation = reply.correlation_data
+            self._ledger.emit(
+                Reply(topic=reply.topic, message=message, correlation_data=correlation)
+            )

@@ -1,0 +1,130 @@
+"""The one final word on a job, made from what is known of it."""
+
+from __future__ import annotations
+
+from cloud_dispatcher.core.events import CompletionFinished
+from cloud_dispatcher.core.job import Job
+from fleet_protocol.messages import (
+    AnsweredBy,
+    CompactResult,
+    JobAck,
+    JobResult,
+    JobStatus,
+    LocalAnswer,
+    Message,
+    PlainText,
+    TimingMs,
+    WorkerId,
+)
+
+_CODE_MOST = 64
+_NOTE_MOST = 2_000
+
+
+def edge_result(job: Job, answer: LocalAnswer, *, worker: WorkerId, now_ms: int) -> JobResult:
+    """A board answered. Degraded if the cloud should have and could not."""
+    return JobResult(
+        id=job.id,
+        status=JobStatus.OK,
+        text=answer.text,
+        answered_by=AnsweredBy.EDGE,
+        reason=job.reason,
+        code=job.cloud_code[:_CODE_MOST],
+        message=job.cloud_message[:_NOTE_MOST],
+        worker=worker,
+        model=answer.model,
+        confidence=answer.confidence,
+        degraded=bool(job.cloud_code),
+        attempts=job.attempt,
+        usage=answer.usage,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def kept_result(job: Job, kept: LocalAnswer, *, code: str, message: str, now_ms: int) -> JobResult:
+    """What a board had answered before it escalated, because nobody gave a better answer."""
+    return JobResult(
+        id=job.id,
+        status=JobStatus.OK,
+        text=kept.text,
+        answered_by=AnsweredBy.EDGE,
+        reason=job.reason,
+        code=code[:_CODE_MOST],
+        message=message[:_NOTE_MOST],
+        worker=job.last_worker,
+        model=kept.model,
+        confidence=kept.confidence,
+        degraded=True,
+        attempts=job.attempt,
+        usage=kept.usage,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def cloud_result(job: Job, answer: CompletionFinished, *, now_ms: int) -> JobResult:
+    """The cloud answered."""
+    return JobResult(
+        id=job.id,
+        status=JobStatus.OK,
+        text=answer.text,
+        answered_by=AnsweredBy.CLOUD,
+        reason=job.reason,
+        worker=job.last_worker,
+        model=answer.model,
+        simulated=answer.simulated,
+        attempts=job.attempt,
+        usage=answer.usage,
+        cost_usd=answer.cost_usd,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def no_answer(job: Job, status: JobStatus, *, code: str, message: str, now_ms: int) -> JobResult:
+    """Nobody answered, and why."""
+    return JobResult(
+        id=job.id,
+        status=status,
+        reason=job.reason,
+        code=code[:_CODE_MOST],
+        message=message[:_NOTE_MOST],
+        attempts=job.attempt,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def as_message(job: Job, result: JobResult) -> Message:
+    """Return a result in the form that the device asked for."""
+    if job.reply.plain:
+        return PlainText(text=_spoken_result(result))
+    if job.submit.compact:
+        return CompactResult(
+            id=result.id,
+            status=result.status,
+            text=result.text,
+            answered_by=result.answered_by,
+            code=result.code,
+        )
+    return result
+
+
+def spoken_refusal(ack: JobAck) -> str:
+    """Return a rejection as a sentence, for a device that asked in plain text."""
+    wait = f" Try again in {ack.retry_after_ms / 1_000:.0f} s." if ack.retry_after_ms else ""
+    return f"Not accepted ({ack.code}): {ack.message}.{wait}"
+
+
+def _spoken_result(result: JobResult) -> str:
+    if result.status is JobStatus.OK:
+        return result.text
+    return f"No answer ({result.code}): {result.message}."
+
+
+def _timing(job: Job, now_ms: int) -> TimingMs:
+    """A clock that was set back must not make a negative span."""
+    received_ms = job.received_at_ms
+    assigned_ms, token_ms = job.assigned_at_ms, job.first_token_at_ms
+    return TimingMs(
+        queued=None if assigned_ms is None else max(assigned_ms - received_ms, 0),
+        first_token=None if token_ms is None else max(token_ms - received_ms, 0),
+        total=max(now_ms - received_ms, 0),
+    )

@@ -1,0 +1,86 @@
+"""What an operator can tune in the engine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+_SpanMs = Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)]
+_Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+_Coefficient = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class WeightSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker's own measurements become its weight.
+
+    weight = compute_coefficient x compute + bandwidth_coefficient x bandwidth, both measured
+    against a reference and clipped to 0..1.
+
+    Attributes:
+        reference_tok_s: Decode speed that counts as compute 1.0. The default is the one machine
+            measured so far: two cores of an AMD EPYC Milan running the default 135M INT8 model.
+            Set it to your own fastest board.
+        reference_mbps: Throughput that counts as bandwidth 1.0.
+        unmeasured_share: Stands for compute or bandwidth until the worker has measured it: in
+            the middle, so that a new board is neither flooded nor starved.
+        floor: Least weight, so that a board that measured nothing still gets a little.
+    """
+
+    compute_coefficient: _Coefficient = 0.6
+    bandwidth_coefficient: _Coefficient = 0.4
+    reference_tok_s: _Positive = 87.0
+    reference_mbps: _Positive = 100.0
+    unmeasured_share: _Coefficient = 0.5
+    floor: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.01
+
+
+class RetrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often, and after which pauses, a job is tried again.
+
+    Attributes:
+        max_attempts: Leases given out before a job becomes a dead letter.
+        backoff_ms: Pause before the second attempt; doubles with each further one.
+        backoff_cap_ms: Longest pause.
+        cloud_max_attempts: Cloud calls for one job, where the provider says when to come back.
+        cloud_wait_cap_ms: A provider that wants a longer pause than this is not asked again.
+    """
+
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+    backoff_ms: _SpanMs = 1_000
+    backoff_cap_ms: _SpanMs = 30_000
+    cloud_max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    cloud_wait_cap_ms: _SpanMs = 60_000
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine's settings.
+
+    Attributes:
+        lease_ms: A worker must be heard of about an attempt within this span: its start, its
+            progress or its tokens renew the lease.
+        default_deadline_ms: For jobs whose device names none.
+        queue_limit: Jobs waiting for a slot; beyond it submissions are refused as `busy`.
+        busy_retry_ms: What a refused device is told to wait, at least.
+        cloud_timeout_ms: Longest provider call.
+        cloud_grace_ms: A call that did not even report its time-out by then counts as failed.
+        worker_silence_ms: A worker not heard of for so long is treated as offline. Heartbeats
+            come every 5 s at QoS 0: three may be lost.
+        held_grace_ms: An assignment this young may have crossed the worker's report of what it
+            holds on the wire, so its absence there says nothing.
+        result_retell_ms: Pause before a result that the broker refused is told again; doubles.
+        result_tells_max: Refusals after which a result only waits in the store to be asked for.
+    """
+
+    lease_ms: _SpanMs = 30_000
+    default_deadline_ms: _SpanMs = 600_000
+    queue_limit: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    busy_retry_ms: _SpanMs = 2_000
+    cloud_timeout_ms: _SpanMs = 60_000
+    cloud_grace_ms: _SpanMs = 5_000
+    worker_silence_ms: _SpanMs = 20_000
+    held_grace_ms: _SpanMs = 2_000
+    result_retell_ms: _SpanMs = 5_000
+    result_tells_max: Annotated[int, msgspec.Meta(ge=1)] = 8
+    weight: WeightSettings = msgspec.field(default_factory=WeightSettings)
+    retry: RetrySettings = msgspec.field(default_factory=RetrySettings)
