@@ -1,0 +1,137 @@
+-- Every statement the job store runs. One statement a name.
+--
+-- `jobs` holds what changes at every step: columns for what people and indexes ask for, `state` for
+-- the rest (msgpack). `prompts` holds what the device said and `answers` what was said back: a step
+-- of a job never rewrites its texts.
+--
+-- The usual steps have statements of their own, which touch no column that they need not: an
+-- UPDATE pays for every index over a column it names, even if the value stays (measured: a third
+-- of the whole cost of a job).
+
+-- name: create_jobs
+CREATE TABLE jobs (
+    key TEXT PRIMARY KEY,
+    device TEXT NOT NULL,
+    id TEXT NOT NULL,
+    status TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    received_at_ms INTEGER NOT NULL,
+    finished_at_ms INTEGER,
+    attempt INTEGER NOT NULL,
+    worker TEXT,
+    dead INTEGER NOT NULL,
+    told INTEGER NOT NULL,
+    trouble INTEGER NOT NULL,
+    state BLOB NOT NULL
+) WITHOUT ROWID
+
+-- name: create_prompts
+CREATE TABLE prompts (
+    key TEXT PRIMARY KEY REFERENCES jobs (key) ON DELETE CASCADE,
+    submit BLOB NOT NULL
+) WITHOUT ROWID
+
+-- name: create_answers
+CREATE TABLE answers (
+    key TEXT PRIMARY KEY REFERENCES jobs (key) ON DELETE CASCADE,
+    kept BLOB,
+    result BLOB
+) WITHOUT ROWID
+
+-- name: index_device_id
+CREATE UNIQUE INDEX jobs_device_id ON jobs (device, id)
+
+-- Open jobs and the outbox: a job without a result was not told either.
+-- name: index_untold
+CREATE INDEX jobs_untold ON jobs (key) WHERE told = 0
+
+-- name: index_finished
+CREATE INDEX jobs_finished ON jobs (finished_at_ms) WHERE told = 1
+
+-- The rare outcomes, which people look for; the common ones are found by walking the keys.
+-- name: index_trouble
+CREATE INDEX jobs_trouble ON jobs (key) WHERE trouble = 1
+
+-- name: upsert_job
+INSERT INTO jobs (
+    key, device, id, status, priority, received_at_ms, finished_at_ms, attempt, worker, dead, told,
+    trouble, state
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET
+    status = excluded.status,
+    priority = excluded.priority,
+    received_at_ms = excluded.received_at_ms,
+    finished_at_ms = excluded.finished_at_ms,
+    attempt = excluded.attempt,
+    worker = excluded.worker,
+    dead = excluded.dead,
+    told = excluded.told,
+    trouble = excluded.trouble,
+    state = excluded.state
+
+-- name: step
+UPDATE jobs SET status = ?, attempt = ?, worker = ?, state = ? WHERE key = ?
+
+-- name: finish_ok
+UPDATE jobs SET status = ?, attempt = ?, worker = ?, state = ?, finished_at_ms = ? WHERE key = ?
+
+-- name: tell
+UPDATE jobs SET told = 1 WHERE key = ?
+
+-- name: insert_prompt
+INSERT INTO prompts (key, submit) VALUES (?, ?) ON CONFLICT (key) DO NOTHING
+
+-- name: upsert_answer
+INSERT INTO answers (key, kept, result) VALUES (?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET kept = excluded.kept, result = excluded.result
+
+-- name: forget_answer
+DELETE FROM answers WHERE key = ?
+
+-- name: find
+SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.attempt, j.worker,
+    j.dead, j.told, j.state, p.submit, a.kept, a.result
+FROM jobs j JOIN prompts p ON p.key = j.key LEFT JOIN answers a ON a.key = j.key
+WHERE j.device = ? AND j.id = ?
+
+-- name: get
+SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.attempt, j.worker,
+    j.dead, j.told, j.state, p.submit, a.kept, a.result
+FROM jobs j JOIN prompts p ON p.key = j.key LEFT JOIN answers a ON a.key = j.key
+WHERE j.key = ?
+
+-- name: load_open
+SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.attempt, j.worker,
+    j.dead, j.told, j.state, p.submit, a.kept, a.result
+FROM jobs j JOIN prompts p ON p.key = j.key LEFT JOIN answers a ON a.key = j.key
+WHERE j.told = 0 ORDER BY j.key
+
+-- The filters are appended, then the order: see `SqliteJobStore.select`.
+-- name: select
+SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.attempt, j.worker,
+    j.dead, j.told, j.state, p.submit, a.kept, a.result
+FROM jobs j JOIN prompts p ON p.key = j.key LEFT JOIN answers a ON a.key = j.key
+WHERE 1
+
+-- name: where_device
+AND j.device = ?
+
+-- name: where_dead
+AND j.dead = 1 AND j.trouble = 1
+
+-- name: where_untold
+AND j.told = 0
+
+-- name: where_status
+AND j.status = ?
+
+-- name: where_trouble
+AND j.trouble = 1
+
+-- name: newest
+ORDER BY j.key DESC LIMIT ?
+
+-- name: prune
+DELETE FROM jobs WHERE key IN (
+    SELECT key FROM jobs WHERE told = 1 AND finished_at_ms < ? ORDER BY finished_at_ms LIMIT ?
+)

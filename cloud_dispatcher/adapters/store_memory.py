@@ -1,0 +1,79 @@
+"""Jobs in memory: for tests and trials. It passes the same contract suite as the real store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
+from fleet_protocol.messages import DeviceId, JobId, JobKey
+
+
+class MemoryJobStore:
+    """A JobStore whose jobs live as long as the object, over any number of openings.
+
+    Attributes:
+        failures: That many of the next commits fail as a full disk would.
+        commits: Number of commits that succeeded.
+    """
+
+    def __init__(self, *, failures: int = 0) -> None:
+        self.failures = failures
+        self.commits = 0
+        self._jobs: dict[JobKey, Job] = {}
+        self._keys: dict[tuple[str, str], JobKey] = {}
+
+    async def __aenter__(self) -> Self:
+        """Open."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close; the jobs stay."""
+
+    async def commit(self, jobs: Sequence[Job]) -> None:
+        """Save all or, while `failures` are left, nothing."""
+        if self.failures > 0:
+            self.failures -= 1
+            raise StoreUnavailableError("the disk is full (simulated)", hint="free some space")
+        for job in jobs:
+            self._jobs[job.key] = job
+            self._keys[job.device, job.id] = job.key
+        self.commits += 1
+
+    async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
+        """Return those that exist."""
+        return {pair: self._jobs[self._keys[pair]] for pair in ids if pair in self._keys}
+
+    async def get(self, key: JobKey) -> Job | None:
+        """Return a job by its key."""
+        return self._jobs.get(key)
+
+    async def load_open(self) -> list[Job]:
+        """Return open jobs and the outbox, oldest first."""
+        return [self._jobs[key] for key in sorted(self._jobs) if not self._jobs[key].told]
+
+    async def select(self, query: JobQuery) -> list[Job]:
+        """List jobs, newest first."""
+        newest = (self._jobs[key] for key in sorted(self._jobs, reverse=True))
+        chosen = [
+            job
+            for job in newest
+            if (query.status is None or job.status is query.status)
+            and (query.device is None or job.device == query.device)
+            and (job.dead or not query.dead)
+        ]
+        return chosen[: query.limit]
+
+    async def prune(self, *, finished_before_ms: int, limit: int) -> int:
+        """Forget the oldest finished, told jobs."""
+        old = sorted(
+            (job.finished_at_ms, job.key)
+            for job in self._jobs.values()
+            if job.told and job.finished_at_ms is not None
+            if job.finished_at_ms < finished_before_ms
+        )[:limit]
+        for _finished_at_ms, key in old:
+            job = self._jobs.pop(key)
+            del self._keys[job.device, job.id]
+        return len(old)

@@ -1,0 +1,339 @@
+"""Jobs in one SQLite file (WAL): what the dispatcher answers for survives kill -9.
+
+All SQL is in `queries/jobs.sql`. One connection, used by one named thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.resources import files
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeVar
+
+import msgspec
+from msgspec.structs import FieldInfo, fields
+from sqlite_utils import Database, Migrations
+
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
+from fleet_protocol.errors import ConfigError, FleetError
+from fleet_protocol.messages import (
+    DeviceId,
+    JobId,
+    JobKey,
+    JobResult,
+    JobStatus,
+    JobSubmit,
+    LocalAnswer,
+    WorkerId,
+)
+
+Synchronous = Literal["full", "normal"]
+"""`full`: every commit is on the disk. `normal`: a power cut may take the last few commits, a
+crash of the program takes none."""
+
+_R = TypeVar("_R")
+_BUSY_TIMEOUT_S: Final = 5.0
+_MIGRATION_SET: Final = "cloud_dispatcher.jobs"
+_STEPS: Final = frozenset({"001_jobs"})
+_WRITE_ORDER: Final = (
+    "upsert_job", "step", "finish_ok", "tell", "insert_prompt", "forget_answer", "upsert_answer",
+)  # fmt: skip
+_RARE: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
+_HINTS: Final = {
+    sqlite3.SQLITE_FULL: "free some disk space; it goes on by itself",
+    sqlite3.SQLITE_BUSY: "another program holds the file: end it; it goes on by itself",
+    sqlite3.SQLITE_LOCKED: "another program holds the file: end it; it goes on by itself",
+    sqlite3.SQLITE_READONLY: "give the dispatcher's user write access to the file and its folder",
+    sqlite3.SQLITE_PERM: "give the dispatcher's user write access to the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "check that the folder exists and may be written",
+    sqlite3.SQLITE_IOERR: "check the disk and its mount",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: stop, recover it with `sqlite3 FILE .recover`",
+}
+
+_OWN_COLUMNS: Final = frozenset({
+    "key", "device", "id", "submit", "status", "received_at_ms", "finished_at_ms", "attempt",
+    "worker", "dead", "told", "kept", "result",
+})  # fmt: skip
+
+
+def _default_of(field: FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return msgspec.field(default_factory=field.default_factory)
+    return field.default
+
+
+_STATE_FIELDS: Final = tuple(f for f in fields(Job) if f.name not in _OWN_COLUMNS)
+_State: Final = msgspec.defstruct(
+    "_State",
+    [(f.name, f.type, _default_of(f)) for f in _STATE_FIELDS],
+    omit_defaults=True,
+)
+"""The rest of a `Job`, so that a new field with a default needs no new schema."""
+
+_state_of: Final = attrgetter(*(f.name for f in _STATE_FIELDS))
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_state: Final = msgspec.msgpack.Decoder(_State).decode
+_decode_submit: Final = msgspec.msgpack.Decoder(JobSubmit).decode
+_decode_kept: Final = msgspec.msgpack.Decoder(LocalAnswer).decode
+_decode_result: Final = msgspec.msgpack.Decoder(JobResult).decode
+
+
+@cache
+def _statements() -> Mapping[str, str]:
+    """Read `queries/jobs.sql`: name -> statement."""
+    text = (files("cloud_dispatcher.adapters") / "queries" / "jobs.sql").read_text("utf-8")
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("-- name: "):
+            lines = found.setdefault(line.removeprefix("-- name: ").strip(), [])
+        elif not line.startswith("--"):
+            lines.append(line)
+    return {name: "\n".join(body).strip() for name, body in found.items()}
+
+
+def _migrations() -> Migrations:
+    """The schema's history. A released step never changes: a new one is added below it."""
+    steps = Migrations(_MIGRATION_SET)
+
+    @steps(name="001_jobs")
+    def _jobs(db: Database) -> None:
+        for name, statement in _statements().items():
+            if name.startswith(("create_", "index_")):
+                db.execute(statement)
+
+    return steps
+
+
+class SqliteJobStore:
+    """A JobStore in one file. Its folder is made if it is missing; only we may read the file."""
+
+    def __init__(self, path: Path, *, synchronous: Synchronous = "full") -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="job-store")
+        self._open_conn: sqlite3.Connection | None = None
+        self._saved: dict[JobKey, Job] = {}
+        """What the file holds of jobs that are not told yet: so only what changed is written."""
+
+    def __repr__(self) -> str:
+        return f"SqliteJobStore({str(self.path)!r}, synchronous={self._synchronous!r})"
+
+    async def __aenter__(self) -> Self:
+        """Open and migrate.
+
+        Raises:
+            StoreUnavailableError: It cannot be opened now.
+            ConfigError: The file is no database, or a newer release wrote it.
+        """
+        try:
+            await self._run(self._open)
+        except FleetError:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
+        self._executor.shutdown(wait=False)
+
+    async def commit(self, jobs: Sequence[Job]) -> None:
+        """Save these values in one transaction, or none."""
+        await self._run(lambda: self._commit(jobs))
+
+    async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
+        """Return those of the devices' jobs that exist, open or finished."""
+        return await self._run(lambda: self._find(tuple(ids)))
+
+    async def get(self, key: JobKey) -> Job | None:
+        """Return a job by its key."""
+        rows = await self._run(lambda: self._rows("get", (key,)))
+        return _job(rows[0]) if rows else None
+
+    async def load_open(self) -> list[Job]:
+        """Return open jobs and the outbox, oldest first."""
+        jobs = [_job(row) for row in await self._run(lambda: self._rows("load_open", ()))]
+        self._saved = {job.key: job for job in jobs}
+        return jobs
+
+    async def select(self, query: JobQuery) -> list[Job]:
+        """List jobs, newest first."""
+        return await self._run(lambda: self._select(query))
+
+    async def prune(self, *, finished_before_ms: int, limit: int) -> int:
+        """Forget finished, told jobs older than this, at most `limit`; return how many."""
+        return await self._run(lambda: self._prune(finished_before_ms, limit))
+
+    # ------------------------------------------------------------ in the store's own thread
+
+    async def _run(self, work: Callable[[], _R]) -> _R:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except (sqlite3.Error, OSError) as error:
+            raise self._mapped(error) from error
+
+    def _mapped(self, error: sqlite3.Error | OSError) -> FleetError:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code == sqlite3.SQLITE_NOTADB:
+            return ConfigError(
+                f"{self.path} is not a job store: {error}",
+                hint="name another file, or move this one away",
+            )
+        hint = _HINTS.get(code, "check the disk, the folder and its rights")
+        return StoreUnavailableError(f"the job store {self.path} failed: {error}", hint=hint)
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._open_conn = conn = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)
+        conn.execute("PRAGMA journal_mode = wal")
+        conn.execute(f"PRAGMA synchronous = {self._synchronous}")
+        conn.execute("PRAGMA foreign_keys = on")
+        db = Database(conn, execute_plugins=False)
+        steps = _migrations()
+        newer = {step.name for step in steps.applied(db)} - _STEPS
+        if newer:
+            raise ConfigError(
+                f"{self.path} was written by a newer release ({', '.join(sorted(newer))})",
+                hint="install that release again, or name another file",
+            )
+        steps.apply(db)
+
+    def _close(self) -> None:
+        if self._open_conn is not None:
+            self._open_conn.close()
+            self._open_conn = None
+
+    @property
+    def _conn(self) -> sqlite3.Connection:
+        if self._open_conn is None:
+            raise sqlite3.ProgrammingError("the store is not open")
+        return self._open_conn
+
+    def _commit(self, jobs: Sequence[Job]) -> None:
+        sql, saved, conn = _statements(), self._saved, self._conn
+        writes: dict[str, list[tuple[object, ...]]] = {}
+        for job in jobs:
+            for name, values in _writes(saved.get(job.key), job):
+                writes.setdefault(name, []).append(values)
+        conn.execute("BEGIN IMMEDIATE")
+        try:
+            for name in _WRITE_ORDER:
+                if name in writes:
+                    conn.executemany(sql[name], writes[name])
+            conn.execute("COMMIT")
+        except BaseException:
+            if conn.in_transaction:
+                conn.execute("ROLLBACK")
+            raise
+        for job in jobs:
+            if job.told:
+                saved.pop(job.key, None)
+            else:
+                saved[job.key] = job
+
+    def _rows(self, name: str, values: Sequence[object]) -> list[Any]:
+        return self._conn.execute(_statements()[name], values).fetchall()
+
+    def _find(self, ids: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], Job]:
+        return {pair: _job(row) for pair in ids for row in self._rows("find", pair)}
+
+    def _select(self, query: JobQuery) -> list[Job]:
+        parts, values = ["select"], list[object]()
+        if query.device is not None:
+            parts.append("where_device")
+            values.append(query.device)
+        if query.dead:
+            parts.append("where_dead")
+        if query.status is not None:
+            parts.append("where_status")
+            values.append(query.status.value)
+            if query.status in _RARE:
+                parts.append("where_trouble")
+            elif not query.status.is_final:
+                parts.append("where_untold")
+        sql = "\n".join(_statements()[part] for part in [*parts, "newest"])
+        return [_job(row) for row in self._conn.execute(sql, (*values, query.limit))]
+
+    def _prune(self, finished_before_ms: int, limit: int) -> int:
+        with self._conn:
+            done = self._conn.execute(_statements()["prune"], (finished_before_ms, limit))
+        return done.rowcount
+
+
+def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ...]]]:
+    """Name the statements, with their values, that bring the file from `saved` to `job`."""
+    if saved is None:
+        yield "upsert_job", _columns(job)
+        yield "insert_prompt", (job.key, _encode(job.submit))
+        if job.kept is None and job.result is None:
+            # A finished job that starts over must not keep its old answer.
+            yield "forget_answer", (job.key,)
+    elif job.told and job.result is saved.result and job.dead == saved.dead:
+        yield "tell", (job.key,)
+    elif not saved.status.is_final and not job.status.is_final:
+        yield "step", (*_changing(job), job.key)
+    elif not saved.status.is_final and job.status is JobStatus.OK and not job.told:
+        yield "finish_ok", (*_changing(job), job.finished_at_ms, job.key)
+    else:
+        yield "upsert_job", _columns(job)
+    before = (None, None) if saved is None else (saved.kept, saved.result)
+    if before[0] is not job.kept or before[1] is not job.result:
+        kept = None if job.kept is None else _encode(job.kept)
+        result = None if job.result is None else _encode(job.result)
+        yield "upsert_answer", (job.key, kept, result)
+
+
+def _changing(job: Job) -> tuple[object, ...]:
+    return job.status.value, job.attempt, job.worker, _encode(_State(*_state_of(job)))
+
+
+def _columns(job: Job) -> tuple[object, ...]:
+    """The row of `jobs`, in the order of `upsert_job`."""
+    return (
+        job.key,
+        job.device,
+        job.id,
+        job.status.value,
+        job.submit.priority,
+        job.received_at_ms,
+        job.finished_at_ms,
+        job.attempt,
+        job.worker,
+        job.dead,
+        job.told,
+        job.status in _RARE,
+        _encode(_State(*_state_of(job))),
+    )
+
+
+def _job(row: Sequence[Any]) -> Job:
+    """Read a row of `find`, `get`, `load_open` or `select`."""
+    (
+        key, device, job_id, status, received_at_ms, finished_at_ms, attempt, worker, dead, told,
+        state, submit, kept, result,
+    ) = row  # fmt: skip
+    return Job(
+        key=JobKey(key),
+        device=DeviceId(device),
+        id=JobId(job_id),
+        submit=_decode_submit(submit),
+        status=JobStatus(status),
+        received_at_ms=received_at_ms,
+        finished_at_ms=finished_at_ms,
+        attempt=attempt,
+        worker=None if worker is None else WorkerId(worker),
+        dead=bool(dead),
+        told=bool(told),
+        kept=None if kept is None else _decode_kept(kept),
+        result=None if result is None else _decode_result(result),
+        **msgspec.structs.asdict(_decode_state(state)),
+    )

@@ -1,0 +1,49 @@
+"""How commands end: named exit codes, and errors that say what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Final
+
+import click
+
+from fleet_protocol.errors import ConfigError, FleetError
+
+
+class Exit(IntEnum):
+    """What the shell sees; the same numbers in every program of the project."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CANNOT_CONNECT = 3
+    TIMEOUT = 4
+    DENIED = 5
+
+
+_BY_CODE: Final = {
+    "broker_unreachable": Exit.CANNOT_CONNECT,
+    "not_authorized": Exit.DENIED,
+    "timeout": Exit.TIMEOUT,
+}
+
+
+def exit_of(error: FleetError) -> Exit:
+    """Return how a command ends that met this error."""
+    if isinstance(error, ConfigError):
+        return Exit.USAGE
+    return _BY_CODE.get(error.code, Exit.FAILED)
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """Turn an error into a line for people on standard error, and its exit code."""
+    try:
+        yield
+    except FleetError as error:
+        click.echo(f"error [{error.code}]: {error}", err=True)
+        if error.hint:
+            click.echo(f"next: {error.hint}", err=True)
+        raise SystemExit(exit_of(error)) from error

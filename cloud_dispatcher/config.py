@@ -1,0 +1,137 @@
+"""The dispatcher's settings: TOML, then the environment, checked once, passed as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from cloud_dispatcher.adapters.providers import ProviderSettings
+from cloud_dispatcher.adapters.store_sqlite import Synchronous
+from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.service import ServiceSettings
+from fleet_protocol.errors import ConfigError
+from fleet_protocol.messages import ID_PATTERN
+from fleet_protocol.settings import BrokerSettings, parse_settings
+
+ENVIRONMENT_PREFIX = "EDGEFLEET_DISPATCHER"
+
+
+class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where jobs are kept.
+
+    Attributes:
+        path: The SQLite file; its folder is made if it is missing.
+        synchronous: `full`: what was acknowledged survives a power cut. `normal`: it survives a
+            crash of the dispatcher; a power cut may take the last moments.
+    """
+
+    path: Annotated[str, msgspec.Meta(min_length=1)] = "dispatcher.db"
+    synchronous: Synchronous = "full"
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The log, on standard error.
+
+    Attributes:
+        level: Least severe level that is written.
+        json: None: JSON unless standard error is a terminal.
+    """
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    json: bool | None = None
+
+
+class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an operator can set; `example.toml` shows each with its default.
+
+    Attributes:
+        client_id: Identity on the broker; one dispatcher at a time may use it.
+        session_expiry_s: How long the broker keeps what arrives while the dispatcher is away.
+        broker: Where the broker is.
+        store: Where jobs are kept.
+        service: Housekeeping.
+        engine: Leases, retries, weights.
+        provider: The cloud provider; without a key there is none.
+        log: The log.
+    """
+
+    client_id: Annotated[str, msgspec.Meta(pattern=ID_PATTERN)] = "dispatcher"
+    session_expiry_s: Annotated[int, msgspec.Meta(ge=0)] = 86_400
+    broker: BrokerSettings = msgspec.field(default_factory=BrokerSettings)
+    store: StoreSettings = msgspec.field(default_factory=StoreSettings)
+    service: ServiceSettings = msgspec.field(default_factory=ServiceSettings)
+    engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
+    provider: ProviderSettings = msgspec.field(default_factory=ProviderSettings)
+    log: LogSettings = msgspec.field(default_factory=LogSettings)
+
+
+def load_settings(
+    path: Path | None,
+    environ: Mapping[str, str],
+    *,
+    broker_url: str | None = None,
+    data: Path | None = None,
+) -> DispatcherSettings:
+    """Read the settings; what the command line says goes on top.
+
+    Args:
+        path: TOML file; None: only the environment and the defaults.
+        environ: `EDGEFLEET_DISPATCHER_BROKER__URL=…` sets `url` in table `broker`.
+        broker_url: Replaces `broker.url`.
+        data: Folder for `dispatcher.db`; replaces the folder of `store.path`.
+
+    Raises:
+        ConfigError: Naming the setting and what is wrong with it.
+    """
+    extra = {name: text for name, text in environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
+    if broker_url is not None:
+        extra[f"{ENVIRONMENT_PREFIX}_BROKER__URL"] = broker_url
+    settings = parse_settings(
+        DispatcherSettings,
+        toml=_read(path),
+        environ=extra,
+        prefix=ENVIRONMENT_PREFIX,
+        origin="settings" if path is None else str(path),
+    )
+    if data is None:
+        return settings
+    store = msgspec.structs.replace(settings.store, path=str(data / Path(settings.store.path).name))
+    return msgspec.structs.replace(settings, store=store)
+
+
+def broker_password(broker: BrokerSettings) -> str | None:
+    """Return the password, from its file if there is one.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    if broker.password_file is None:
+        return broker.secret
+    try:
+        lines = Path(broker.password_file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"broker.password_file {broker.password_file} cannot be read: {error}",
+            hint="correct the path, or the rights of the file",
+        ) from error
+    if not lines or not lines[0].strip():
+        raise ConfigError(
+            f"broker.password_file {broker.password_file} is empty",
+            hint="put the password on its first line",
+        )
+    return lines[0].strip()
+
+
+def _read(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the settings file {path} cannot be read: {error}",
+            hint="name another file with --config",
+        ) from error

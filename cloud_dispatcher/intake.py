@@ -1,0 +1,245 @@
+"""From what the bus delivers to what the engine understands.
+
+Nothing that arrives can stop the dispatcher: what cannot be read is counted, logged without its
+content and dropped; a device that submitted it is told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import structlog
+
+from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.job import ReplyTo
+from cloud_dispatcher.keys import KeyMint
+from fleet_protocol import codec, topics
+from fleet_protocol import messages as m
+from fleet_protocol.bus import Delivery
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.topics import Address, Topics
+
+_log = structlog.get_logger(__name__)
+
+_NO_REPLY: Final = ReplyTo()
+_PLAIN: Final = ReplyTo(plain=True)
+_SUBMIT_OF_ANY_ID: Final = re.compile(r"dev/([A-Za-z0-9_-]{1,36})/jobs/([^/]{1,200})/submit")
+
+
+class EchoAsked(msgspec.Struct, frozen=True):
+    """A worker measures its link: the same bytes go back, past the engine and the store."""
+
+    worker: m.WorkerId
+    payload: bytes
+
+
+class JobsListed(msgspec.Struct, frozen=True):
+    """An operator asked for stored jobs: answered from the store, past the engine."""
+
+    admin: str
+    request: m.AdminRequest
+
+
+class RequestMalformed(msgspec.Struct, frozen=True):
+    """An operator's request could not be read, but its name could: it is told why."""
+
+    admin: str
+    req: str
+    code: str
+    message: str
+
+
+Intaken: TypeAlias = e.AnyEvent | EchoAsked | JobsListed | RequestMalformed
+
+
+class _Named(msgspec.Struct):
+    req: m.Id
+
+
+def _cancelled(at: Address, _cancel: m.JobCancel) -> e.AnyEvent:
+    return e.JobCancelled(device=m.DeviceId(at.owner), id=m.JobId(at.job))
+
+
+def _presence(at: Address, presence: m.Presence | None) -> e.AnyEvent:
+    return e.PresenceChanged(worker=m.WorkerId(at.owner), presence=presence)
+
+
+def _info(at: Address, info: m.WorkerInfo | None) -> e.AnyEvent:
+    return e.InfoReceived(worker=m.WorkerId(at.owner), info=info)
+
+
+def _state(at: Address, state: m.WorkerState) -> e.AnyEvent:
+    return e.StateReceived(worker=m.WorkerId(at.owner), state=state)
+
+
+def _held(at: Address, held: m.HeldJobs) -> e.AnyEvent:
+    return e.HeldReceived(worker=m.WorkerId(at.owner), held=held)
+
+
+def _started(at: Address, started: m.JobStarted) -> e.AnyEvent:
+    worker, job = m.WorkerId(at.owner), m.JobKey(at.job)
+    return e.StartReceived(worker=worker, job=job, attempt=started.attempt)
+
+
+def _progress(at: Address, progress: m.JobProgress) -> e.AnyEvent:
+    worker, job = m.WorkerId(at.owner), m.JobKey(at.job)
+    return e.ProgressReceived(worker=worker, job=job, attempt=progress.attempt)
+
+
+def _tokens(at: Address, chunk: m.WorkerTokenChunk) -> e.AnyEvent:
+    return e.TokensReceived(worker=m.WorkerId(at.owner), job=m.JobKey(at.job), chunk=chunk)
+
+
+def _done(at: Address, done: m.JobDone) -> e.AnyEvent:
+    return e.DoneReceived(worker=m.WorkerId(at.owner), job=m.JobKey(at.job), done=done)
+
+
+def _failed(at: Address, failure: m.JobFailed) -> e.AnyEvent:
+    return e.FailureReceived(worker=m.WorkerId(at.owner), job=m.JobKey(at.job), failure=failure)
+
+
+def _escalated(at: Address, escalation: m.Escalation) -> e.AnyEvent:
+    worker, job = m.WorkerId(at.owner), m.JobKey(at.job)
+    return e.EscalationReceived(worker=worker, job=job, escalation=escalation)
+
+
+_READERS: Final[Mapping[str, Callable[[Address, Any], e.AnyEvent]]] = {
+    topics.CANCEL.name: _cancelled,
+    topics.PRESENCE.name: _presence,
+    topics.INFO.name: _info,
+    topics.STATE.name: _state,
+    topics.HELD.name: _held,
+    topics.STARTED.name: _started,
+    topics.WORKER_TOKENS.name: _tokens,
+    topics.DONE.name: _done,
+    topics.FAILED.name: _failed,
+    topics.ESCALATE.name: _escalated,
+    topics.PROGRESS.name: _progress,
+}
+"""What a message means, by channel; `codec.decode` made its type what the channel says."""
+
+
+class Intake:
+    """Reads deliveries.
+
+    Attributes:
+        dropped: Count of what could not be used, by code.
+    """
+
+    def __init__(self, names: Topics, mint: KeyMint) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._topics = names
+        self._mint = mint
+
+    def read(self, delivery: Delivery, now_ms: int) -> Intaken | None:
+        """Return what a delivery means; None if it means nothing and was dropped."""
+        try:
+            address = self._topics.parse(delivery.topic)
+        except ProtocolError as error:
+            return self._bad_topic(delivery, error)
+        channel = address.channel
+        if delivery.retain and not channel.retain:
+            # An old copy, kept by the broker because its sender set a flag it should not have.
+            self._drop(delivery, "retained")
+            return None
+        if channel is topics.SUBMIT or channel is topics.ASK:
+            return self._submission(address, delivery, now_ms)
+        if channel is topics.PROBE:
+            return self._probe(address, delivery)
+        if channel is topics.ADMIN_REQUEST:
+            return self._request(address, delivery)
+        return self._message(address, delivery)
+
+    def _message(self, address: Address, delivery: Delivery) -> Intaken | None:
+        read = _READERS.get(address.channel.name)
+        if read is None:
+            self._drop(delivery, "not_for_us")
+            return None
+        if not delivery.payload and address.channel.empty_clears:
+            return read(address, None)
+        try:
+            return read(address, codec.decode(address.channel, delivery.payload))
+        except ProtocolError as error:
+            self._drop(delivery, error.code)
+            return None
+
+    def _submission(self, address: Address, delivery: Delivery, now_ms: int) -> e.AnyEvent:
+        key, device = m.JobKey(self._mint.mint(now_ms)), m.DeviceId(address.owner)
+        plain = address.channel is topics.ASK
+        job_id = m.JobId(key if plain else address.job)
+        reply = _PLAIN if plain else _NO_REPLY
+        try:
+            if delivery.response_topic is not None:
+                reply = self._reply_to(device, delivery, plain=plain)
+            submit = codec.decode(address.channel, delivery.payload)
+        except ProtocolError as error:
+            self._drop(delivery, error.code)
+            return e.SubmissionMalformed(
+                device=device, id=job_id, reply=reply, code=error.code, message=_told(error)
+            )
+        assert isinstance(submit, m.JobSubmit)  # noqa: S101 - the catalogue says so
+        return e.JobSubmitted(key=key, device=device, id=job_id, submit=submit, reply=reply)
+
+    def _reply_to(self, device: str, delivery: Delivery, *, plain: bool) -> ReplyTo:
+        topic = delivery.response_topic or ""
+        if not self._topics.accepts_reply(device, topic):
+            # We may publish where this device may not: without this rule it could make us.
+            _log.warning("security.response_topic_refused", device=device, topic=topic[:200])
+            raise ProtocolError(
+                "the response topic lies outside the device's own answer topics",
+                code="response_topic_refused",
+                hint=f"use a topic below {self._topics.root}/dev/{device}/",
+            )
+        return ReplyTo(plain=plain, topic=topic, correlation_data=delivery.correlation_data)
+
+    def _probe(self, address: Address, delivery: Delivery) -> EchoAsked | None:
+        if len(delivery.payload) > topics.PROBE.max_bytes:
+            self._drop(delivery, "too_large")
+            return None
+        return EchoAsked(m.WorkerId(address.owner), delivery.payload)
+
+    def _request(self, address: Address, delivery: Delivery) -> Intaken | None:
+        try:
+            request = codec.decode(topics.ADMIN_REQUEST, delivery.payload)
+        except ProtocolError as error:
+            self._drop(delivery, error.code)
+            try:
+                named = msgspec.json.decode(delivery.payload, type=_Named)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return None
+            return RequestMalformed(address.owner, named.req, error.code, _told(error))
+        assert isinstance(request, m.AdminRequest)  # noqa: S101 - the catalogue says so
+        if request.op is m.AdminOp.JOBS_LIST:
+            return JobsListed(address.owner, request)
+        return e.AdminAsked(admin=address.owner, request=request)
+
+    def _bad_topic(self, delivery: Delivery, error: ProtocolError) -> Intaken | None:
+        """Tell a device whose own job id is unusable; its subtree is its own to be told in."""
+        self._drop(delivery, error.code)
+        found = _SUBMIT_OF_ANY_ID.fullmatch(delivery.topic.removeprefix(f"{self._topics.root}/"))
+        if error.code != "invalid_id" or found is None:
+            return None
+        return e.SubmissionMalformed(
+            device=m.DeviceId(found[1]),
+            id=m.JobId(found[2]),
+            reply=_NO_REPLY,
+            code=error.code,
+            message=_told(error),
+        )
+
+    def _drop(self, delivery: Delivery, code: str) -> None:
+        self.dropped[code] += 1
+        _log.warning(
+            "delivery.refused",
+            code=code,
+            topic=delivery.topic[:200],
+            payload_bytes=len(delivery.payload),
+        )
+
+
+def _told(error: ProtocolError) -> str:
+    return (f"{error}; {error.hint}" if error.hint else str(error))[:1_000]

@@ -1,0 +1,31 @@
+"""Names the dispatcher mints: ULIDs, unique in the fleet and sortable by time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
+_RANDOM_BITS: Final = 80
+
+
+class KeyMint:
+    """Mints ULIDs that only ever grow, within a millisecond and when the clock steps back."""
+
+    def __init__(self, random_bits: Callable[[int], int]) -> None:
+        """Take a source of that many random bits, e.g. `secrets.randbits`."""
+        self._random_bits = random_bits
+        self._at_ms = -1
+        self._last = 0
+
+    def mint(self, now_ms: int) -> str:
+        """Return a ULID: 48 bits of time, 80 of chance, as 26 characters of Crockford base32."""
+        if now_ms > self._at_ms:
+            self._at_ms = now_ms
+            # The top random bit stays free: a millisecond's keys count up and never overflow.
+            self._last = now_ms << _RANDOM_BITS | self._random_bits(_RANDOM_BITS - 1)
+        else:
+            self._last += 1
+        value = self._last
+        return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])

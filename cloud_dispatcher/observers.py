@@ -1,0 +1,140 @@
+"""Who watches the decisions: the canonical log line of each job, and the fleet's figures.
+
+Everything here is derived from (event, commands) alone, so a further observer sees all there is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import structlog
+
+from cloud_dispatcher.core.commands import AnyCommand, SaveJob
+from cloud_dispatcher.core.engine import EngineSummary
+from cloud_dispatcher.core.events import (
+    AdminAsked,
+    AnyEvent,
+    EscalationReceived,
+    JobSubmitted,
+    ResultConfirmed,
+    ResultRefused,
+)
+from cloud_dispatcher.core.job import Job
+from fleet_protocol import messages as m
+
+_log = structlog.get_logger(__name__)
+
+_FIRST_CALLS: Final = frozenset({JobSubmitted, EscalationReceived, AdminAsked})
+"""Events that send a job to the cloud lane; later calls for it are repetitions."""
+_LATENCIES_MAX: Final = 4_096
+_LATENCY_WINDOW_MS: Final = 60_000
+_RATE_WINDOW_S: Final = 10
+
+
+def just_finished(
+    event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int
+) -> Iterator[tuple[Job, m.JobResult]]:
+    """Return the jobs that got their one result by this decision."""
+    if type(event) is ResultConfirmed or type(event) is ResultRefused:
+        return
+    for command in commands:
+        if type(command) is SaveJob:
+            job = command.job
+            if job.result is not None and job.finished_at_ms == now_ms and not job.told:
+                yield job, job.result
+
+
+class JobLog:
+    """Writes `job.finished`: one line a job that says everything but its texts."""
+
+    def observe(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
+        """Log the jobs that just finished."""
+        for job, result in just_finished(event, commands, now_ms):
+            _log.info(
+                "job.finished",
+                job=job.key,
+                device=job.device,
+                id=job.id,
+                status=result.status.value,
+                answered_by=result.answered_by and result.answered_by.value,
+                reason=result.reason and result.reason.value,
+                code=result.code,
+                degraded=result.degraded,
+                worker=result.worker,
+                model=result.model,
+                attempt=job.attempt,
+                prompt_chars=job.submit.prompt_chars,
+                answer_chars=len(result.text),
+                confidence=result.confidence,
+                queued_ms=result.timing_ms.queued,
+                first_token_ms=result.timing_ms.first_token,
+                total_ms=result.timing_ms.total,
+                cost_usd=result.cost_usd,
+            )
+
+
+class FleetFigures:
+    """Counts what the overview shows. Counters run from the start of the dispatcher."""
+
+    def __init__(self) -> None:
+        self._finished: Counter[str] = Counter()
+        self._answered_by: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._cost_usd = 0.0
+        self._latencies: deque[tuple[int, int]] = deque(maxlen=_LATENCIES_MAX)
+        self._per_s: deque[list[int]] = deque(maxlen=_RATE_WINDOW_S + 1)
+
+    def observe(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
+        """Count one decision."""
+        if type(event) in _FIRST_CALLS:
+            for command in commands:
+                if type(command) is SaveJob and command.job.status is m.JobStatus.ESCALATED:
+                    self._reasons[command.job.reason or "unknown"] += 1
+        for job, result in just_finished(event, commands, now_ms):
+            self._finish(job, result, now_ms)
+
+    def summary(self, now_ms: int, now: EngineSummary) -> m.FleetSummary:
+        """Return the overview."""
+        return m.FleetSummary(
+            at_ms=now_ms,
+            queued=now.queued,
+            inflight=now.inflight,
+            escalated=now.escalated,
+            workers=now.workers,
+            finished=dict(self._finished),
+            answered_by=dict(self._answered_by),
+            reasons=dict(self._reasons),
+            jobs_per_s=self._rate(now_ms),
+            latency_ms=self._quantiles(now_ms),
+            cost_usd=self._cost_usd,
+        )
+
+    def _finish(self, job: Job, result: m.JobResult, now_ms: int) -> None:
+        self._finished[result.status.value] += 1
+        if result.status is m.JobStatus.OK and result.answered_by is not None:
+            self._answered_by[result.answered_by.value] += 1
+        self._cost_usd += result.cost_usd
+        self._latencies.append((now_ms, now_ms - job.received_at_ms))
+        second = now_ms // 1_000
+        if self._per_s and self._per_s[-1][0] == second:
+            self._per_s[-1][1] += 1
+        else:
+            self._per_s.append([second, 1])
+
+    def _rate(self, now_ms: int) -> float:
+        """Over whole seconds: the one that is not over yet would bend the figure."""
+        second = now_ms // 1_000
+        recent = (n for at_s, n in self._per_s if second - _RATE_WINDOW_S <= at_s < second)
+        return sum(recent) / _RATE_WINDOW_S
+
+    def _quantiles(self, now_ms: int) -> m.Quantiles:
+        """Of the newest finished jobs of the last minute."""
+        since_ms = now_ms - _LATENCY_WINDOW_MS
+        spans = sorted(span for at_ms, span in self._latencies if at_ms >= since_ms)
+        if not spans:
+            return m.Quantiles()
+        last = len(spans) - 1
+        p50, p95, p99 = (float(spans[round(share * last)]) for share in (0.5, 0.95, 0.99))
+        return m.Quantiles(p50=p50, p95=p95, p99=p99)

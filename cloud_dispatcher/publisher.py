@@ -1,0 +1,101 @@
+"""From what was decided to what the bus publishes. Called only after the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import structlog
+
+from cloud_dispatcher.core.commands import AnyCommand, Reply, Send
+from fleet_protocol import codec, topics
+from fleet_protocol import messages as m
+from fleet_protocol.bus import MessageBus, Publication
+from fleet_protocol.errors import BusFullError
+from fleet_protocol.topics import Channel, Topics
+
+_log = structlog.get_logger(__name__)
+
+_SETTLED_MAX: Final = 1_000
+"""Attempts in one `Settled`: well below its size limit."""
+
+
+class Publisher:
+    """Speaks for the dispatcher.
+
+    Attributes:
+        untaken: Publications that the full bus did not take, since the start.
+    """
+
+    def __init__(self, bus: MessageBus, names: Topics) -> None:
+        self.untaken = 0
+        self._bus = bus
+        self._topics = names
+
+    def tell(self, commands: Iterable[AnyCommand]) -> list[m.JobKey]:
+        """Publish every `Send` and `Reply`; what is settled goes to each worker in one message.
+
+        Returns:
+            Jobs whose result the full bus did not take: they are still to be told. Of the rest
+            nothing is lost either: a device submits again, a lease runs out, a worker reports
+            what it holds.
+        """
+        refused: list[m.JobKey] = []
+        settled: dict[tuple[str, ...], list[m.AttemptRef]] = {}
+        for command in commands:
+            if type(command) is Send:
+                if command.channel is topics.SETTLED and type(command.message) is m.Settled:
+                    settled.setdefault(command.ids, []).extend(command.message.jobs)
+                elif not self._publish(self._publication(command)) and command.confirms:
+                    refused.append(command.confirms)
+            elif type(command) is Reply:
+                self._publish(_reply(command))
+        for ids, attempts in settled.items():
+            for start in range(0, len(attempts), _SETTLED_MAX):
+                part = m.Settled(jobs=tuple(attempts[start : start + _SETTLED_MAX]))
+                self.send(topics.SETTLED, part, *ids)
+        return refused
+
+    def send(self, channel: Channel, message: m.Message, *ids: str) -> bool:
+        """Publish one message; return whether the bus took it."""
+        return self._publish(self._publication(Send(channel=channel, ids=ids, message=message)))
+
+    def echo(self, worker: m.WorkerId, payload: bytes) -> None:
+        """Send a worker's probe back, byte for byte."""
+        topic = self._topics.name(topics.ECHO, worker)
+        self._publish(Publication(topic=topic, payload=payload, qos=topics.ECHO.qos))
+
+    def clear_alert(self, alert: str) -> None:
+        """Remove a retained alert."""
+        topic = self._topics.name(topics.ALERTS, alert)
+        self._publish(Publication(topic=topic, payload=b"", qos=1, retain=True))
+
+    def _publication(self, send: Send) -> Publication:
+        channel, message = send.channel, send.message
+        return Publication(
+            topic=self._topics.name(channel, *send.ids),
+            payload=codec.encode(message),
+            qos=channel.qos,
+            retain=channel.retain,
+            expiry_s=None if send.expiry_ms is None else -(-send.expiry_ms // 1_000),
+            content_type=codec.content_type(message),
+            token=send.confirms,
+        )
+
+    def _publish(self, publication: Publication) -> bool:
+        try:
+            self._bus.publish(publication)
+        except BusFullError as error:
+            self.untaken += 1
+            _log.warning("publication.untaken", topic=publication.topic, code=error.code)
+            return False
+        return True
+
+
+def _reply(command: Reply) -> Publication:
+    return Publication(
+        topic=command.topic,
+        payload=codec.encode(command.message),
+        content_type=codec.content_type(command.message),
+        correlation_data=command.correlation_data,
+    )

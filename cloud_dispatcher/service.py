@@ -1,0 +1,438 @@
+"""The shell: inbox -> engine -> store -> bus. The only loop that awaits.
+
+A turn takes everything that arrived, decides on it in order, saves in ONE transaction, and only
+then acknowledges, publishes and starts what was decided. While a commit runs the next turn's
+arrivals gather: the busier it is, the more jobs share a transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from cloud_dispatcher.completions import CompletionLane
+from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.admin import view_of
+from cloud_dispatcher.core.commands import AnyCommand, SaveJob, StartCompletion, StopCompletion
+from cloud_dispatcher.core.engine import Engine
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.insistence import Insistence, StoppedError
+from cloud_dispatcher.intake import EchoAsked, Intake, JobsListed, RequestMalformed
+from cloud_dispatcher.keys import KeyMint
+from cloud_dispatcher.observers import FleetFigures
+from cloud_dispatcher.ports import (
+    CompletionProvider,
+    JobQuery,
+    JobStore,
+    Observer,
+    StoreUnavailableError,
+)
+from cloud_dispatcher.publisher import Publisher
+from fleet_protocol import __version__, codec
+from fleet_protocol import messages as m
+from fleet_protocol import topics as channels
+from fleet_protocol.bus import (
+    BusEvent,
+    Confirmed,
+    Delivery,
+    LinkDown,
+    LinkUp,
+    MessageBus,
+    Publication,
+    Refused,
+    Session,
+)
+from fleet_protocol.errors import BusClosedError
+from fleet_protocol.topics import Role, Topics
+
+_log = structlog.get_logger(__name__)
+
+_Seconds = Annotated[int, msgspec.Meta(ge=1)]
+
+Clock: TypeAlias = Callable[[], int]
+"""UTC epoch milliseconds that never step back: leases and deadlines hang on them."""
+
+Arrival: TypeAlias = BusEvent | e.AnyEvent
+
+_TURN_MAX: Final = 500
+"""Arrivals in one turn: bounds how long the loop is busy and how much one commit holds."""
+_INBOX_MAX: Final = 10_000
+"""Arrivals waiting; beyond it nothing more is taken from the bus, which then stops the broker."""
+
+
+class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Housekeeping.
+
+    Attributes:
+        retention_s: Finished jobs stay this long: to be replayed, looked at, retried.
+        summary_every_s: How often the overview is published.
+        prune_every_s: How often finished jobs beyond the retention are looked for.
+        prune_batch: Most jobs forgotten at once.
+    """
+
+    retention_s: _Seconds = 7 * 86_400
+    summary_every_s: _Seconds = 1
+    prune_every_s: _Seconds = 60
+    prune_batch: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 500
+
+
+class Outside(msgspec.Struct, frozen=True, kw_only=True):
+    """What the service works with.
+
+    Attributes:
+        bus: Not connected yet: the service enters it once it knows its jobs again.
+        store: Open.
+        epoch: Name of this run; workers report what they hold when they see a new one.
+        observers: See every decision after it was carried out.
+    """
+
+    bus: MessageBus
+    store: JobStore
+    provider: CompletionProvider
+    clock: Clock
+    topics: Topics
+    epoch: str
+    observers: tuple[Observer, ...] = ()
+
+
+class _Turn:
+    """What one turn took in and decided."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.deliveries: list[Delivery] = []
+        self.events: list[e.AnyEvent] = []
+        self.requests: list[JobsListed | RequestMalformed] = []
+        self.decided: list[tuple[e.AnyEvent, Sequence[AnyCommand]]] = []
+        self.saves: dict[m.JobKey, Job] = {}
+
+    def decide(self, event: e.AnyEvent, commands: Sequence[AnyCommand]) -> None:
+        """Note a decision; of several values of one job the last one is saved."""
+        self.decided.append((event, commands))
+        for command in commands:
+            if type(command) is SaveJob:
+                self.saves[command.job.key] = command.job
+
+    def saved_as(self, device: str, job_id: str) -> Job | None:
+        """Return the job of this name, if this turn changed it."""
+        for job in self.saves.values():
+            if job.device == device and job.id == job_id:
+                return job
+        return None
+
+
+class DispatcherService:
+    """Runs the dispatcher, once, from `run` until `stop`."""
+
+    def __init__(
+        self, engine: Engine, outside: Outside, settings: ServiceSettings | None = None
+    ) -> None:
+        self._engine = engine
+        self._outside = outside
+        self._settings = settings or ServiceSettings()
+        self._clock = outside.clock
+        self._store = outside.store
+        self._intake = Intake(outside.topics, KeyMint(secrets.randbits))
+        self._publisher = Publisher(outside.bus, outside.topics)
+        self._figures = FleetFigures()
+        self._observers = (*outside.observers, self._figures)
+        self._stopping = asyncio.Event()
+        self._insistence = Insistence(self._publisher, clock=outside.clock, stopping=self._stopping)
+        self._inbox: list[Arrival] = []
+        self._arrived = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._failure: BusClosedError | None = None
+        self._summary_at_ms = 0
+        self._prune_at_ms = 0
+
+    # ---------------------------------------------------------------- life
+
+    async def run(self) -> None:
+        """Recover, connect, serve until `stop`, say goodbye.
+
+        Raises:
+            StoreUnavailableError: What is open cannot be read.
+            FleetError: The broker cannot be had at all, see `MessageBus.__aenter__`.
+            BusClosedError: The broker turned us away for good while we served.
+        """
+        jobs = await self._store.load_open()
+        now_ms = self._clock()
+        recovered = _Turn(now_ms)
+        recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms))
+        _log.info("dispatcher.recovered", jobs=len(jobs), epoch=self._outside.epoch)
+        async with self._outside.bus, asyncio.TaskGroup() as tasks:
+            self._lane = CompletionLane(self._outside.provider, tasks, self._report)
+            pump = tasks.create_task(self._pump(), name="bus-pump")
+            try:
+                await self._save_and_tell(recovered)
+                await self._serve()
+            except StoppedError as error:
+                _log.warning("dispatcher.stopped_unsaved", code=error.code)
+            finally:
+                pump.cancel()
+                self._lane.stop_all()
+                self._say_goodbye()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Finish the turn at hand, then end `run`."""
+        self._stopping.set()
+        self._arrived.set()
+
+    async def _pump(self) -> None:
+        """Take from the bus while there is room."""
+        while True:
+            try:
+                arrivals = await self._outside.bus.receive()
+            except BusClosedError as error:
+                self._failure = error
+                self.stop()
+                return
+            self._inbox.extend(arrivals)
+            self._arrived.set()
+            if len(self._inbox) >= _INBOX_MAX:
+                self._has_room.clear()
+                await self._has_room.wait()
+
+    def _report(self, event: e.AnyEvent) -> None:
+        """Take in what happened inside: cloud outcomes, refusals."""
+        self._inbox.append(event)
+        self._arrived.set()
+
+    async def _serve(self) -> None:
+        while not self._stopping.is_set():
+            if not self._inbox:
+                self._set_alarm()
+                await self._arrived.wait()
+            self._arrived.clear()
+            arrivals = self._inbox[:_TURN_MAX]
+            del self._inbox[:_TURN_MAX]
+            self._has_room.set()
+            await self._take_turn(arrivals)
+            await self._keep_house()
+
+    def _set_alarm(self) -> None:
+        """Wake up when the engine, the overview or the pruning is due."""
+        due_at_ms = min(self._summary_at_ms, self._prune_at_ms)
+        engine_at_ms = self._engine.next_wake_at_ms()
+        if engine_at_ms is not None:
+            due_at_ms = min(due_at_ms, engine_at_ms)
+        delay_s = max(0, due_at_ms - self._clock()) / 1_000
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._arrived.set)
+
+    # ---------------------------------------------------------------- one turn
+
+    async def _take_turn(self, arrivals: Iterable[Arrival]) -> None:
+        turn = _Turn(self._clock())
+        for arrival in arrivals:
+            self._read(arrival, turn)
+        engine_at_ms = self._engine.next_wake_at_ms()
+        if engine_at_ms is not None and engine_at_ms <= turn.now_ms:
+            turn.events.append(e.TimePassed())
+        events = await self._look_up(turn.events)
+        for event in events:
+            current = self._with_known(event, turn)
+            turn.decide(current, self._engine.handle(current, turn.now_ms))
+        await self._save_and_tell(turn)
+        for request in turn.requests:
+            await self._answer(request)
+
+    def _read(self, arrival: Arrival, turn: _Turn) -> None:
+        if isinstance(arrival, Delivery):
+            turn.deliveries.append(arrival)
+            meaning = self._intake.read(arrival, turn.now_ms)
+            if isinstance(meaning, EchoAsked):
+                # At once: what a worker measures is its link, not our disk.
+                self._publisher.echo(meaning.worker, meaning.payload)
+            elif isinstance(meaning, JobsListed | RequestMalformed):
+                turn.requests.append(meaning)
+            elif meaning is not None:
+                turn.events.append(meaning)
+        elif isinstance(arrival, Confirmed):
+            turn.events.append(e.ResultConfirmed(job=m.JobKey(str(arrival.token))))
+        elif isinstance(arrival, Refused):
+            self._read_refusal(arrival, turn)
+        elif isinstance(arrival, LinkUp):
+            _log.info("link.up", session_present=arrival.session_present)
+            self._publish_presence(m.DispatcherStatus.ONLINE)
+            turn.events.append(e.LinkRestored(session_present=arrival.session_present))
+        elif isinstance(arrival, LinkDown):
+            _log.warning("link.down", reason=arrival.reason)
+            turn.events.append(e.LinkLost())
+        else:
+            turn.events.append(arrival)
+
+    def _read_refusal(self, refused: Refused, turn: _Turn) -> None:
+        _log.error(
+            "publication.refused",
+            code=refused.code,
+            topic=refused.topic,
+            hint="the broker's access list must let the dispatcher write below the topic root",
+        )
+        if refused.token is not None:
+            job = m.JobKey(str(refused.token))
+            turn.events.append(e.ResultRefused(job=job, code=refused.code))
+
+    async def _look_up(self, events: list[e.AnyEvent]) -> list[e.AnyEvent]:
+        """Add what the store knows of jobs that are named but not open in memory."""
+        find_open = self._engine.find_open
+        ids = {
+            (event.device, event.id): None
+            for event in events
+            if type(event) is e.JobSubmitted or type(event) is e.JobCancelled
+            if find_open(event.device, event.id) is None
+        }
+        asked = [event for event in events if type(event) is e.AdminAsked]
+        if not ids and not asked:
+            return events
+        known = await self._insistence.on(lambda: self._store.find(ids)) if ids else {}
+        found = {event.request.job: await self._find_asked(event) for event in asked}
+        return [_informed(event, known, found) for event in events]
+
+    async def _find_asked(self, event: e.AdminAsked) -> Job | None:
+        key = event.request.job
+        if key is None or self._engine.get(m.JobKey(key)) is not None:
+            return None
+        return await self._insistence.on(lambda: self._store.get(m.JobKey(key)))
+
+    def _with_known(self, event: e.AnyEvent, turn: _Turn) -> e.AnyEvent:
+        """A job that was open when we looked may have been let go earlier in this turn."""
+        if not isinstance(event, e.JobSubmitted | e.JobCancelled) or not turn.saves:
+            return event
+        if event.known is not None or self._engine.find_open(event.device, event.id) is not None:
+            return event
+        known = turn.saved_as(event.device, event.id)
+        return event if known is None else replace(event, known=known)
+
+    async def _save_and_tell(self, turn: _Turn) -> None:
+        """Save before you tell. Nothing of a turn leaves before its commit returned."""
+        if turn.saves:
+            jobs = tuple(turn.saves.values())
+            await self._insistence.on(lambda: self._store.commit(jobs))
+        self._outside.bus.acknowledge(turn.deliveries)
+        commands = [command for _event, commands in turn.decided for command in commands]
+        for job in self._publisher.tell(commands):
+            self._report(e.ResultRefused(job=job, code="bus_full"))
+        for command in commands:
+            if type(command) is StartCompletion:
+                self._lane.start(command)
+            elif type(command) is StopCompletion:
+                self._lane.stop(command.job)
+        for event, decided in turn.decided:
+            for observer in self._observers:
+                observer.observe(event, decided, turn.now_ms)
+
+    # ---------------------------------------------------------------- past the engine
+
+    async def _answer(self, request: JobsListed | RequestMalformed) -> None:
+        """Answer an operator's request that the engine has no part in."""
+        if isinstance(request, RequestMalformed):
+            reply = m.AdminReply(
+                req=request.req, ok=False, code=request.code, message=request.message
+            )
+        else:
+            asked = request.request
+            query = JobQuery(
+                status=asked.status,
+                device=None if asked.device is None else m.DeviceId(asked.device),
+                dead=asked.dead,
+                limit=asked.limit,
+            )
+            jobs = await self._insistence.on(lambda: self._store.select(query))
+            reply = m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
+        self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
+
+    async def _keep_house(self) -> None:
+        now_ms = self._clock()
+        if now_ms >= self._summary_at_ms:
+            self._summary_at_ms = now_ms + 1_000 * self._settings.summary_every_s
+            self._publisher.send(
+                channels.SUMMARY, self._figures.summary(now_ms, self._engine.summary())
+            )
+        if now_ms >= self._prune_at_ms:
+            self._prune_at_ms = now_ms + 1_000 * self._settings.prune_every_s
+            await self._prune(now_ms)
+
+    async def _prune(self, now_ms: int) -> None:
+        before_ms = now_ms - 1_000 * self._settings.retention_s
+        batch = self._settings.prune_batch
+        try:
+            pruned = await self._store.prune(finished_before_ms=before_ms, limit=batch)
+        except StoreUnavailableError as error:
+            _log.warning("store.not_pruned", error=str(error), hint=error.hint)
+            return
+        if pruned:
+            _log.info("store.pruned", jobs=pruned)
+        if pruned >= batch:
+            self._prune_at_ms = now_ms  # more may wait; the turns in between go first
+
+    def _publish_presence(self, status: m.DispatcherStatus) -> None:
+        presence = presence_of(self._outside.epoch, status, since_at_ms=self._clock())
+        self._publisher.send(channels.DISPATCHER, presence)
+
+    def _say_goodbye(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._failure is None:
+            self._publish_presence(m.DispatcherStatus.OFFLINE)
+
+
+def presence_of(
+    epoch: str, status: m.DispatcherStatus, *, since_at_ms: int = 0
+) -> m.DispatcherPresence:
+    """Return what the dispatcher says of itself; its `offline` form is also its will."""
+    return m.DispatcherPresence(
+        status=status, epoch=epoch, since_at_ms=since_at_ms, software=__version__
+    )
+
+
+def session_of(topics: Topics, epoch: str, *, client_id: str, expiry_s: int) -> Session:
+    """Return who the dispatcher is to the broker: everything the catalogue sends it, and its will.
+
+    With `expiry_s` above 0 the broker keeps what arrives while the dispatcher restarts.
+    """
+    will = Publication(
+        topic=topics.name(channels.DISPATCHER),
+        payload=codec.encode(presence_of(epoch, m.DispatcherStatus.OFFLINE)),
+        qos=channels.DISPATCHER.qos,
+        retain=True,
+        content_type=codec.CONTENT_TYPE_JSON,
+    )
+    subscriptions = tuple(
+        topics.filter(channel)
+        for channel in channels.CATALOGUE
+        if Role.DISPATCHER in channel.receivers
+    )
+    return Session(client_id=client_id, subscriptions=subscriptions, will=will, expiry_s=expiry_s)
+
+
+def _informed(
+    event: e.AnyEvent,
+    known: Mapping[tuple[str, str], Job],
+    found: Mapping[str | None, Job | None],
+) -> e.AnyEvent:
+    """Return the event with what the store knew."""
+    if type(event) is e.JobSubmitted or type(event) is e.JobCancelled:
+        job = known.get((event.device, event.id))
+        return event if job is None else replace(event, known=job)
+    if type(event) is e.AdminAsked:
+        return replace(event, found=found[event.request.job])
+    return event
+
+
+def _row(job: Job) -> m.JobView:
+    """A job in a list: its texts stay out, `jobs.show` has them."""
+    view = view_of(job)
+    if view.result is None:
+        return view
+    return replace(view, result=replace(view.result, text=""))
