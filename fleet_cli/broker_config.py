@@ -92,6 +92,10 @@ def write_mosquitto(folder: Path, *, port: int, options: BrokerOptions) -> Path:
         f"allow_anonymous {'false' if options.passwords else 'true'}",
         *_persistence(folder, is_wanted=options.persistent),
     ]
+    if os.geteuid() == 0:
+        # Else it becomes user `mosquitto`, who may not read this folder, and a process that
+        # changes its user no longer dies with its parent.
+        lines.append("user root")
     if options.passwords:
         hashes = [f"{user}:{_hash(word)}" for user, word in options.passwords.items()]
         lines.append(f"password_file {_write(folder / 'passwords', hashes)}")
