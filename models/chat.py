@@ -1,0 +1,70 @@
+"""Conversations into prompt tokens, as a worker does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from models.checkpoint import TextParts
+from models.errors import CheckpointError
+
+_PROBES: Final = (
+    "Set zone 3 to 21.5 °C at 2026-11-21T06:30:00Z",
+    "it's\n\n  two   spaces\tand a tab",
+    "née 你好 🙂 Ω≈ç\u200d√ \x00 end",
+)
+
+
+def render_prompt(template: str, messages: Sequence[tuple[str, str]]) -> str:
+    """Turn (role, content) pairs into the prompt, up to where the answer begins.
+
+    The template comes with a checkpoint, so it is not trusted: it runs in Jinja's sandbox.
+
+    Raises:
+        CheckpointError: It is not a template, or refuses these messages.
+    """
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    turns = [{"role": role, "content": content} for role, content in messages]
+    try:
+        compiled = environment.from_string(template)
+        return compiled.render(messages=turns, add_generation_prompt=True)
+    except TemplateError as error:
+        raise CheckpointError(
+            f"the chat template does not render: {error}", hint="fix it in the checkpoint"
+        ) from error
+
+
+def encode_prompt(text: TextParts, question: str) -> list[int]:
+    """Return the prompt tokens of one user turn."""
+    tokenizer = Tokenizer.from_str(text.tokenizer_json)
+    prompt = render_prompt(text.chat_template, (("user", question),))
+    return list(tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+
+def check_text_parts(text: TextParts) -> None:
+    """Prove that the tokenizer loses nothing and the template holds what it is given.
+
+    Raises:
+        CheckpointError: Text does not survive the round trip, or a stop token is a plain word.
+    """
+    tokenizer = Tokenizer.from_str(text.tokenizer_json)
+    for probe in _PROBES:
+        ids = tokenizer.encode(probe, add_special_tokens=False).ids
+        if tokenizer.decode(ids, skip_special_tokens=False) != probe:
+            raise CheckpointError(
+                f"the tokenizer loses text: {probe!r} does not come back",
+                hint="its pre-tokenizer or decoder is not the model's own",
+            )
+        if probe not in render_prompt(text.chat_template, (("user", probe),)):
+            raise CheckpointError(
+                "the chat template drops what the user says", hint="fix it in the checkpoint"
+            )
+    for stop in text.stop_tokens:
+        if tokenizer.id_to_token(stop) is None:
+            raise CheckpointError(
+                f"stop token {stop} is not in the vocabulary", hint="fetch the checkpoint again"
+            )

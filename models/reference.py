@@ -1,0 +1,104 @@
+"""The decoder's forward pass in plain numpy: what the graph is measured against.
+
+Written from the architecture's definition, not from the graph, one layer's weights at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from models.checkpoint import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    LAYER_NORMS,
+    Checkpoint,
+    Float32Array,
+    LlamaShape,
+    layer_weight,
+)
+from models.quantize import dequantize_blocks, quantize_blocks
+
+_MASKED: Final = np.float32(-np.inf)
+
+
+def reference_logits(checkpoint: Checkpoint, token_ids: Sequence[int]) -> Float32Array:
+    """Return logits [tokens, vocab] of every position of one sequence."""
+    shape = checkpoint.shape
+    embedding = checkpoint.weight(EMBEDDING)
+    hidden = embedding[np.asarray(token_ids)]
+    for layer in range(shape.layers):
+
+        def weight(name: str, layer: int = layer) -> Float32Array:
+            return checkpoint.weight(layer_weight(layer, name))
+
+        normed = _rms_norm(hidden, weight("attention_norm"), shape.norm_epsilon)
+        hidden = hidden + _attention(normed, weight, shape)
+        normed = _rms_norm(hidden, weight("feed_forward_norm"), shape.norm_epsilon)
+        hidden = hidden + _feed_forward(normed, weight)
+    normed = _rms_norm(hidden, checkpoint.weight(FINAL_NORM), shape.norm_epsilon)
+    head = embedding if shape.ties_embedding else checkpoint.weight(HEAD)
+    return np.asarray(normed @ head.T)
+
+
+class RoundedCheckpoint:
+    """The checkpoint as the quantised graph holds it: its matrices moved to their 8-bit levels."""
+
+    def __init__(self, checkpoint: Checkpoint, *, block: int) -> None:
+        self._checkpoint = checkpoint
+        self._block = block
+        self.shape = checkpoint.shape
+
+    def weight(self, name: str) -> Float32Array:
+        """Return one weight, rounded; norms are kept as they are."""
+        weight = self._checkpoint.weight(name)
+        if name == FINAL_NORM or name.endswith(LAYER_NORMS):
+            return weight
+        return dequantize_blocks(quantize_blocks(weight, block=self._block))
+
+
+def _rms_norm(hidden: Float32Array, gain: Float32Array, epsilon: float) -> Float32Array:
+    mean_square = np.mean(hidden**2, axis=-1, keepdims=True)
+    return np.asarray(hidden / np.sqrt(mean_square + np.float32(epsilon)) * gain)
+
+
+def _attention(
+    normed: Float32Array, weight: Callable[[str], Float32Array], shape: LlamaShape
+) -> Float32Array:
+    """Causal attention of groups of query heads that share a key-value head."""
+    tokens = normed.shape[0]
+    query = _rotate(_heads(normed @ weight("q").T, shape.heads), shape)
+    key = _rotate(_heads(normed @ weight("k").T, shape.kv_heads), shape)
+    value = _heads(normed @ weight("v").T, shape.kv_heads)
+    group = shape.heads // shape.kv_heads
+    key, value = key.repeat(group, axis=0), value.repeat(group, axis=0)
+    scores = query @ key.swapaxes(1, 2) / np.float32(shape.head_dim**0.5)
+    future = np.triu(np.ones((tokens, tokens), np.bool_), k=1)
+    scores = np.where(future, _MASKED, scores)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    mixed = scores / scores.sum(axis=-1, keepdims=True) @ value
+    return np.asarray(mixed.swapaxes(0, 1).reshape(tokens, -1) @ weight("o").T)
+
+
+def _heads(packed: Float32Array, heads: int) -> Float32Array:
+    """[tokens, heads * dim] to [heads, tokens, dim]."""
+    return packed.reshape(packed.shape[0], heads, -1).swapaxes(0, 1)
+
+
+def _rotate(heads: Float32Array, shape: LlamaShape) -> Float32Array:
+    """Rotary embedding over the two halves of each head. Source: arXiv 2104.09864."""
+    half = shape.head_dim // 2
+    frequencies = shape.rope_base ** (-np.arange(half) / half)
+    angles = np.outer(np.arange(heads.shape[1]), frequencies)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    low, high = heads[..., :half], heads[..., half:]
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def _feed_forward(normed: Float32Array, weight: Callable[[str], Float32Array]) -> Float32Array:
+    gate = normed @ weight("gate").T
+    silu = gate / (1 + np.exp(-gate))
+    return np.asarray((silu * (normed @ weight("up").T)) @ weight("down").T)

@@ -1,0 +1,215 @@
+"""Proof that an artefact works: its bytes, its graph, its golden prompts, its distance to fp32."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import onnx
+from tokenizers import Tokenizer
+
+from fleet_protocol.manifest import MANIFEST_NAME, Architecture, GoldenPrompt, Manifest
+from models.cache import hash_file
+from models.catalog import GoldenCheck
+from models.chat import encode_prompt
+from models.checkpoint import Checkpoint, TextParts
+from models.errors import VerificationError
+from models.graph import GRAPH_NAME
+from models.reference import reference_logits
+from models.runner import GraphRunner, log_softmax
+
+GOLDEN_ANSWER_TOKENS: Final = 24
+# Tokens that must come out the same on every CPU; later ones may drift by a rounding.
+GOLDEN_PINNED_TOKENS: Final = 8
+# Positions at which the graph is compared with the weights it was made from.
+_COMPARED_TOKENS: Final = 40
+# An 8-bit graph of this kind was measured at 0.009; a wrong one is above 1.
+MAX_MEAN_KL_NATS: Final = 0.05
+
+
+class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the graph's next-token distributions are from those of the weights it came from.
+
+    Attributes:
+        mean_kl_nats: Kullback-Leibler divergence, mean over positions.
+        top1_share: Share of positions with the same most probable token, 0..1.
+        positions: How many were compared.
+    """
+
+    mean_kl_nats: float
+    top1_share: float
+    positions: int
+
+
+class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `verify` found.
+
+    Attributes:
+        drifted: Golden prompts whose tokens differ from the recorded ones on this CPU although
+            the text is right.
+    """
+
+    name: str
+    version: str
+    path: str
+    size_bytes: int
+    opset: int
+    load_s: float
+    golden: tuple[GoldenPrompt, ...]
+    drifted: tuple[str, ...] = ()
+
+
+def verify_artefact(folder: Path) -> VerifyReport:
+    """Check a packed artefact against its own manifest.
+
+    Raises:
+        VerificationError: A file is missing or damaged, or a golden prompt is answered wrongly.
+    """
+    manifest = read_manifest(folder)
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file():
+            raise _damaged(f"{file.path} is missing")
+        if hash_file(path) != file.sha256:
+            raise _damaged(f"{file.path} is not the file that the manifest describes")
+    opset = graph_opset(folder / manifest.graph)
+    if opset != manifest.opset:
+        raise _damaged(f"the graph is of opset {opset}, the manifest says {manifest.opset}")
+    started = time.perf_counter()
+    runner = GraphRunner(folder / manifest.graph, manifest.architecture)
+    load_s = time.perf_counter() - started
+    text = TextParts(
+        tokenizer_json=(folder / manifest.tokenizer).read_text("utf-8"),
+        chat_template=manifest.chat_template,
+        stop_tokens=manifest.stop_tokens,
+    )
+    checks = [
+        GoldenCheck(
+            prompt=golden.messages[-1][1],
+            prompt_tokens=golden.prompt_tokens,
+            tokens=golden.expect_tokens,
+        )
+        for golden in manifest.golden
+    ]
+    answers, drifted = ask_golden(runner, text, checks)
+    return VerifyReport(
+        name=manifest.name,
+        version=manifest.version,
+        path=str(folder),
+        size_bytes=sum(file.size_bytes for file in manifest.files),
+        opset=opset,
+        load_s=round(load_s, 3),
+        golden=answers,
+        drifted=drifted,
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read an artefact's manifest; raises VerificationError."""
+    path = folder / MANIFEST_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise VerificationError(
+            f"{folder} is not an artefact: no readable {MANIFEST_NAME}",
+            hint="name a folder that `python -m models build` made",
+        ) from error
+    except msgspec.DecodeError as error:
+        raise _damaged(f"{MANIFEST_NAME}: {error}") from error
+
+
+def graph_opset(graph: Path) -> int:
+    """Check the graph's structure and return its opset of the default domain."""
+    try:
+        model = onnx.load_model(str(graph), load_external_data=False)
+        onnx.checker.check_model(str(graph))
+    except Exception as error:
+        # onnx raises protobuf's, its checker's and the system's errors, without a common base.
+        raise _damaged(f"{graph.name} is not a sound ONNX graph: {error}") from error
+    return int(next(item.version for item in model.opset_import if not item.domain))
+
+
+def ask_golden(
+    runner: GraphRunner, text: TextParts, checks: list[GoldenCheck]
+) -> tuple[tuple[GoldenPrompt, ...], tuple[str, ...]]:
+    """Put the golden prompts; return the answers, and which of them drifted.
+
+    Raises:
+        VerificationError: Other prompt tokens than recorded, or neither the recorded first
+            tokens nor the expected text.
+    """
+    tokenizer = Tokenizer.from_str(text.tokenizer_json)
+    answers: list[GoldenPrompt] = []
+    drifted: list[str] = []
+    for check in checks:
+        messages = (("user", check.prompt),)
+        prompt = encode_prompt(text, check.prompt)
+        if check.prompt_tokens not in {None, len(prompt)}:
+            raise _wrong(check, f"{len(prompt)} prompt tokens, not {check.prompt_tokens}")
+        answer = runner.answer(prompt, max_tokens=GOLDEN_ANSWER_TOKENS, stops=text.stop_tokens)
+        said = tokenizer.decode(list(answer.tokens))
+        if _differs(check, answer.tokens):
+            if check.contains is None or check.contains not in said:
+                raise _wrong(check, f"the answer was {said!r}")
+            drifted.append(check.prompt)
+        answers.append(
+            GoldenPrompt(
+                messages=messages,
+                prompt_tokens=len(prompt),
+                expect_tokens=answer.tokens[:GOLDEN_PINNED_TOKENS],
+                expect_text=tokenizer.decode(list(answer.tokens[:GOLDEN_PINNED_TOKENS])),
+            )
+        )
+    return tuple(answers), tuple(drifted)
+
+
+def compare_with_weights(
+    runner: GraphRunner, checkpoint: Checkpoint, prompt: list[int]
+) -> Fidelity:
+    """Compare the graph, one token at a time, with the numpy forward pass of the weights.
+
+    Raises:
+        VerificationError: They are further apart than rounding to 8 bits explains.
+    """
+    tokens = prompt[:_COMPARED_TOKENS]
+    exact = log_softmax(reference_logits(checkpoint, tokens))
+    steps = [runner.step(np.array([[token]]), [past])[0] for past, token in enumerate(tokens)]
+    ours = log_softmax(np.stack(steps))
+    mean_kl = float((np.exp(exact) * (exact - ours)).sum(axis=-1).mean())
+    fidelity = Fidelity(
+        mean_kl_nats=round(mean_kl, 5),
+        top1_share=round(float((exact.argmax(-1) == ours.argmax(-1)).mean()), 3),
+        positions=len(tokens),
+    )
+    if not mean_kl <= MAX_MEAN_KL_NATS:
+        raise VerificationError(
+            f"{GRAPH_NAME} is {mean_kl:.3f} nats from its weights, more than {MAX_MEAN_KL_NATS}",
+            hint="the checkpoint may need smaller blocks; try one of half the block size",
+        )
+    return fidelity
+
+
+def architecture_of(checkpoint: Checkpoint) -> Architecture:
+    """Return what an engine must allocate for."""
+    shape = checkpoint.shape
+    return Architecture(
+        layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, vocab=shape.vocab
+    )
+
+
+def _differs(check: GoldenCheck, tokens: tuple[int, ...]) -> bool:
+    return check.tokens != tokens[: len(check.tokens)]
+
+
+def _wrong(check: GoldenCheck, what: str) -> VerificationError:
+    return VerificationError(
+        f"golden prompt {check.prompt!r}: {what}",
+        hint="build again with --force; if it stays, this CPU computes the graph wrongly",
+    )
+
+
+def _damaged(what: str) -> VerificationError:
+    return VerificationError(what, hint="build the artefact again with --force")
