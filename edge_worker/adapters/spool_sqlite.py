@@ -72,7 +72,7 @@ class SqliteSpool:
         """Open, lock and migrate. A damaged file is put aside and a new one begun.
 
         Raises:
-            SpoolUnavailableError: It cannot be opened, or another worker has it.
+            SpoolUnavailableError: It cannot be opened; `spool_locked`: another worker has it.
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,10 +157,11 @@ class SqliteSpool:
         return self._database
 
     def _unavailable(self, error: Exception) -> SpoolUnavailableError:
-        hint = "free disk space, or check the data folder's owner and mount"
+        code, hint = None, "free disk space, or check the data folder's owner and mount"
         if "locked" in str(error):
+            code = "spool_locked"
             hint = "another worker runs on this data folder: stop it or give --data"
-        return SpoolUnavailableError(f"the spool {self._path}: {error}", hint=hint)
+        return SpoolUnavailableError(f"the spool {self._path}: {error}", code=code, hint=hint)
 
 
 def _row(job: SpooledJob) -> _Row:

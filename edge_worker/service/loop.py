@@ -158,7 +158,6 @@ class WorkerService:
             self._turn.deliveries.append(item)
             return self.intake.read(item)
         if isinstance(item, LinkUp):
-            _log.info("link.up", session_present=item.session_present)
             return e.LinkRestored()
         if isinstance(item, LinkDown):
             return e.LinkLost()
@@ -254,8 +253,11 @@ class WorkerService:
     def _say_goodbye(self) -> None:
         """Whatever ended the run: say offline ourselves, for a clean disconnect sends no will."""
         self._turn = Turn()
-        boot = self._session.info.boot
-        gone = m.Presence(status=m.PresenceStatus.OFFLINE, boot=boot)
+        gone = m.Presence(
+            status=m.PresenceStatus.OFFLINE,
+            boot=self._session.info.boot,
+            since_at_ms=self._parts.now_ms(),
+        )
         self._publish(c.Send(t.PRESENCE, (self._parts.worker,), gone))
 
     def _probe(self, probe: m.Probe) -> None:

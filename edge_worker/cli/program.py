@@ -1,0 +1,125 @@
+"""`edge-worker`: its commands, and how an error becomes words and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from edge_worker.cli.exits import ExitCode, exit_code_of
+from edge_worker.config import EngineName, WorkerSettings, load_settings
+from fleet_protocol import __version__
+from fleet_protocol.errors import FleetError
+from fleet_protocol.log import set_up_logging
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Program(click.Group):
+    """A command group that ends with this program's exit codes."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and exit."""
+        kwargs["standalone_mode"] = False
+        sys.exit(self._run(*args, **kwargs))
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            outcome = super().main(*args, **kwargs)
+        except click.exceptions.Exit as error:
+            return error.exit_code
+        except click.ClickException as error:
+            error.show()
+            return ExitCode.USAGE
+        except FleetError as error:
+            _complain(f"{error} [{error.code}]", error.hint)
+            return exit_code_of(error)
+        except ModuleNotFoundError as error:
+            _complain(f"{error.name} is not installed", "pip install 'edgefleet[edge]'")
+            return ExitCode.FAILED
+        except (click.Abort, KeyboardInterrupt):
+            _complain("interrupted", "")
+            return ExitCode.INTERRUPTED
+        return outcome if isinstance(outcome, int) else ExitCode.OK
+
+
+def _complain(what: str, next_step: str) -> None:
+    click.echo(f"edge-worker: {what}", err=True)
+    if next_step:
+        click.echo(f"next: {next_step}", err=True)
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 cannot connect, 4 timeout, 5 denied, "
+    "6 another worker has this id.",
+)
+@click.version_option(__version__, prog_name="edge-worker")
+def main() -> None:
+    """Answer a fleet's jobs on this board with an ONNX language model.
+
+    Settings come from --config, then from variables EDGEFLEET_WORKER_..., then from the options.
+    """
+
+
+def _with_settings(function: _F) -> _F:
+    """Add the options that set what `WorkerSettings` holds."""
+    options = (
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="TOML file; see example.toml."
+        ),
+        click.option("--id", help="Name and MQTT identity; default: the host's name."),
+        click.option("--broker", metavar="URL", help="mqtt://HOST:PORT or mqtts://HOST:PORT."),
+        click.option("--data", metavar="DIR", help="Folder of what must survive."),
+        click.option("--engine", type=click.Choice([name.value for name in EngineName])),
+        click.option("--model", metavar="NAME|PATH", help="A built model, or an artefact's path."),
+        click.option("--slots", type=click.IntRange(1, 256), help="Jobs answered at once."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _settings(config: Path | None, **flags: str | int | None) -> WorkerSettings:
+    flags["broker__url"] = flags.pop("broker", None)
+    settings = load_settings(config=config, environ=_environ(), flags=flags)
+    set_up_logging(level=settings.log_level)
+    return settings
+
+
+def _environ() -> Mapping[str, str]:
+    return os.environ
+
+
+@main.command()
+@_with_settings
+def run(config: Path | None, **flags: str | int | None) -> None:
+    """Run the worker until SIGTERM or Ctrl-C; running jobs get time to finish."""
+    settings = _settings(config, **flags)
+    asyncio.run(import_module("edge_worker.app").run_worker(settings, _environ()))
+
+
+@main.command()
+@_with_settings
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def check(config: Path | None, *, as_json: bool, **flags: str | int | None) -> int:
+    """Check settings, model, broker, spool and board without taking jobs."""
+    settings = _settings(config, **flags)
+    return int(import_module("edge_worker.cli.check").check(settings, _environ(), as_json=as_json))
+
+
+@main.command()
+@_with_settings
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def selftest(config: Path | None, *, as_json: bool, **flags: str | int | None) -> int:
+    """Measure this board with the model and prove its answers; needs no broker."""
+    settings = _settings(config, **flags)
+    module = import_module("edge_worker.cli.selftest")
+    return int(module.selftest(settings, _environ(), as_json=as_json))

@@ -1,0 +1,170 @@
+"""The worker's settings: TOML and environment, read once, checked, passed on as a value."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from fleet_protocol.errors import ConfigError
+from fleet_protocol.messages import Id, WorkerId
+from fleet_protocol.settings import BrokerSettings, parse_settings
+
+PREFIX: Final = "EDGEFLEET_WORKER"
+DEFAULT_MODEL: Final = "smollm2-135m-instruct-int8"
+_ECHO_SLOTS: Final = 64
+_ONNX_SLOTS: Final = 4
+
+
+class EngineName(StrEnum):
+    """What answers: a model, or a stand-in that repeats the prompt."""
+
+    ONNX = "onnx"
+    ECHO = "echo"
+
+
+class LogLevel(StrEnum):
+    """Least severity that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an operator can decide about a worker; see `example.toml`.
+
+    Attributes:
+        id: The worker's name and MQTT identity; None: the host's name.
+        data: Folder of the spool and what else must survive; None: in the user's data folder.
+        model: Name of a built model, or the path of an artefact.
+        slots: Jobs answered at once; None: 4 with a model, 64 with the echo engine.
+        prefetch: Jobs held beyond that; None: 1 with a model, as many as slots with echo.
+        threads: Of the model; None: one a physical core.
+        context: Most tokens of prompt and answer together, within what the model can.
+        memory_mb: Most memory for the slots' rows; None: as slots and context need.
+        provider: Execution provider of the ONNX runtime, e.g. `cpu`.
+        min_confidence: Answers below it are escalated, 0..1; None: as the model's manifest says.
+        drain_timeout_s: How long running jobs get to finish when the worker is told to stop.
+        limit_c: Temperature in degrees Celsius at which the worker says that it is hot.
+        spool_max_mb: Bound of the spool's file.
+        labels: The operator's own names for the board.
+    """
+
+    id: Id | None = None
+    broker: BrokerSettings = msgspec.field(default_factory=BrokerSettings)
+    data: str | None = None
+    engine: EngineName = EngineName.ONNX
+    model: Annotated[str, msgspec.Meta(min_length=1)] = DEFAULT_MODEL
+    slots: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    prefetch: Annotated[int, msgspec.Meta(ge=0, le=256)] | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    context: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 2_048
+    memory_mb: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    provider: str = "cpu"
+    min_confidence: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
+    drain_timeout_s: Annotated[float, msgspec.Meta(ge=0.0, le=3_600.0)] = 30.0
+    limit_c: Annotated[float, msgspec.Meta(ge=30.0, le=120.0)] = 80.0
+    spool_max_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    log_level: LogLevel = LogLevel.INFO
+
+    @property
+    def worker(self) -> WorkerId:
+        """The worker's id, from the host's name if none was given."""
+        host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])
+        return WorkerId(self.id or host[:36] or "worker")
+
+    @property
+    def slot_count(self) -> int:
+        """Jobs answered at once."""
+        return self.slots or (_ECHO_SLOTS if self.engine is EngineName.ECHO else _ONNX_SLOTS)
+
+    @property
+    def prefetch_count(self) -> int:
+        """Jobs held beyond the slots, so that none waits for the network.
+
+        A job of a model takes a second and one in reserve is enough; an echo takes nothing, and
+        the round trip to the dispatcher is what must be bridged.
+        """
+        if self.prefetch is not None:
+            return self.prefetch
+        return self.slot_count if self.engine is EngineName.ECHO else 1
+
+
+def load_settings(
+    *,
+    config: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, str | int | None],
+) -> WorkerSettings:
+    """Read the settings: the file, on top the environment, on top the command line.
+
+    Args:
+        config: TOML file; None: none.
+        environ: Variables `EDGEFLEET_WORKER_…`, `__` between levels.
+        flags: Settings by their path in the same notation, lower case; None: not given.
+
+    Raises:
+        ConfigError: Naming the setting and what is wrong with it.
+    """
+    toml = ""
+    if config is not None:
+        try:
+            toml = config.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{config} cannot be read: {error}", hint="give --config a readable TOML file"
+            ) from error
+    given = {
+        # Quoted, for a text stays a text even if it looks like a number.
+        f"{PREFIX}_{name.upper()}": json.dumps(value)
+        for name, value in flags.items()
+        if value is not None
+    }
+    return parse_settings(
+        WorkerSettings,
+        toml=toml,
+        environ={**environ, **given},
+        prefix=PREFIX,
+        origin=str(config) if config is not None else "settings",
+    )
+
+
+def data_folder(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
+    """Return where the worker keeps what must survive; it need not exist."""
+    if settings.data is not None:
+        return Path(settings.data).expanduser()
+    home = Path(environ.get("HOME") or Path.home())
+    share = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    return share / "edgefleet" / "workers" / settings.worker
+
+
+def broker_password(broker: BrokerSettings) -> str | None:
+    """Return the password, from its file if one is named.
+
+    Raises:
+        ConfigError: The file cannot be read or is empty.
+    """
+    if broker.secret is not None or broker.password_file is None:
+        return broker.secret
+    try:
+        lines = Path(broker.password_file).expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the password file cannot be read: {error}",
+            hint="check broker.password_file and who may read it",
+        ) from error
+    if not lines or not lines[0].strip():
+        raise ConfigError(
+            f"the password file {broker.password_file} is empty",
+            hint="put the password on its first line",
+        )
+    return lines[0].strip()
