@@ -49,9 +49,11 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
         window: QoS 1 publications on their way at once, if the broker allows as many.
         max_unconfirmed: QoS 1 publications held, on their way or waiting; then BusFullError.
         max_unconfirmed_bytes: The same in payload bytes.
-        max_packet_bytes: Largest packet we take; the broker discards larger ones for us.
+        max_packet_bytes: Largest packet we take or send; the broker discards larger ones for us.
         max_inbox_events: Events waiting for `receive` before the link is read no further.
         max_inbox_bytes: The same in payload bytes.
+        silent_losses: Times in a row the broker may close the connection without a word within
+            `reconnect_cap_s` of taking us in, before we believe that another client has our id.
         write_buffer_bytes: Unsent bytes beyond which QoS 0 is dropped and QoS 1 waits.
     """
 
@@ -60,6 +62,7 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     close_timeout_s: float = 5.0
     reconnect_first_s: float = 0.25
     reconnect_cap_s: float = 30.0
+    silent_losses: int = 6
     receive_maximum: int = 4_000
     window: int = 1_000
     max_unconfirmed: int = 100_000
@@ -110,6 +113,8 @@ class MqttBus:
         )
         self._link: Link | None = None
         self._is_up = False
+        self._up_at_s = 0.0
+        self._silent_losses = 0
         self._closed: BusClosedError | None = None
         self._answer: asyncio.Future[mqtt5.Packet] | None = None
         self._early: list[Delivery] = []
@@ -139,6 +144,7 @@ class MqttBus:
         """
         deadline_s = asyncio.get_running_loop().time() + self._limits.connect_timeout_s
         await self._connect_until(deadline_s)
+        self._backoff.reset()
         self._keeper = asyncio.create_task(self._keep_connected(), name="mqtt-keep-connected")
         return self
 
@@ -234,9 +240,14 @@ class MqttBus:
         elif self._link is not None and not self._link.is_congested:
             self._outbox.send_waiting(asyncio.get_running_loop().time())
 
-    def link_lost(self, reason: str) -> None:
+    def link_lost(self, reason: str, *, is_silent: bool) -> None:
         """Take everything back and let the keeper reconnect; see `LinkListener`."""
         was_up, self._is_up = self._is_up, False
+        # A broker that takes us in and puts us out at once must not be hammered.
+        if asyncio.get_running_loop().time() - self._up_at_s >= self._limits.reconnect_cap_s:
+            self._backoff.reset()
+            self._silent_losses = 0
+        self._silent_losses = self._silent_losses + 1 if is_silent else 0
         self._link = None
         self._outbox.close()
         self._receipts.forget_all()
@@ -268,26 +279,27 @@ class MqttBus:
             self._link.abort(f"the broker sent an unexpected {type(packet).__name__}")
 
     def _close(self, error: BusClosedError) -> None:
+        if self._closed is None and error.code != "bus_closed":
+            _log.error("bus.closed", code=error.code, reason=str(error), hint=error.hint)
         self._closed = self._closed or error
         self._inbox.close(self._closed)
         self._lost.set()
 
     async def _keep_connected(self) -> None:
         """Reconnect whenever the link is lost, until the bus is closed."""
-        loop = asyncio.get_running_loop()
         while True:
-            up_at_s = loop.time()
             await self._lost.wait()
             self._lost.clear()
             if self._closed is not None:
                 return
-            # A broker that takes us in and throws us out at once must not be hammered.
-            if loop.time() - up_at_s >= self._limits.reconnect_cap_s / 3:
-                self._backoff.reset()
+            if self._silent_losses >= self._limits.silent_losses:
+                self._close(
+                    handshake.suspect_take_over(self._session.client_id, self._silent_losses)
+                )
+                return
             try:
                 await self._connect_until(None)
             except RejectedError as error:
-                _log.error("link.refused", code=error.code, reason=str(error))
                 self._close(BusClosedError(str(error), code=error.code, hint=error.hint))
                 return
 
@@ -303,6 +315,7 @@ class MqttBus:
             except RejectedError:
                 raise
             except FleetError as error:
+                self._silent_losses = 0
                 if is_first and not isinstance(error, RetryableError):
                     raise
                 wait_s = self._backoff.next_s()
@@ -374,6 +387,7 @@ class MqttBus:
 
     def _come_up(self, link: Link, connack: mqtt5.ConnAckPacket, *, now_s: float) -> None:
         self._is_up = True
+        self._up_at_s = now_s
         if connack.server_keep_alive:
             link.keepalive_s = connack.server_keep_alive
         _log.info("link.up", broker=repr(self._broker), session_present=connack.session_present)
@@ -382,7 +396,11 @@ class MqttBus:
         self._inbox.put_all(early, size_bytes=sum(len(item.payload) for item in early))
         allowed = ServerLimits(
             window=min(connack.receive_max, self._limits.window),
-            max_packet_bytes=connack.max_packet_size,
+            max_packet_bytes=min(
+                connack.max_packet_size or self._limits.max_packet_bytes,
+                self._limits.max_packet_bytes,
+            ),
+            properties=handshake.carries_properties(connack),
         )
         self._outbox.open(allowed, session_present=connack.session_present, now_s=now_s)
 

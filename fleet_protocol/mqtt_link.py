@@ -21,6 +21,7 @@ _DEAD_AFTER: Final = 1.25
 _CHECK_EVERY: Final = 0.125
 
 _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)
+_SILENCE: Final = "the broker closed the connection without a word"
 _PING: Final = mqtt5.PingReqPacket().write()
 
 
@@ -31,8 +32,13 @@ class LinkListener(Protocol):
         """Take what one socket read brought, in order."""
         ...
 
-    def link_lost(self, reason: str) -> None:
-        """Take note that the connection is gone; nothing more comes from it."""
+    def link_lost(self, reason: str, *, is_silent: bool) -> None:
+        """Take note that the connection is gone; nothing more comes from it.
+
+        Args:
+            reason: For people.
+            is_silent: The broker closed it without saying why.
+        """
         ...
 
     def link_writable(self) -> None:
@@ -69,7 +75,7 @@ class Link(asyncio.Protocol):
         self._socket: socket.socket | None = None
         self._rest = bytearray()
         self._unsent: list[bytes] = []
-        self._reason = "the broker closed the connection"
+        self._reason = _SILENCE
         self._received_at_s = self._sent_at_s = self._loop.time()
         self._is_paused = False
         self._is_closing = False
@@ -232,4 +238,4 @@ class Link(asyncio.Protocol):
         self._stop_watching()
         listener, self._listener = self._listener, None
         if listener is not None:
-            listener.link_lost(self._reason)
+            listener.link_lost(self._reason, is_silent=self._reason is _SILENCE)

@@ -48,11 +48,13 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         window: QoS 1 publications on their way at once.
-        max_packet_bytes: Largest packet the broker takes; None: no limit of its own.
+        max_packet_bytes: Largest packet the broker and our own programs take.
+        properties: Publications carry a content type and an expiry.
     """
 
     window: int
-    max_packet_bytes: int | None = None
+    max_packet_bytes: int
+    properties: bool = True
 
 
 class Outbox:
@@ -199,15 +201,15 @@ class Outbox:
                 retain=publication.retain,
                 packet_id=packet_id,
                 duplicate=duplicate,
-                message_expiry_interval=expiry_s,
-                content_type=publication.content_type,
+                message_expiry_interval=expiry_s if limits.properties else None,
+                content_type=publication.content_type if limits.properties else None,
                 response_topic=publication.response_topic,
                 correlation_data=publication.correlation_data,
             ).write()
         except ValueError:
             self._refuse(publication, "topic_invalid")
             return None
-        if limits.max_packet_bytes is not None and len(data) > limits.max_packet_bytes:
+        if len(data) > limits.max_packet_bytes:
             self._refuse(publication, "too_large")
             return None
         if "\0" in publication.topic:
