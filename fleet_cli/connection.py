@@ -23,7 +23,7 @@ from fleet_protocol.settings import BrokerSettings, TlsSettings
 from fleet_protocol.topics import Topics
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_DEFAULT_DATA = Path("~/.local/share/edgefleet")
+DEFAULT_DATA = Path("~/.local/share/edgefleet")
 
 _OPTIONS = (
     click.option("--data", metavar="DIR", help="Data folder of the fleet. [EDGEFLEET_DATA]"),
@@ -103,7 +103,7 @@ def resolve(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Co
         ConfigError: A broker URL, a topic root or a combination that cannot be.
     """
     named = {n: options.get(n) or environ.get(f"EDGEFLEET_{n.upper()}") or None for n in _NAMES}
-    data = DataFolder(Path(named["data"] or _DEFAULT_DATA))
+    data = DataFolder(Path(named["data"] or DEFAULT_DATA))
     if options.get("data") and not options.get("broker"):
         named["broker"] = None
     if named["broker"] is None:

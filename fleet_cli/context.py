@@ -20,6 +20,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         broker: How to reach it.
+        url_v3: Where MQTT 3.1.1 is spoken, if that is another port.
         kind: `embedded`, `mosquitto`, or `external` when `fleet up` did not start it.
         pid: Of the `fleet up` that wrote it.
         ports: Free ports that were found once and are used again, by what listens there.
@@ -27,6 +28,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = 1
     broker: BrokerSettings
+    url_v3: str | None = None
     kind: str = "embedded"
     pid: int = 0
     ports: dict[str, Annotated[int, msgspec.Meta(ge=1, le=65_535)]] = msgspec.field(

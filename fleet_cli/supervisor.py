@@ -14,6 +14,7 @@ from typing import IO, Protocol
 import msgspec
 
 from fleet_cli.tether import tethered
+from fleet_protocol.errors import FleetError
 
 _LOG_KEPT_BYTES = 10_000_000
 _TAIL_LINES = 12
@@ -49,7 +50,6 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
         stop_s: How long it may take to stop before it is killed.
     """
 
-    name: str
     words: tuple[str, ...]
     environ: Mapping[str, str]
     log: Path
@@ -57,12 +57,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(Protocol):
-    """Something that runs beside us."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        ...
+    """Something that runs beside us, such as a `Child` or a `BrokerProcess`."""
 
     def start(self) -> None:
         """Start it, or start it again."""
@@ -91,11 +86,6 @@ class Child:
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return self.spec.name
 
     @property
     def pid(self) -> int | None:
@@ -134,6 +124,7 @@ class Child:
 
 
 class _Watched(msgspec.Struct, kw_only=True):
+    name: str
     service: Service
     started_at_s: float
     crashes: int = 0
@@ -148,10 +139,10 @@ class Supervisor:
         self._policy = policy or RestartPolicy()
         self._watched: list[_Watched] = []
 
-    def start(self, service: Service) -> None:
-        """Start a service and watch it from now on."""
+    def start(self, name: str, service: Service) -> None:
+        """Start a service and watch it from now on; `name` is for people."""
         service.start()
-        self._watched.append(_Watched(service=service, started_at_s=time.monotonic()))
+        self._watched.append(_Watched(name=name, service=service, started_at_s=time.monotonic()))
 
     def tick(self) -> None:
         """Look after every service once."""
@@ -161,7 +152,7 @@ class Supervisor:
 
     def crashes(self, name: str) -> int:
         """Return how often in a row a service has crashed."""
-        return next((w.crashes for w in self._watched if w.service.name == name), 0)
+        return next((w.crashes for w in self._watched if w.name == name), 0)
 
     def stop_all(self) -> None:
         """Stop what was started last first: workers, dispatcher, broker.
@@ -169,8 +160,8 @@ class Supervisor:
         Services of the same kind (`w1`, `w2`) stop side by side.
         """
         while self._watched:
-            last = self._watched[-1].service.name
-            batch = [w for w in self._watched if _kind(w.service.name) == _kind(last)]
+            last = _kind(self._watched[-1].name)
+            batch = [w for w in self._watched if _kind(w.name) == last]
             self._watched = [w for w in self._watched if w not in batch]
             for watched in batch:
                 watched.service.ask_to_stop()
@@ -180,17 +171,30 @@ class Supervisor:
     def _look_after(self, watched: _Watched, now_s: float) -> None:
         if watched.restart_at_s is not None:
             if now_s >= watched.restart_at_s:
-                watched.restart_at_s = None
-                watched.service.start()
-                watched.started_at_s = now_s
+                self._start_again(watched, now_s)
             return
         code = watched.service.exit_code()
-        if code is None:
-            return
-        watched.crashes = self._policy.crashes_after(watched.crashes, now_s - watched.started_at_s)
+        if code is not None:
+            watched.crashes = self._policy.crashes_after(
+                watched.crashes, now_s - watched.started_at_s
+            )
+            self._put_off(watched, now_s, _ending(code))
+
+    def _start_again(self, watched: _Watched, now_s: float) -> None:
+        watched.restart_at_s = None
+        watched.started_at_s = now_s
+        try:
+            watched.service.start()
+        except (FleetError, OSError) as error:
+            watched.crashes += 1
+            self._put_off(watched, now_s, f"does not start ({error})")
+        else:
+            self._tell(f"{watched.name} is started again")
+
+    def _put_off(self, watched: _Watched, now_s: float, what: str) -> None:
         pause_s = self._policy.pause_s(watched.crashes)
         watched.restart_at_s = now_s + pause_s
-        self._tell(f"{watched.service.name} {_ending(code)}; starting it again in {pause_s:g} s")
+        self._tell(f"{watched.name} {what}; starting it again in {pause_s:g} s")
 
 
 def tail(path: Path) -> str:
@@ -234,7 +238,7 @@ def program(*words: str) -> tuple[str, ...]:
     return (sys.executable, "-m", *words)
 
 
-def environment(*, without: tuple[str, ...] = (), **extra: str) -> dict[str, str]:
+def environment(extra: Mapping[str, str], *, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return our own environment, less `without`, plus `extra`."""
     kept = {name: value for name, value in os.environ.items() if name not in without}
     return {**kept, **extra}

@@ -1,0 +1,102 @@
+"""`fleet ask`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from fleet_cli.answers import exit_code_of_result, origin, result_fields
+from fleet_cli.connection import Connection, connection_options
+from fleet_cli.output import print_json, say
+from fleet_client.client import FleetClient, JobHandle
+from fleet_client.options import JobOptions
+from fleet_protocol.messages import Escalate, JobResult
+
+
+@click.command(
+    help="""Put one question to the fleet and print the answer.
+
+    \b
+    Examples:
+      fleet ask "How many days are in a week?"
+      fleet ask --stream "What does a thermostat do?"
+      fleet ask --json --escalate never "Name three primary colors."
+      journalctl -n 1 | fleet ask --system "Answer ERROR or OK." -
+    """
+)
+@connection_options
+@click.argument("question")
+@click.option("--stream", is_flag=True, help="Print the answer while it grows.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option(
+    "--escalate",
+    type=click.Choice([str(e) for e in Escalate]),
+    default="auto",
+    show_default=True,
+    help="Whether the cloud may answer.",
+)
+@click.option("--max-tokens", type=click.IntRange(1, 4_096), default=64, show_default=True)
+@click.option("--system", metavar="TEXT", help="Instruction that goes before the question.")
+@click.option("--model", metavar="NAME", help="Model to use; the fleet's default otherwise.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0.1, 86_400), default=120.0, show_default=True
+)
+def command(
+    connection: Connection,
+    /,
+    *,
+    question: str,
+    stream: bool,
+    as_json: bool,
+    system: str | None,
+    timeout_s: float,
+    **options: str | int | None,
+) -> int:
+    """Ask; `-` reads the question from standard input."""
+    text = sys.stdin.read() if question == "-" else question
+    turns = [{"role": "user", "content": text}]
+    if system:
+        turns.insert(0, {"role": "system", "content": system})
+    wanted: JobOptions = {
+        **options,  # type: ignore[typeddict-item]  # click has checked names and types
+        "stream": stream and not as_json,
+        "deadline_ms": int(timeout_s * 1_000),
+    }
+    give_up_at_s = time.monotonic() + timeout_s
+    with FleetClient(
+        connection.broker, connection.device, client_id=connection.client_id
+    ) as client:
+        handle = client.submit(turns, accept_timeout_s=timeout_s, **wanted)
+        try:
+            if wanted["stream"]:
+                _show_growing(handle, give_up_at_s - time.monotonic())
+            # The dispatcher's own word that time is up is better than ours: leave it a moment.
+            result = handle.wait(max(0.0, give_up_at_s - time.monotonic()) + 1.0)
+        except KeyboardInterrupt:
+            handle.cancel()
+            raise
+    return _show(result, as_json=as_json, shown=bool(wanted["stream"]))
+
+
+def _show_growing(handle: JobHandle, timeout_s: float) -> None:
+    for piece in handle.stream(timeout_s + 1.0):
+        if piece.starts_over:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            say("(the answer starts over)")
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _show(result: JobResult, *, as_json: bool, shown: bool) -> int:
+    if as_json:
+        print_json(result_fields(result))
+    elif result.text and not shown:
+        click.echo(result.text)
+    if not as_json:
+        say(origin(result))
+    return int(exit_code_of_result(result))

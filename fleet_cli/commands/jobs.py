@@ -1,0 +1,157 @@
+"""`fleet jobs`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from fleet_cli.answers import result_fields
+from fleet_cli.connection import Connection, connection_options
+from fleet_cli.output import NOTHING, age, print_json, print_json_line, print_table, say
+from fleet_client.admin import AdminClient
+from fleet_protocol.messages import AdminOp, JobStatus, JobView
+
+
+@click.group(
+    help="""List, show, cancel and retry jobs.
+
+    \b
+    Examples:
+      fleet jobs ls --status failed
+      fleet jobs ls --dead --jsonl
+      fleet jobs show 01JD0000000000000000000000
+    """
+)
+def command() -> None:
+    """Group the verbs."""
+
+
+@command.command(
+    help="""List jobs, newest first.
+
+    \b
+    Examples:
+      fleet jobs ls
+      fleet jobs ls --status queued --limit 200
+      fleet jobs ls --dead        dead letters: `fleet jobs retry JOB` runs one again
+    """
+)
+@connection_options
+@click.option("--status", type=click.Choice([str(s) for s in JobStatus]))
+@click.option("--device", metavar="ID", help="Only this device's jobs.")
+@click.option("--dead", is_flag=True, help="Only dead letters: failed for good.")
+@click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help='Print one object: {"jobs": [..]}.')
+@click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
+def ls(
+    connection: Connection, /, *, status: str | None, as_json: bool, jsonl: bool, **how: Any
+) -> None:
+    """List jobs."""
+    if status is not None:
+        how["status"] = JobStatus(status)
+    chosen = {name: value for name, value in how.items() if value is not None}
+    with AdminClient(connection.broker, connection.admin) as admin:
+        jobs = admin.request(AdminOp.JOBS_LIST, **chosen).jobs
+    if as_json:
+        print_json({"jobs": [_fields(job) for job in jobs]})
+    elif jsonl:
+        for job in jobs:
+            print_json_line(_fields(job))
+    else:
+        _print_jobs(jobs)
+
+
+@command.command(
+    help="""Show one job: everything but its prompt.
+
+    \b
+    Example:
+      fleet jobs show 01JD0000000000000000000000
+    """
+)
+@connection_options
+@click.argument("job")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
+    """Show a job."""
+    with AdminClient(connection.broker, connection.admin) as admin:
+        found = admin.request(AdminOp.JOB_SHOW, job=_id(job)).jobs
+    fields = _fields(found[0])
+    if as_json:
+        print_json(fields)
+        return
+    result = fields.pop("result", None) or {}
+    for name, value in {**fields, **{f"result.{k}": v for k, v in result.items()}}.items():
+        if value not in (None, "", {}):
+            click.echo(f"{name:<22} {value}")
+
+
+@command.command(
+    help="""Cancel a job; its device gets a result that says so.
+
+    \b
+    Example:
+      fleet jobs cancel 01JD0000000000000000000000
+    """
+)
+@connection_options
+@click.argument("job")
+def cancel(connection: Connection, /, *, job: str) -> None:
+    """Cancel a job."""
+    with AdminClient(connection.broker, connection.admin) as admin:
+        reply = admin.request(AdminOp.JOB_CANCEL, job=_id(job))
+    say(reply.message or f"job {job} is cancelled")
+
+
+@command.command(
+    help="""Run a dead letter again, from the beginning.
+
+    \b
+    Examples:
+      fleet jobs ls --dead
+      fleet jobs retry 01JD0000000000000000000000
+    """
+)
+@connection_options
+@click.argument("job")
+def retry(connection: Connection, /, *, job: str) -> None:
+    """Retry a job."""
+    with AdminClient(connection.broker, connection.admin) as admin:
+        reply = admin.request(AdminOp.JOB_RETRY, job=_id(job))
+    say(reply.message or f"job {job} is queued again")
+
+
+def _id(job: str) -> str:
+    from fleet_client.options import check_job_id  # noqa: PLC0415  # only where a job is named
+
+    return check_job_id(job)
+
+
+def _fields(job: JobView) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(job)
+    if job.result is not None:
+        fields["result"] = result_fields(job.result)
+    return fields
+
+
+def _print_jobs(jobs: tuple[JobView, ...]) -> None:
+    print_table(
+        ("job", "device", "id", "status", "answered by", "worker", "tries", "chars", "age"),
+        [
+            (
+                job.job,
+                job.device,
+                job.id,
+                f"{job.status} (dead)" if job.dead else str(job.status),
+                str(job.result.answered_by or NOTHING) if job.result else NOTHING,
+                job.worker or (job.result.worker if job.result else None) or NOTHING,
+                str(job.attempts),
+                str(job.prompt_chars),
+                age(job.received_at_ms),
+            )
+            for job in jobs
+        ],
+        empty='no jobs; submit one with `fleet ask "..."`',
+    )

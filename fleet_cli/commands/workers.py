@@ -1,0 +1,153 @@
+"""`fleet workers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from fleet_cli.connection import Connection, connection_options
+from fleet_cli.output import NOTHING, age, number, print_json, print_json_line, print_table, say
+from fleet_client.admin import AdminClient
+from fleet_client.options import check_job_id
+from fleet_protocol.messages import AdminOp, WorkerView
+
+
+@click.group(
+    help="""List, show, drain and resume workers.
+
+    \b
+    Examples:
+      fleet workers ls
+      fleet workers drain w2      finish what it has, take nothing new
+      fleet workers resume w2
+    """
+)
+def command() -> None:
+    """Group the verbs."""
+
+
+@command.command(
+    help="""List workers with their weights: 0.6 x compute + 0.4 x bandwidth by default.
+
+    \b
+    Examples:
+      fleet workers ls
+      fleet workers ls --json
+    """
+)
+@connection_options
+@click.option("--json", "as_json", is_flag=True, help='Print one object: {"workers": [..]}.')
+@click.option("--jsonl", is_flag=True, help="Print one JSON object a worker.")
+def ls(connection: Connection, /, *, as_json: bool, jsonl: bool) -> None:
+    """List workers."""
+    with AdminClient(connection.broker, connection.admin) as admin:
+        workers = admin.request(AdminOp.WORKERS_LIST, limit=1_000).workers
+    if as_json:
+        print_json({"workers": [msgspec.to_builtins(w) for w in workers]})
+    elif jsonl:
+        for worker in workers:
+            print_json_line(worker)
+    else:
+        print_workers(workers)
+
+
+@command.command(
+    help="""Show one worker: hardware, models, measurements, heartbeat.
+
+    \b
+    Example:
+      fleet workers show w1
+    """
+)
+@connection_options
+@click.argument("worker")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(connection: Connection, /, *, worker: str, as_json: bool) -> None:
+    """Show a worker."""
+    with AdminClient(connection.broker, connection.admin) as admin:
+        found = admin.request(AdminOp.WORKER_SHOW, worker=check_job_id(worker)).workers[0]
+    if as_json:
+        print_json(found)
+        return
+    for name, value in _flat(msgspec.to_builtins(found)):
+        click.echo(f"{name:<34} {value}")
+
+
+@command.command(
+    help="""Let a worker finish what it has and take nothing new.
+
+    \b
+    Example:
+      fleet workers drain w2
+    """
+)
+@connection_options
+@click.argument("worker")
+def drain(connection: Connection, /, *, worker: str) -> None:
+    """Drain a worker."""
+    _tell(connection, AdminOp.WORKER_DRAIN, worker, "drains; `fleet workers resume` ends that")
+
+
+@command.command(
+    help="""Let a drained worker take jobs again.
+
+    \b
+    Example:
+      fleet workers resume w2
+    """
+)
+@connection_options
+@click.argument("worker")
+def resume(connection: Connection, /, *, worker: str) -> None:
+    """Resume a worker."""
+    _tell(connection, AdminOp.WORKER_RESUME, worker, "takes jobs again")
+
+
+def print_workers(workers: tuple[WorkerView, ...]) -> None:
+    """Print the table of workers, each weight with its two parts."""
+    print_table(
+        (
+            *("worker", "status", "weight", "= compute", "+ bandwidth", "tok/s", "Mbit/s"),
+            *("jobs/slots", "temp", "cpu", "model", "seen"),
+        ),
+        [_row(worker) for worker in workers],
+        empty="no workers; `fleet up` starts some",
+    )
+
+
+def _row(worker: WorkerView) -> tuple[str, ...]:
+    info, state = worker.info, worker.state
+    measured = info.benchmark if info else None
+    temp_c = state.temp_c if state else None
+    return (
+        worker.worker,
+        str(worker.status),
+        f"{worker.weight:.2f}",
+        f"{worker.compute:.2f}",
+        f"{worker.bandwidth:.2f}",
+        number(measured.decode_tok_s if measured else None, 1),
+        number(measured.bandwidth_mbps if measured else None),
+        f"{worker.inflight}/{worker.slots}",
+        NOTHING if temp_c is None else f"{temp_c:.0f} °C",
+        NOTHING if state is None else f"{state.cpu_pct:.0f} %",
+        info.models[0].name if info and info.models else NOTHING,
+        age(worker.seen_at_ms),
+    )
+
+
+def _tell(connection: Connection, op: AdminOp, worker: str, done: str) -> None:
+    with AdminClient(connection.broker, connection.admin) as admin:
+        reply = admin.request(op, worker=check_job_id(worker))
+    say(reply.message or f"worker {worker} {done}")
+
+
+def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            rows += _flat(inner, f"{before}{name}.")
+        elif inner not in (None, "", [], ()):
+            rows.append((f"{before}{name}", inner))
+    return rows
