@@ -28,6 +28,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         keep_alive_s: Send keep-alives for this long before the first content.
         cut_after_chars: Break the connection after as many characters of the answer.
         stall_after_chars: Fall silent after as many, until the client leaves.
+        cut_before_usage: Break the connection after the finish_reason.
         blank: Answer with white space.
         finish: The answer's finish_reason.
         hang: Send nothing at all after the headers until the client leaves.
@@ -41,6 +42,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     cut_after_chars: Annotated[int, msgspec.Meta(ge=0)] | None = None
     stall_after_chars: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    cut_before_usage: bool = False
     blank: bool = False
     finish: Finish | None = None
     hang: bool = False

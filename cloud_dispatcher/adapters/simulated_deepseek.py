@@ -201,6 +201,8 @@ class SimulatedDeepSeek:
         if step.cut_after_chars is not None:
             yield None
         yield _event(frame, delta={}, finish=answer.finish)
+        if step.cut_before_usage:
+            yield None
         if chat.stream_options is not None and chat.stream_options.include_usage:
             yield _data(frame | {"choices": [], "usage": answer.usage})
         yield "data: [DONE]\n\n"

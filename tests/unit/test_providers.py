@@ -1,0 +1,112 @@
+"""Without a key there is no provider, and nothing breaks: every call is told how to get one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloud_dispatcher.adapters import provider_errors
+from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
+from cloud_dispatcher.adapters.providers import (
+    BackoffSettings,
+    NoProvider,
+    ProviderSettings,
+    build_provider,
+)
+from cloud_dispatcher.core.commands import CompletionRequest
+from cloud_dispatcher.ports import ProviderError
+from fleet_protocol.errors import ConfigError
+from fleet_protocol.messages import Generation, JobKey
+
+REQUEST = CompletionRequest(
+    job=JobKey("01J"), attempt=1, messages=(), generation=Generation(), timeout_ms=1_000
+)
+
+
+@pytest.mark.parametrize("environ", [{}, {"DEEPSEEK_API_KEY": ""}, {"DEEPSEEK_API_KEY": "  "}])
+async def test_without_a_key_every_call_is_told_how_to_set_one(environ: dict[str, str]) -> None:
+    provider = build_provider(None, environ)
+    assert isinstance(provider, NoProvider)
+    with pytest.raises(ProviderError) as caught:
+        await anext(aiter(provider.stream(REQUEST)))
+    assert caught.value.code == "no_provider"
+    assert caught.value.retry_after_ms is None
+    assert "DEEPSEEK_API_KEY" in caught.value.hint
+    await provider.close()
+
+
+async def test_a_key_in_the_named_variable_makes_a_provider() -> None:
+    settings = ProviderSettings(name="backup", api_key_env="BACKUP_KEY")
+    provider = build_provider(settings, {"BACKUP_KEY": "sk-1\n"})
+    assert isinstance(provider, DeepSeekProvider)
+    assert provider.name == "backup"
+    await provider.close()
+
+
+async def test_a_key_file_goes_before_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("sk-file\nsecond line\n")
+    provider = build_provider(ProviderSettings(api_key_file=str(path)), {})
+    assert isinstance(provider, DeepSeekProvider)
+    await provider.close()
+
+
+@pytest.mark.parametrize("content", [None, "", "\nsk-late\n"])
+def test_a_key_file_that_holds_no_key_is_a_setting_to_correct(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match="api_key_file"):
+        build_provider(ProviderSettings(api_key_file=str(path)), {"DEEPSEEK_API_KEY": "sk-1"})
+
+
+@pytest.mark.parametrize("key", ["two words", "sk-ключ", "sk-\x07"])
+def test_something_that_is_no_key_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_provider(None, {"DEEPSEEK_API_KEY": key})
+    assert "DEEPSEEK_API_KEY" in str(caught.value)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["api.deepseek.com", "ftp://x", "https://", "https://u:p@x"])
+def test_a_base_url_must_be_http_and_hold_no_password(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url") as caught:
+        ProviderSettings(base_url=url)
+    assert "u:p" not in str(caught.value)
+
+
+def test_the_backoff_doubles_up_to_its_cap_with_full_jitter() -> None:
+    backoff = BackoffSettings()
+    assert [backoff.pause_ms(n, luck=1.0) for n in (1, 2, 3, 6, 9)] == [
+        1_000,
+        2_000,
+        4_000,
+        30_000,
+        30_000,
+    ]
+    assert backoff.pause_ms(3, luck=0.0) == 0
+    assert backoff.pause_ms(3, luck=0.5) == 2_000
+
+
+@pytest.mark.parametrize(
+    ("header", "span_ms"),
+    [
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("2", 2_000),
+        ("0.25", 250),
+        ("-3", 0),
+        ("nan", None),
+        ("inf", None),
+        ("Thu, 01 Jan 1970 00:00:09 GMT", 8_000),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date(
+    header: str | None, span_ms: int | None
+) -> None:
+    assert provider_errors.read_retry_after(header, now_ms=1_000) == span_ms
