@@ -171,7 +171,9 @@ class Topics:
             )
         self.root = root
         self._prefix = f"{root}/"
-        self._by_shape = {_shape(c.template): c for c in CATALOGUE}
+        self._prefix_chars = len(self._prefix)
+        self._by_shape = {_key(c.template.split("/")): c for c in CATALOGUE}
+        self._places = {c.name: _places(c.template) for c in CATALOGUE}
         self._formats = {
             c.name: self._prefix + re.sub(r"\{\w+\}", "{}", c.template) for c in CATALOGUE
         }
@@ -192,13 +194,15 @@ class Topics:
             ProtocolError: `unknown_topic` if no channel has this shape, `invalid_id` if an id has
                 characters outside `[A-Za-z0-9_-]` or more than 36 of them.
         """
-        levels = topic.removeprefix(self._prefix).split("/")
-        channel = self._by_shape.get(_key(levels)) if topic.startswith(self._prefix) else None
+        if not topic.startswith(self._prefix):
+            raise _unknown(topic)
+        levels = topic[self._prefix_chars :].split("/")
+        channel = self._by_shape.get(_key(levels))
         if channel is None:
-            raise ProtocolError(f"no channel has the topic {topic[:200]!r}", code="unknown_topic")
-        ids = [levels[i] for i in _places(channel.template)]
+            raise _unknown(topic)
+        ids = [levels[place] for place in self._places[channel.name]]
         for value in ids:
-            if not _ID.match(value):
+            if not _ID.fullmatch(value):
                 raise ProtocolError(
                     f"id {value[:64]!r} in a topic is not usable",
                     code="invalid_id",
@@ -223,20 +227,23 @@ class Topics:
         return address.channel.sender is Role.DISPATCHER
 
 
-def _shape(template: str) -> tuple[str, ...]:
-    return _key(template.split("/"))
+def _unknown(topic: str) -> ProtocolError:
+    return ProtocolError(f"no channel has the topic {topic[:200]!r}", code="unknown_topic")
 
 
-def _places(template: str) -> list[int]:
-    return [i for i, level in enumerate(template.split("/")) if level.startswith("{")]
+def _places(template: str) -> tuple[int, ...]:
+    return tuple(i for i, level in enumerate(template.split("/")) if level.startswith("{"))
 
 
-def _key(levels: list[str]) -> tuple[str, ...]:
-    """Reduce a topic to what names its channel: fixed levels stay, ids become `*`.
+def _key(levels: list[str]) -> tuple[int | str, ...]:
+    """Reduce a topic to what names its channel: its length and its fixed levels.
 
     In every template the ids stand at the odd places 1 and 3, but for `fleet/roster/{shard}` and
-    `fleet/alerts/{alert}`, where the id is last.
+    `fleet/alerts/{alert}`, where the id is last. Spelled out by length: each message passes here.
     """
-    if levels[0] == "fleet":
-        return (*levels[:2], *("*" for _ in levels[2:]))
-    return tuple("*" if i in (1, 3) and i < len(levels) else v for i, v in enumerate(levels))
+    count = len(levels)
+    if count == 5:
+        return count, levels[0], levels[2], levels[4]
+    if count == 3 and levels[0] != "fleet":
+        return count, levels[0], levels[2]
+    return (count, *levels[:2])
