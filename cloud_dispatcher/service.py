@@ -111,6 +111,7 @@ class _Turn:
         self.requests: list[JobsListed | RequestMalformed] = []
         self.decided: list[tuple[e.AnyEvent, Sequence[AnyCommand]]] = []
         self.saves: dict[m.JobKey, Job] = {}
+        self.were_open: set[tuple[str, str]] = set()
 
     def decide(self, event: e.AnyEvent, commands: Sequence[AnyCommand]) -> None:
         """Note a decision; of several values of one job the last one is saved."""
@@ -118,13 +119,6 @@ class _Turn:
         for command in commands:
             if type(command) is SaveJob:
                 self.saves[command.job.key] = command.job
-
-    def saved_as(self, device: str, job_id: str) -> Job | None:
-        """Return the job of this name, if this turn changed it."""
-        for job in self.saves.values():
-            if job.device == device and job.id == job_id:
-                return job
-        return None
 
 
 class DispatcherService:
@@ -239,9 +233,8 @@ class DispatcherService:
         engine_at_ms = self._engine.next_wake_at_ms()
         if engine_at_ms is not None and engine_at_ms <= turn.now_ms:
             turn.events.append(e.TimePassed())
-        events = await self._look_up(turn.events)
-        for event in events:
-            current = self._with_known(event, turn)
+        for event in await self._look_up(turn):
+            current = self._with_known(event, turn) if turn.were_open else event
             turn.decide(current, self._engine.handle(current, turn.now_ms))
         await self._save_and_tell(turn)
         for request in turn.requests:
@@ -283,21 +276,26 @@ class DispatcherService:
             job = m.JobKey(str(refused.token))
             turn.events.append(e.ResultRefused(job=job, code=refused.code))
 
-    async def _look_up(self, events: list[e.AnyEvent]) -> list[e.AnyEvent]:
+    async def _look_up(self, turn: _Turn) -> list[e.AnyEvent]:
         """Add what the store knows of jobs that are named but not open in memory."""
-        find_open = self._engine.find_open
-        ids = {
-            (event.device, event.id): None
-            for event in events
-            if type(event) is e.JobSubmitted or type(event) is e.JobCancelled
-            if find_open(event.device, event.id) is None
-        }
-        asked = [event for event in events if type(event) is e.AdminAsked]
+        ids: dict[tuple[m.DeviceId, m.JobId], None] = {}
+        asked: list[e.AdminAsked] = []
+        for event in turn.events:
+            if isinstance(event, e.JobSubmitted | e.JobCancelled):
+                name = (event.device, event.id)
+                if self._engine.find_open(*name) is None:
+                    ids[name] = None
+                else:
+                    turn.were_open.add(name)
+            elif isinstance(event, e.AdminAsked):
+                asked.append(event)
         if not ids and not asked:
-            return events
+            return turn.events
         known = await self._insistence.on(lambda: self._store.find(ids)) if ids else {}
         found = {event.request.job: await self._find_asked(event) for event in asked}
-        return [_informed(event, known, found) for event in events]
+        if not known and not found:
+            return turn.events
+        return [_informed(event, known, found) for event in turn.events]
 
     async def _find_asked(self, event: e.AdminAsked) -> Job | None:
         key = event.request.job
@@ -307,11 +305,12 @@ class DispatcherService:
 
     def _with_known(self, event: e.AnyEvent, turn: _Turn) -> e.AnyEvent:
         """A job that was open when we looked may have been let go earlier in this turn."""
-        if not isinstance(event, e.JobSubmitted | e.JobCancelled) or not turn.saves:
+        if not isinstance(event, e.JobSubmitted | e.JobCancelled):
             return event
-        if event.known is not None or self._engine.find_open(event.device, event.id) is not None:
+        name = (event.device, event.id)
+        if name not in turn.were_open or self._engine.find_open(*name) is not None:
             return event
-        known = turn.saved_as(event.device, event.id)
+        known = next((job for job in turn.saves.values() if (job.device, job.id) == name), None)
         return event if known is None else replace(event, known=known)
 
     async def _save_and_tell(self, turn: _Turn) -> None:
