@@ -1,0 +1,225 @@
+"""A shell around the engine as the real one behaves, in memory: save, then tell, or crash between.
+
+It checks what must hold of every single turn; `test_engine_machine.py` chooses the turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cloud_dispatcher.core import commands as c
+from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.engine import Engine
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.results import as_message
+from cloud_dispatcher.core.settings import EngineSettings
+from fleet_protocol import messages as m
+from fleet_protocol import topics
+
+SETTINGS = EngineSettings(lease_ms=10_000, worker_silence_ms=20_000, queue_limit=6)
+CONTEXT_TOKENS = 1_024
+LEASED = {m.JobStatus.ASSIGNED, m.JobStatus.RUNNING}
+
+
+class ModelledWorker:
+    """A board with a spool that survives everything and an inbox that the broker may lose."""
+
+    def __init__(self, name: str, *, slots: int, prefetch: int, tok_s: float) -> None:
+        self.id = m.WorkerId(name)
+        self.slots, self.prefetch, self.tok_s = slots, prefetch, tok_s
+        self.boots = 0
+        self.is_online = False
+        self.inbox: list[m.Message] = []
+        self.spool: dict[tuple[str, int], m.JobDone | m.JobFailed | m.Escalation | None] = {}
+
+    @property
+    def boot(self) -> str:
+        return f"{self.id}-boot{self.boots}"
+
+    @property
+    def info(self) -> m.WorkerInfo:
+        model = m.ModelInfo(name="small", version="1", context_tokens=CONTEXT_TOKENS)
+        return m.WorkerInfo(
+            boot=self.boot,
+            slots=self.slots,
+            prefetch=self.prefetch,
+            models=(model,),
+            benchmark=m.Benchmark(decode_tok_s=self.tok_s, prefill_tok_s=self.tok_s),
+        )
+
+    @property
+    def held(self) -> m.HeldJobs:
+        refs = {key: m.AttemptRef(job=key[0], attempt=key[1]) for key in self.spool}
+        return m.HeldJobs(
+            boot=self.boot,
+            running=tuple(ref for key, ref in refs.items() if self.spool[key] is None),
+            finished=tuple(ref for key, ref in refs.items() if self.spool[key] is not None),
+        )
+
+    def receive(self) -> None:
+        """Deal with the oldest message of the inbox."""
+        message = self.inbox.pop(0)
+        if isinstance(message, m.Assignment):
+            self.spool.setdefault((message.job, message.attempt), None)
+        elif isinstance(message, m.WorkerCancel):
+            self.spool.pop((message.job, message.attempt), None)
+        elif isinstance(message, m.Settled):
+            for ref in message.jobs:
+                self.spool.pop((ref.job, ref.attempt), None)
+
+
+class ModelledShell:
+    """Holds what survives a crash (the store, the workers) and what does not (the engine)."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000_000
+        self.store: dict[m.JobKey, Job] = {}
+        self.accepted: set[m.JobKey] = set()
+        self.retried: set[m.JobKey] = set()
+        self.told: dict[m.JobKey, m.Message] = {}
+        self.unconfirmed: set[m.JobKey] = set()
+        self.calls: dict[m.JobKey, c.CompletionRequest] = {}
+        self.crash_before_telling = False
+        self.workers = [
+            ModelledWorker("fast", slots=2, prefetch=1, tok_s=87.0),
+            ModelledWorker("slow", slots=1, prefetch=0, tok_s=9.0),
+            ModelledWorker("even", slots=1, prefetch=1, tok_s=87.0),
+        ]
+        self.engine = Engine(SETTINGS, "epoch")
+
+    def handle(self, event: e.AnyEvent) -> list[c.AnyCommand]:
+        commands = self.engine.handle(event, self.now_ms)
+        self.carry_out(commands)
+        return commands
+
+    def carry_out(self, commands: Sequence[c.AnyCommand]) -> None:
+        for command in commands:
+            if isinstance(command, c.SaveJob):
+                self._save(command.job)
+        if self.crash_before_telling:
+            self.restart()
+            return
+        for command in commands:
+            self._tell(command)
+        self.check_books()
+
+    def restart(self) -> None:
+        """Kill -9: what is not in the store is gone; retained messages come again."""
+        self.crash_before_telling = False
+        self.unconfirmed.clear()
+        self.calls.clear()
+        self.engine = Engine(SETTINGS, "epoch")
+        untold = [job for job in self.store.values() if job.is_open or not job.told]
+        self.carry_out(self.engine.recover(untold, self.now_ms))
+        for worker in self.workers:
+            if worker.is_online:
+                self.announce(worker)
+                self.handle(e.HeldReceived(worker=worker.id, held=worker.held))
+
+    def announce(self, worker: ModelledWorker) -> None:
+        online = m.Presence(status=m.PresenceStatus.ONLINE, boot=worker.boot)
+        self.handle(e.PresenceChanged(worker=worker.id, presence=online))
+        self.handle(e.InfoReceived(worker=worker.id, info=worker.info))
+
+    def report(self, worker: ModelledWorker, key: tuple[str, int]) -> None:
+        """Send the outcome that lies in the spool."""
+        job, outcome = m.JobKey(key[0]), worker.spool[key]
+        if isinstance(outcome, m.JobDone):
+            self.handle(e.DoneReceived(worker=worker.id, job=job, done=outcome))
+        elif isinstance(outcome, m.JobFailed):
+            self.handle(e.FailureReceived(worker=worker.id, job=job, failure=outcome))
+        elif isinstance(outcome, m.Escalation):
+            self.handle(e.EscalationReceived(worker=worker.id, job=job, escalation=outcome))
+
+    def pass_time(self, span_ms: int) -> None:
+        """Let time pass, waking the engine at each moment that it asked for."""
+        until_ms = self.now_ms + span_ms
+        for _ in range(200):
+            wake_ms = self.engine.next_wake_at_ms()
+            if wake_ms is None or wake_ms > until_ms:
+                break
+            self.now_ms = max(self.now_ms, wake_ms)
+            self.handle(e.TimePassed())
+        else:
+            raise AssertionError("the engine asks to be woken without end")
+        self.now_ms = until_ms
+
+    def _save(self, job: Job) -> None:
+        old = self.store.get(job.key)
+        if old is not None:
+            assert job.attempt >= old.attempt, "an attempt number went back"
+            if old.result is not None and job.key not in self.retried:
+                assert job.result == old.result, "a final result changed"
+        if old is None or job.result is None:
+            self.retried.discard(job.key)
+        self.accepted.add(job.key)
+        self.store[job.key] = job
+
+    def _tell(self, command: c.AnyCommand) -> None:
+        if isinstance(command, c.StartCompletion):
+            job = self.store[command.request.job]
+            assert job.submit.privacy is m.Privacy.ANY, "a site job reached a provider"
+            assert job.status is m.JobStatus.ESCALATED, "a call was made before it was saved"
+            assert job.attempt == command.request.attempt, "a call was made before it was saved"
+            self.calls[job.key] = command.request
+        elif isinstance(command, c.StopCompletion):
+            self.calls.pop(command.job, None)
+        elif isinstance(command, c.Send):
+            self._publish(command)
+
+    def _publish(self, send: c.Send) -> None:
+        message = send.message
+        if send.confirms is not None:
+            self._check_result(send.confirms, message)
+            self.unconfirmed.add(send.confirms)
+        elif send.channel is topics.ACK and isinstance(message, m.JobAck):
+            names = {(job.device, job.id) for job in self.store.values()}
+            assert message.status is m.AckStatus.REJECTED or send.ids in names, "accepted unsaved"
+        elif send.channel.receivers == (topics.Role.WORKER,):
+            self._check_worker_message(m.WorkerId(send.ids[0]), message)
+            next(w for w in self.workers if w.id == send.ids[0]).inbox.append(message)
+
+    def _check_result(self, key: m.JobKey, message: m.Message) -> None:
+        job = self.store[key]
+        assert job.result is not None, "a result was told before it was saved"
+        assert message == as_message(job, job.result), "what was told is not what was saved"
+        assert self.told.get(key, message) == message, "a job was answered twice"
+        self.told[key] = message
+
+    def _check_worker_message(self, worker: m.WorkerId, message: m.Message) -> None:
+        if isinstance(message, m.Assignment):
+            job = self.store[m.JobKey(message.job)]
+            assert job.attempt == message.attempt, "an assignment was sent before it was saved"
+            assert job.worker == worker, "an assignment was sent before it was saved"
+        elif isinstance(message, m.WorkerCancel):
+            assert not self._holds(worker, message.job, message.attempt), "a live attempt cancelled"
+        elif isinstance(message, m.Settled):
+            for ref in message.jobs:
+                assert not self._holds(worker, ref.job, ref.attempt), "a live attempt was settled"
+
+    def _holds(self, worker: m.WorkerId, key: str, attempt: int) -> bool:
+        job = self.store.get(m.JobKey(key))
+        return (
+            job is not None
+            and job.attempt == attempt
+            and job.status in LEASED
+            and job.worker == worker
+        )
+
+    def check_books(self) -> None:
+        """Leases, slots, counts and the queue all tell the same story."""
+        ledger = self.engine._ledger
+        leased = {key: job.worker for key, job in ledger.jobs.items() if job.status in LEASED}
+        counted = {key: w.id for w in ledger.fleet.workers for key in w.leases}
+        assert leased == counted, "inflight is not the leases held"
+        for worker in ledger.fleet.workers:
+            if worker.capacity:
+                assert len(worker.leases) <= worker.capacity, "more leases than slots and prefetch"
+        for key, holder in leased.items():
+            assert self.store[key].worker == holder, "a lease was given out unsaved"
+        waiting = [job for job in ledger.jobs.values() if job.status is m.JobStatus.QUEUED]
+        assert len(ledger.queue) == len(waiting), "the queue is not the queued jobs"
+        summary = self.engine.summary()
+        assert (summary.queued, summary.inflight) == (len(waiting), len(leased))
+        stored = {key for key, job in self.store.items() if job.is_open}
+        assert {key for key, job in ledger.jobs.items() if job.is_open} == stored, "a job was lost"

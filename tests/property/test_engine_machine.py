@@ -1,0 +1,311 @@
+"""The engine under everything that can happen, in any order.
+
+No accepted job is lost, none is answered twice, nobody is told what is not saved, inflight is the
+leases held, stale attempts move nothing. The invariants of a single turn are in `ModelledShell`.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.job import ReplyTo
+from fleet_protocol import messages as m
+from tests.property.modelled_shell import ModelledShell, ModelledWorker
+
+NUMBERS = st.integers(0, 2)
+DEVICES = st.sampled_from(["d1", "d2"])
+JOB_IDS = st.sampled_from(["1", "2", "3", "4"])
+SUBMITS = st.builds(
+    m.JobSubmit,
+    prompt=st.sampled_from(["short", "x" * 9_000]),
+    priority=st.sampled_from([0, 5, 9]),
+    escalate=st.sampled_from(m.Escalate),
+    privacy=st.sampled_from(m.Privacy),
+    deadline_ms=st.sampled_from([None, 15_000]),
+    stream=st.booleans(),
+    compact=st.booleans(),
+)
+REPLIES = st.sampled_from(
+    [ReplyTo(), ReplyTo(topic="fleet/v1/dev/d1/reply", correlation_data=b"c"), ReplyTo(plain=True)]
+)
+ANSWERS = st.sampled_from(["done", "failed", "broken", "low_confidence", "overheated"])
+
+
+def outcome_of(kind: str, key: tuple[str, int]) -> m.JobDone | m.JobFailed | m.Escalation:
+    """Every run of a job gives a text of its own, so that a second answer would show."""
+    answer = m.LocalAnswer(text=f"{key}", model="small", confidence=0.4)
+    if kind == "done":
+        return m.JobDone(attempt=key[1], answer=answer)
+    if kind in {"failed", "broken"}:
+        return m.JobFailed(attempt=key[1], code="onnx", retryable=kind == "failed")
+    kept = answer if kind == "low_confidence" else None
+    return m.Escalation(attempt=key[1], reason=m.Reason(kind), answer=kept)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shell = ModelledShell()
+        self.minted = 0
+
+    @initialize(online=st.sets(NUMBERS))
+    def some_workers_are_there(self, online: set[int]) -> None:
+        for number in online:
+            self.come_online(number)
+
+    # ------------------------------------------------------------ devices and operators
+
+    @rule(device=DEVICES, job_id=JOB_IDS, submit=SUBMITS, reply=REPLIES)
+    def submit(self, device: str, job_id: str, submit: m.JobSubmit, reply: ReplyTo) -> None:
+        self.minted += 1
+        known = self._stored(device, job_id)
+        self.shell.handle(
+            e.JobSubmitted(
+                key=m.JobKey(f"K{self.minted:04}"),
+                device=m.DeviceId(device),
+                id=m.JobId(job_id),
+                submit=submit,
+                reply=reply,
+                known=known,
+            )
+        )
+
+    @rule(device=DEVICES, job_id=JOB_IDS)
+    def cancel(self, device: str, job_id: str) -> None:
+        known = self._stored(device, job_id)
+        name = (m.DeviceId(device), m.JobId(job_id))
+        self.shell.handle(e.JobCancelled(device=name[0], id=name[1], known=known))
+
+    @precondition(lambda self: self.shell.store)
+    @rule(data=st.data())
+    def retry_a_job(self, data: st.DataObject) -> None:
+        shell = self.shell
+        key = data.draw(st.sampled_from(sorted(shell.store)))
+        job = shell.store[key]
+        if job.result is not None and job.status is not m.JobStatus.OK:
+            shell.retried.add(key)
+            shell.told.pop(key, None)
+            shell.unconfirmed.discard(key)
+        request = m.AdminRequest(req="r", op=m.AdminOp.JOB_RETRY, job=key)
+        shell.handle(e.AdminAsked(admin="a", request=request, found=job))
+
+    @rule(number=NUMBERS, op=st.sampled_from([m.AdminOp.WORKER_DRAIN, m.AdminOp.WORKER_RESUME]))
+    def command_a_worker(self, number: int, op: m.AdminOp) -> None:
+        request = m.AdminRequest(req="r", op=op, worker=self.shell.workers[number].id)
+        self.shell.handle(e.AdminAsked(admin="a", request=request))
+
+    # ------------------------------------------------------------ workers
+
+    @rule(number=NUMBERS)
+    def come_online(self, number: int) -> None:
+        worker = self.shell.workers[number]
+        worker.boots += 1
+        worker.is_online = True
+        self.shell.announce(worker)
+        self.shell.handle(e.HeldReceived(worker=worker.id, held=worker.held))
+
+    @rule(number=NUMBERS, will=st.booleans())
+    def vanish(self, number: int, will: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+        worker = self.shell.workers[number]
+        worker.is_online = False
+        if will:
+            self._say_offline(worker, worker.boot)
+
+    @rule(number=NUMBERS)
+    def a_late_will_of_an_earlier_boot_comes(self, number: int) -> None:
+        worker = self.shell.workers[number]
+        before = {key: job.worker for key, job in self.shell.engine._ledger.jobs.items()}
+        self._say_offline(worker, "an-earlier-boot")
+        if worker.is_online:
+            after = {key: job.worker for key, job in self.shell.engine._ledger.jobs.items()}
+            assert before == after
+
+    @rule(number=NUMBERS)
+    def read_the_inbox(self, number: int) -> None:
+        worker = self.shell.workers[number]
+        while worker.is_online and worker.inbox:
+            worker.receive()
+
+    @rule(number=NUMBERS)
+    def the_broker_forgets(self, number: int) -> None:
+        self.shell.workers[number].inbox.clear()
+
+    @rule(number=NUMBERS, kind=ANSWERS, told=st.booleans())
+    def work(self, number: int, kind: str, told: bool) -> None:  # noqa: FBT001 - drawn
+        worker = self.shell.workers[number]
+        for key, outcome in list(worker.spool.items()):
+            if outcome is None:
+                worker.spool[key] = outcome_of(kind, key)
+                if told and worker.is_online:
+                    self.shell.report(worker, key)
+                return
+
+    @rule(number=NUMBERS)
+    def show_signs_of_work(self, number: int) -> None:
+        worker = self.shell.workers[number]
+        for (key, attempt), outcome in list(worker.spool.items()):
+            if worker.is_online and outcome is None:
+                job, chunk = m.JobKey(key), m.WorkerTokenChunk(attempt=attempt, i=0, t="so")
+                start = e.StartReceived(worker=worker.id, job=job, attempt=attempt)
+                self.shell.handle(start)
+                self.shell.handle(e.TokensReceived(worker=worker.id, job=job, chunk=chunk))
+
+    @rule(number=NUMBERS)
+    def send_again_what_is_in_the_spool(self, number: int) -> None:
+        worker = self.shell.workers[number]
+        if worker.is_online:
+            self.shell.handle(e.HeldReceived(worker=worker.id, held=worker.held))
+            for key in list(worker.spool):
+                self.shell.report(worker, key)
+
+    @precondition(
+        lambda self: self.shell.engine._ledger.jobs and not self.shell.crash_before_telling
+    )
+    @rule(data=st.data(), number=NUMBERS, kind=ANSWERS, back=st.integers(0, 2))
+    def a_stale_outcome_moves_nothing(
+        self, data: st.DataObject, number: int, kind: str, back: int
+    ) -> None:
+        jobs, worker = self.shell.engine._ledger.jobs, self.shell.workers[number]
+        key = data.draw(st.sampled_from(sorted(jobs)))
+        job = jobs[key]
+        stale = (key, job.attempt - back)
+        is_holder = worker.id in {job.worker, job.last_worker}
+        if not worker.is_online or stale[1] < 1 or (back == 0 and is_holder):
+            return
+        worker.spool.setdefault(stale, outcome_of(kind, stale))
+        self.shell.report(worker, stale)
+        after = self.shell.engine.get(key)
+        assert after is not None
+        moved = (after.status, after.attempt, after.result) != (job.status, job.attempt, job.result)
+        given_out = after.status is m.JobStatus.ASSIGNED and after.attempt == job.attempt + 1
+        assert not moved or given_out, "a stale attempt moved the job"
+
+    # ------------------------------------------------------------ the cloud
+
+    @precondition(lambda self: self.shell.calls)
+    @rule(data=st.data(), how=st.sampled_from(["grew", "finished", "refused", "later", "stale"]))
+    def the_provider_speaks(self, data: st.DataObject, how: str) -> None:
+        key = data.draw(st.sampled_from(sorted(self.shell.calls)))
+        self._complete(key, how)
+
+    # ------------------------------------------------------------ the broker, the clock, the power
+
+    @precondition(lambda self: self.shell.unconfirmed)
+    @rule(data=st.data(), refused=st.booleans())
+    def the_broker_speaks_of_a_result(self, data: st.DataObject, *, refused: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.shell.unconfirmed)))
+        self.shell.unconfirmed.discard(key)
+        if refused:
+            self.shell.handle(e.ResultRefused(job=key, code="not_authorized"))
+        else:
+            self.shell.handle(e.ResultConfirmed(job=key))
+
+    @rule(span_ms=st.sampled_from([1, 500, 1_500, 4_000, 12_000, 25_000, 90_000]))
+    def time_passes(self, span_ms: int) -> None:
+        self.shell.pass_time(span_ms)
+
+    @rule(back_ms=st.integers(1, 10_000))
+    def the_clock_is_set_back(self, back_ms: int) -> None:
+        self.shell.now_ms -= back_ms
+        self.shell.handle(e.TimePassed())
+
+    @rule(present=st.booleans())
+    def the_link_comes_back(self, *, present: bool) -> None:
+        self.shell.handle(e.LinkRestored(session_present=present))
+
+    @rule()
+    def the_link_is_lost(self) -> None:
+        self.shell.handle(e.LinkLost())
+
+    @rule()
+    def the_dispatcher_dies(self) -> None:
+        self.shell.restart()
+
+    @rule()
+    def the_dispatcher_will_die_between_save_and_tell(self) -> None:
+        self.shell.crash_before_telling = True
+
+    # ------------------------------------------------------------ the end
+
+    def teardown(self) -> None:
+        """With the fleet well again, every accepted job gets its one result."""
+        shell = self.shell
+        shell.crash_before_telling = False
+        shell.handle(e.LinkRestored(session_present=False))
+        for number in range(len(shell.workers)):
+            self.come_online(number)
+        for _ in range(300):
+            if all(job.told for job in shell.store.values()):
+                break
+            self._live_on()
+        lost = {key for key in shell.accepted if shell.store[key].result is None}
+        assert not lost, f"accepted and never answered: {lost}"
+        untold = {key for key, job in shell.store.items() if not job.told}
+        assert not untold, f"answered and never told: {untold}"
+        assert not shell.engine._ledger.jobs
+
+    def _live_on(self) -> None:
+        shell = self.shell
+        for worker in shell.workers:
+            while worker.inbox:
+                worker.receive()
+            for key, outcome in list(worker.spool.items()):
+                worker.spool[key] = outcome or outcome_of("done", key)
+                shell.report(worker, key)
+            state = m.WorkerState(
+                ts=0, seq=0, status=m.Activity.IDLE, cpu_pct=0, mem_pct=0, inflight=0
+            )
+            shell.handle(e.StateReceived(worker=worker.id, state=state))
+        for key in sorted(shell.calls):
+            self._complete(key, "finished")
+        for key in sorted(shell.unconfirmed):
+            shell.unconfirmed.discard(key)
+            shell.handle(e.ResultConfirmed(job=key))
+        shell.pass_time(2_000)
+
+    def _complete(self, key: m.JobKey, how: str) -> None:
+        shell, call = self.shell, self.shell.calls[key]
+        attempt = call.attempt - 1 if how == "stale" else call.attempt
+        if how == "grew":
+            shell.handle(e.CompletionGrew(job=key, attempt=attempt, text="so"))
+            return
+        if how in {"finished", "stale"}:
+            if how == "finished":
+                del shell.calls[key]
+            text, usage = f"{key}/{attempt}", m.Usage()
+            shell.handle(
+                e.CompletionFinished(
+                    job=key, attempt=attempt, text=text, model="cloud", usage=usage, cost_usd=0.1
+                )
+            )
+            return
+        del shell.calls[key]
+        wait_ms = 3_000 if how == "later" else None
+        shell.handle(
+            e.CompletionFailed(
+                job=key, attempt=attempt, code="no_provider", message="", retry_after_ms=wait_ms
+            )
+        )
+
+    def _say_offline(self, worker: ModelledWorker, boot: str) -> None:
+        offline = m.Presence(status=m.PresenceStatus.OFFLINE, boot=boot)
+        self.shell.handle(e.PresenceChanged(worker=worker.id, presence=offline))
+
+    def _stored(self, device: str, job_id: str) -> object:
+        if self.shell.engine.find_open(m.DeviceId(device), m.JobId(job_id)) is not None:
+            return None
+        jobs = self.shell.store.values()
+        return next((job for job in jobs if (job.device, job.id) == (device, job_id)), None)
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=80,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+TestEngine = EngineMachine.TestCase
