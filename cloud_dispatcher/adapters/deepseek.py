@@ -7,7 +7,6 @@ read timeout counts every byte); the first content (keep-alives do not reset it)
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -51,8 +50,6 @@ class DeepSeekProvider:
         now_ms: Callable[[], int] = _wall_clock_ms,
         luck: Callable[[], float] = random.random,
     ) -> None:
-        # At debug level (or OPENAI_LOG=debug) the SDK writes whole requests, prompts included.
-        logging.getLogger("openai").setLevel(logging.WARNING)
         self._settings = settings
         self._prices = load_prices() if prices is None else prices
         self._now_ms = now_ms
