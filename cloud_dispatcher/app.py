@@ -9,16 +9,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from cloud_dispatcher.adapters.providers import build_provider
-from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore
+import msgspec
+
+from cloud_dispatcher.adapters.providers import NoProvider, build_provider
+from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
 from cloud_dispatcher.config import DispatcherSettings, broker_password
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.service import DispatcherService, Outside, session_of
-from fleet_protocol.mqtt import MqttBus
+from fleet_protocol.bus import Session
+from fleet_protocol.errors import FleetError
+from fleet_protocol.mqtt import BusLimits, MqttBus
 from fleet_protocol.topics import Topics
+
+_CHECK_TIMEOUT_S: Final = 5.0
 
 
 def steady_clock() -> Callable[[], int]:
@@ -61,6 +68,46 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 await service.run()
     finally:
         await provider.close()
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was checked. `error` is None if it is as it should be."""
+
+    name: str
+    detail: str
+    error: FleetError | None = None
+
+
+async def check(settings: DispatcherSettings, environ: Mapping[str, str]) -> list[Finding]:
+    """Look whether the dispatcher would run with these settings. Changes nothing."""
+
+    async def store() -> str:
+        return await asyncio.to_thread(probe, Path(settings.store.path))
+
+    async def broker() -> str:
+        # An identity of its own: the dispatcher's would throw a running one off the broker.
+        name = f"{settings.client_id[:20]}-check-{secrets.token_hex(4)}"
+        password = broker_password(settings.broker)
+        limits = BusLimits(connect_timeout_s=_CHECK_TIMEOUT_S)
+        bus = MqttBus(settings.broker, Session(client_id=name), password=password, limits=limits)
+        async with bus:
+            return f"{settings.broker.host}:{settings.broker.port} answers"
+
+    async def provider() -> str:
+        found = build_provider(settings.provider, environ)
+        await found.close()
+        if isinstance(found, NoProvider):
+            return f"none ({settings.provider.api_key_env} is not set): boards answer alone"
+        return f"{found.name}, model {settings.provider.model}"
+
+    topics = f"root {Topics(settings.broker.root).root}, identity {settings.client_id}"
+    findings = [Finding(name="settings", detail=topics)]
+    for look in (store, broker, provider):
+        try:
+            findings.append(Finding(name=look.__name__, detail=await look()))
+        except FleetError as error:
+            findings.append(Finding(name=look.__name__, detail=str(error), error=error))
+    return findings
 
 
 @contextmanager

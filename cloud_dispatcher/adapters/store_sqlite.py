@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cache
 from importlib.resources import files
 from operator import attrgetter
@@ -178,17 +179,7 @@ class SqliteJobStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         except (sqlite3.Error, OSError) as error:
-            raise self._mapped(error) from error
-
-    def _mapped(self, error: sqlite3.Error | OSError) -> FleetError:
-        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code == sqlite3.SQLITE_NOTADB:
-            return ConfigError(
-                f"{self.path} is not a job store: {error}",
-                hint="name another file, or move this one away",
-            )
-        hint = _HINTS.get(code, "check the disk, the folder and its rights")
-        return StoreUnavailableError(f"the job store {self.path} failed: {error}", hint=hint)
+            raise _mapped(error, self.path) from error
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,14 +189,8 @@ class SqliteJobStore:
         conn.execute(f"PRAGMA synchronous = {self._synchronous}")
         conn.execute("PRAGMA foreign_keys = on")
         db = Database(conn, execute_plugins=False)
-        steps = _migrations()
-        newer = {step.name for step in steps.applied(db)} - _STEPS
-        if newer:
-            raise ConfigError(
-                f"{self.path} was written by a newer release ({', '.join(sorted(newer))})",
-                hint="install that release again, or name another file",
-            )
-        steps.apply(db)
+        _check_history(db, self.path)
+        _migrations().apply(db)
 
     def _close(self) -> None:
         if self._open_conn is not None:
@@ -267,6 +252,51 @@ class SqliteJobStore:
         with self._conn:
             done = self._conn.execute(_statements()["prune"], (finished_before_ms, limit))
         return done.rowcount
+
+
+def probe(path: Path) -> str:
+    """Look whether the store can be written, without making or migrating it; say what is there.
+
+    Raises:
+        StoreUnavailableError: It cannot.
+        ConfigError: The file is no database, or a newer release wrote it.
+    """
+    try:
+        if not path.exists():
+            return _probe_folder(path)
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            conn.execute("ROLLBACK")
+            _check_history(Database(conn, execute_plugins=False), path)
+    except (sqlite3.Error, OSError) as error:
+        raise _mapped(error, path) from error
+    return f"{path} can be written"
+
+
+def _probe_folder(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} may not be written")
+    return f"{path} will be made"
+
+
+def _check_history(db: Database, path: Path) -> None:
+    newer = {step.name for step in _migrations().applied(db)} - _STEPS
+    if newer:
+        raise ConfigError(
+            f"{path} was written by a newer release ({', '.join(sorted(newer))})",
+            hint="install that release again, or name another file",
+        )
+
+
+def _mapped(error: sqlite3.Error | OSError, path: Path) -> FleetError:
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code == sqlite3.SQLITE_NOTADB:
+        return ConfigError(
+            f"{path} is not a job store: {error}", hint="name another file, or move this one away"
+        )
+    hint = _HINTS.get(code, "check the disk, the folder and its rights")
+    return StoreUnavailableError(f"the job store {path} failed: {error}", hint=hint)
 
 
 def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ...]]]:

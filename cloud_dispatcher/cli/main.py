@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Final
 
 import click
 
 from fleet_protocol import __version__
 
-_COMMANDS: Final = {
-    "check": "cloud_dispatcher.cli.check",
-    "run": "cloud_dispatcher.cli.run",
-    "simulate-cloud": "cloud_dispatcher.cli.simulate_cloud",
-}
+_COMMANDS: Final = ("check", "run", "simulate-cloud")
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands live in modules of their own, as `command`."""
+    """A group whose commands live in modules of their own, as functions of the same name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the commands whose module is installed."""
-        return [name for name, module in _COMMANDS.items() if importlib.util.find_spec(module)]
+        """Return the names."""
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name]).command
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
         return command
 
 

@@ -22,9 +22,7 @@ from fleet_protocol.log import set_up_logging
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="Overrides log.level.",
 )
-def command(
-    config: Path | None, broker: str | None, data: Path | None, log_level: str | None
-) -> None:
+def run(config: Path | None, broker: str | None, data: Path | None, log_level: str | None) -> None:
     """Run the dispatcher until it is told to stop (SIGTERM or Ctrl-C)."""
     with told_errors():
         settings = load_settings(config, os.environ, broker_url=broker, data=data)
