@@ -24,7 +24,13 @@ class _Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 @click.command("simulate-cloud")
-@click.option("--port", default=0, show_default="a free one", type=click.IntRange(0, 65_535))
+@click.option(
+    "--port",
+    default=0,
+    show_default="a free one",
+    type=click.IntRange(0, 65_535),
+    help="To listen on.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--latency-ms",

@@ -20,7 +20,7 @@ from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek, Simu
 from cloud_dispatcher.cli.simulate_cloud import simulate_cloud
 
 CHAT = {"model": "deepseek-flash", "messages": [{"role": "user", "content": "Warm?"}]}
-RUN = "from cloud_dispatcher.cli.simulate_cloud import simulate_cloud; simulate_cloud()"
+RUN = ("-m", "cloud_dispatcher", "simulate-cloud", "--json")
 PATIENCE_S = 30.0
 
 
@@ -110,7 +110,7 @@ async def test_a_step_that_does_not_exist_is_refused(simulator: SimulatedDeepSee
 
 async def test_the_command_says_where_it_listens_answers_and_ends_on_sigterm() -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", RUN, "--json", stdout=asyncio.subprocess.PIPE
+        sys.executable, *RUN, stdout=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(PATIENCE_S):
