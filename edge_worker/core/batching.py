@@ -25,8 +25,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     The rows reserve slots x max_tokens x 2 x layers x kv_heads x head_dim x 4 bytes of address
     space; a page of it becomes resident when a prompt first reaches it and stays so. With the
-    default model (30 layers, 3 heads of 64: 45 KiB a token) the defaults are 369 MB if every row
-    was filled once; 8 short requests of 100 tokens touch about 36 MB.
+    default model (30 layers, 3 heads of 64: 45 KiB a token) the defaults are 377 MB if every row
+    was filled once; short requests of 100 tokens touch about 5 MB a row.
 
     Attributes:
         slots: Requests worked on at once. Each one more makes all together faster and each of

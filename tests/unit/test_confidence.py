@@ -1,0 +1,52 @@
+"""How far an answer may be trusted."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_worker.core.confidence import confidence, novelty
+
+PROSE = (
+    "A thermostat measures the temperature of a room and switches the heating on when it falls "
+    "below the wanted value, and off again when it is reached."
+)
+READINGS = (
+    '[{"sensor":"a1","celsius":21.5},{"sensor":"b7","celsius":19.0},{"sensor":"c3","celsius":24}]'
+)
+
+
+def test_it_is_the_geometric_mean_of_the_probabilities() -> None:
+    assert confidence("yes", [log(0.9), log(0.4)]) == pytest.approx((0.9 * 0.4) ** 0.5)
+
+
+def test_certain_tokens_give_full_confidence() -> None:
+    assert confidence(PROSE, [0.0, 0.0]) == 1.0
+
+
+@pytest.mark.parametrize(("text", "logprobs"), [("", [0.0]), (" \n", [-0.1]), ("yes", [])])
+def test_no_answer_deserves_no_confidence(text: str, logprobs: list[float]) -> None:
+    assert confidence(text, logprobs) == 0.0
+
+
+def test_a_loop_is_lowered_however_sure_the_model_is() -> None:
+    assert confidence("A gentle rain, a gentle soul,\n" * 8, [-0.01] * 80) < 0.3
+
+
+@pytest.mark.parametrize("text", [PROSE, READINGS, "yes", "ERROR", "1, 2, 3, 4, 5, 6, 7, 8, 9"])
+def test_ordinary_answers_are_not_lowered(text: str) -> None:
+    assert confidence(text, [-0.1] * 9) == pytest.approx(confidence("yes", [-0.1] * 9))
+
+
+def test_more_repetition_is_less_novel() -> None:
+    shares = [novelty(PROSE * times) for times in (1, 2, 3, 6)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1.0
+
+
+@given(st.text(max_size=300), st.lists(st.floats(-50.0, 1e-6), max_size=40))
+def test_it_is_between_0_and_1(text: str, logprobs: list[float]) -> None:
+    assert 0.0 <= confidence(text, logprobs) <= 1.0
