@@ -162,7 +162,7 @@ class MqttBus:
             if self._keeper is not None:
                 self._keeper.cancel()
                 await asyncio.gather(self._keeper, return_exceptions=True)
-            link, self._link = self._link, None
+            link, self._link, self._is_up = self._link, None, False
             if link is not None:
                 await link.close(handshake.GOODBYE, timeout_s=1.0)
 

@@ -1,0 +1,45 @@
+"""Brokers for every suite that wants one: memory, embedded, Mosquitto."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet_cli.broker import BrokerKind, BrokerProcess
+from fleet_protocol.memory import MemoryBroker
+
+
+def require(is_there: bool, what: str) -> None:  # noqa: FBT001  # reads as a sentence
+    """Skip where something is not installed - but fail in CI, where nothing may be missing."""
+    if is_there:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is not installed, and CI is set")
+    pytest.skip(f"{what} is not installed")
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """One embedded broker for the whole run: use ids and topics of your own."""
+    yield from _running(BrokerKind.EMBEDDED, tmp_path_factory.mktemp("embedded"))
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """One Mosquitto for the whole run: use ids and topics of your own."""
+    yield from _running(BrokerKind.MOSQUITTO, tmp_path_factory.mktemp("mosquitto"))
+
+
+@pytest.fixture
+def memory() -> MemoryBroker:
+    """A broker without a network."""
+    return MemoryBroker(seed=1)
+
+
+def _running(kind: BrokerKind, folder: Path) -> Iterator[BrokerProcess]:
+    require(kind.is_installed, f"the {kind} broker")
+    with BrokerProcess(kind, folder) as broker:
+        yield broker
