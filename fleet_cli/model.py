@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 
@@ -24,7 +23,7 @@ class ModelBuildError(FleetError):
 class ModelFacts(msgspec.Struct, frozen=True):
     """What the factory says of a model it knows."""
 
-    path: Path
+    path: str
     is_built: bool
 
 

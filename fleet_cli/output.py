@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NOTHING = "-"
+PIPE_COLUMNS = 200
 
 
 def say(text: str) -> None:
@@ -40,7 +41,7 @@ def console() -> Console:
     from rich.console import Console  # noqa: PLC0415  # Rich costs 60 ms: only who prints tables
 
     # Into a pipe a table is as wide as it must be: nothing may be cut off there.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:

@@ -44,6 +44,11 @@ class JobHandle:
         return self._tracker.id
 
     @property
+    def prompt_chars(self) -> int:
+        """Length of what was asked."""
+        return self._tracker.submit.prompt_chars
+
+    @property
     def result(self) -> JobResult | None:
         """The final word, if it is here already."""
         return self._tracker.result

@@ -98,8 +98,6 @@ def _stop_on_signals() -> threading.Event:
 def _announce(
     connection: Connection, plan: FleetPlan, context: FleetContext, *, as_json: bool
 ) -> None:
-    is_default = connection.data.path == DataFolder(DEFAULT_DATA).path
-    where = "" if is_default else f" --data {connection.data}"
     if as_json:
         print_json_line(
             {
@@ -113,6 +111,9 @@ def _announce(
                 "pid": os.getpid(),
             }
         )
+        return
+    is_default = connection.data.path == DataFolder(DEFAULT_DATA).path
+    where = "" if is_default else f" --data {connection.data}"
     say(
         f"the fleet is up: {plan.workers} workers; logs in {connection.data.logs}\n"
         f'  fleet ask{where} "How many days are in a week?"\n'

@@ -8,10 +8,22 @@ import click
 import msgspec
 
 from fleet_cli.connection import Connection, connection_options
-from fleet_cli.output import NOTHING, age, number, print_json, print_json_line, print_table, say
+from fleet_cli.output import (
+    NOTHING,
+    age,
+    console,
+    number,
+    print_json,
+    print_json_line,
+    print_table,
+    say,
+)
 from fleet_client.admin import AdminClient
 from fleet_client.options import check_job_id
 from fleet_protocol.messages import AdminOp, WorkerView
+
+_WIDE_COLUMNS = 132
+_NARROW_CELLS = 8
 
 
 @click.group(
@@ -106,13 +118,15 @@ def resume(connection: Connection, /, *, worker: str) -> None:
 
 
 def print_workers(workers: tuple[WorkerView, ...]) -> None:
-    """Print the table of workers, each weight with its two parts."""
+    """Print the table of workers, each weight with its two parts; less on a narrow terminal."""
+    columns = (
+        *("worker", "status", "weight", "= compute", "+ bandwidth", "tok/s", "Mbit/s"),
+        *("jobs/slots", "temp", "cpu", "model", "seen"),
+    )
+    shown = len(columns) if console().width >= _WIDE_COLUMNS else _NARROW_CELLS
     print_table(
-        (
-            *("worker", "status", "weight", "= compute", "+ bandwidth", "tok/s", "Mbit/s"),
-            *("jobs/slots", "temp", "cpu", "model", "seen"),
-        ),
-        [_row(worker) for worker in workers],
+        columns[:shown],
+        [_row(worker)[:shown] for worker in workers],
         empty="no workers; `fleet up` starts some",
     )
 
