@@ -31,7 +31,7 @@ _MIGRATIONS: Final = (
         kind TEXT,
         outcome BLOB,
         PRIMARY KEY (job, attempt)
-    )
+    ) WITHOUT ROWID
     """,
 )
 _KEEP: Final = """
@@ -39,10 +39,11 @@ _KEEP: Final = """
     VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (job, attempt) DO UPDATE SET kind = excluded.kind, outcome = excluded.outcome
 """
+_CONCLUDE: Final = "UPDATE attempts SET kind = ?, outcome = ? WHERE job = ? AND attempt = ?"
 _FORGET: Final = "DELETE FROM attempts WHERE job = ? AND attempt = ?"
 _LOAD: Final = """
     SELECT job, attempt, received_at_ms, assignment, kind, outcome
-    FROM attempts ORDER BY received_at_ms, rowid
+    FROM attempts ORDER BY received_at_ms, job
 """
 _KINDS: Final[dict[str, type[Outcome]]] = {
     "done": JobDone,
@@ -91,7 +92,7 @@ class SqliteSpool:
         database = self._opened()
         try:
             with database.atomic():
-                database.conn.executemany(_KEEP, [_row(job) for job in keep])
+                _keep(database.conn, list(keep))
                 database.conn.executemany(_FORGET, list(forget))
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
@@ -164,16 +165,30 @@ class SqliteSpool:
         return SpoolUnavailableError(f"the spool {self._path}: {error}", code=code, hint=hint)
 
 
+def _keep(connection: sqlite3.Connection, jobs: list[SpooledJob]) -> None:
+    """Write attempts. One with an outcome is nearly always there: then only that is written."""
+    over = [job for job in jobs if job.outcome is not None]
+    done = connection.executemany(
+        _CONCLUDE, [(*_outcome(job), job.assignment.job, job.assignment.attempt) for job in over]
+    )
+    fresh = jobs if over and done.rowcount != len(over) else (j for j in jobs if j.outcome is None)
+    connection.executemany(_KEEP, [_row(job) for job in fresh])
+
+
 def _row(job: SpooledJob) -> _Row:
-    assignment, outcome = job.assignment, job.outcome
+    assignment = job.assignment
     return (
         assignment.job,
         assignment.attempt,
         job.received_at_ms,
         _encode(assignment),
-        None if outcome is None else _NAMES[type(outcome)],
-        None if outcome is None else _encode(outcome),
+        *_outcome(job),
     )
+
+
+def _outcome(job: SpooledJob) -> tuple[str | None, bytes | None]:
+    outcome = job.outcome
+    return (None, None) if outcome is None else (_NAMES[type(outcome)], _encode(outcome))
 
 
 def _job(row: _Row) -> SpooledJob:
