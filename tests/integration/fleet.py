@@ -38,11 +38,11 @@ class Device:
         )
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
+        self._subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.reconnect_delay_set(1, 1)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
-        self._subscribed = threading.Event()
-        self._client.on_subscribe = lambda *_: self._subscribed.set()
         assert self._subscribed.wait(PATIENCE_S)
 
     def _on_connect(self, client: paho.Client, *_: object) -> None:

@@ -34,9 +34,9 @@ def tool(name: str, *words: str, version: str = "mqttv311", port: str) -> list[s
 
 def listen(topic: str, count: int, *, port: str) -> subprocess.Popen[str]:
     words = ["-t", f"{ROOT}/{topic}", "-q", "1", "-C", str(count), "-W", "30", "-F", "%t %p", "-d"]
-    listener = subprocess.Popen(
-        tool("mosquitto_sub", *words, port=port), stdout=subprocess.PIPE, text=True
-    )
+    # Its output is a pipe here: without line buffering it would keep "Subscribed" to itself.
+    command = ["stdbuf", "-oL", *tool("mosquitto_sub", *words, port=port)]
+    listener = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert listener.stdout
     for line in listener.stdout:
         if "Subscribed" in line:
@@ -50,8 +50,9 @@ def publish(topic: str, text: str, *, port: str) -> None:
 
 
 def heard(listener: subprocess.Popen[str]) -> list[tuple[str, str]]:
-    out, _ = listener.communicate(timeout=40)
-    lines = [line for line in out.splitlines() if line.startswith(ROOT)]
+    assert listener.stdout
+    with listener:  # mosquitto_sub ends by itself, after its count of messages or its 30 s
+        lines = [line.rstrip("\n") for line in listener.stdout if line.startswith(ROOT)]
     return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in lines]
 
 
@@ -85,11 +86,13 @@ def test_a_malformed_submission_is_rejected_with_a_code(running: Fleet) -> None:
     assert json.loads(text)["code"] == "malformed"
 
 
-def request(running: Fleet, topic: str, reply: str, text: str) -> subprocess.CompletedProcess[str]:
+def request(
+    running: Fleet, topic: str, reply: str, text: str, *, wait_s: int = 15
+) -> subprocess.CompletedProcess[str]:
     port = running.broker.url.rsplit(":", 1)[1]
-    words = ["-t", f"{ROOT}/{topic}", "-e", f"{ROOT}/{reply}", "-q", "1", "-m", text, "-W", "15"]
+    words = ["-t", f"{ROOT}/{topic}", "-e", f"{ROOT}/{reply}", "-q", "1", "-m", text]
     return subprocess.run(
-        tool("mosquitto_rr", *words, version="mqttv5", port=port),
+        tool("mosquitto_rr", *words, "-W", str(wait_s), version="mqttv5", port=port),
         capture_output=True, text=True, timeout=40, check=False,
     )  # fmt: skip
 
@@ -109,7 +112,7 @@ def test_a_plain_question_with_a_response_topic_is_answered_there_too(running: F
 def test_a_response_topic_of_somebody_else_is_refused(running: Fleet) -> None:
     port = port_v3(running)
     listener = listen("dev/x/jobs/4/ack", 1, port=port)
-    answer = request(running, "dev/x/jobs/4/submit", "dev/y/reply", '{"prompt":"hi"}')
+    answer = request(running, "dev/x/jobs/4/submit", "dev/y/reply", '{"prompt":"hi"}', wait_s=2)
     assert answer.stdout == ""
     [(_, text)] = heard(listener)
     assert json.loads(text)["code"] == "response_topic_refused"
