@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -91,9 +92,10 @@ class SqliteSpool:
         """Save and delete in one transaction; an attempt in both is deleted."""
         database = self._opened()
         try:
-            with database.atomic():
-                _keep(database.conn, list(keep))
-                database.conn.executemany(_FORGET, list(forget))
+            # A cursor left open, if only in a traceback, would hold the file's lock beyond `close`.
+            with database.atomic(), closing(database.conn.cursor()) as cursor:
+                _keep(cursor, list(keep))
+                cursor.executemany(_FORGET, list(forget))
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
@@ -165,14 +167,15 @@ class SqliteSpool:
         return SpoolUnavailableError(f"the spool {self._path}: {error}", code=code, hint=hint)
 
 
-def _keep(connection: sqlite3.Connection, jobs: list[SpooledJob]) -> None:
+def _keep(cursor: sqlite3.Cursor, jobs: list[SpooledJob]) -> None:
     """Write attempts. One with an outcome is nearly always there: then only that is written."""
     over = [job for job in jobs if job.outcome is not None]
-    done = connection.executemany(
+    cursor.executemany(
         _CONCLUDE, [(*_outcome(job), job.assignment.job, job.assignment.attempt) for job in over]
     )
-    fresh = jobs if over and done.rowcount != len(over) else (j for j in jobs if j.outcome is None)
-    connection.executemany(_KEEP, [_row(job) for job in fresh])
+    were_there = not over or cursor.rowcount == len(over)
+    fresh = [job for job in jobs if job.outcome is None] if were_there else jobs
+    cursor.executemany(_KEEP, [_row(job) for job in fresh])
 
 
 def _row(job: SpooledJob) -> _Row:

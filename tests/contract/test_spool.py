@@ -1,0 +1,239 @@
+"""What every spool keeps, the shipped fake as well as the file."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlite_utils import Database
+
+from edge_worker.adapters.spool_memory import MemorySpool
+from edge_worker.adapters.spool_sqlite import SqliteSpool
+from edge_worker.ports import Outcome, Spool, SpooledJob, SpoolUnavailableError
+from fleet_protocol import messages as m
+
+FILE_MB = 1
+OUTCOMES: list[Outcome] = [
+    m.JobDone(attempt=1, answer=m.LocalAnswer(text="21 °C", model="tiny", confidence=0.9)),
+    m.JobFailed(attempt=1, code="deadline", retryable=False),
+    m.Escalation(
+        attempt=1, reason=m.Reason.COMPLEX, answer=m.LocalAnswer(text="half", model="tiny")
+    ),
+]
+
+
+def spooled(job: str = "J1", attempt: int = 1, *, at_ms: int = 5, chars: int = 9) -> SpooledJob:
+    return SpooledJob(
+        assignment=m.Assignment(
+            job=job,
+            attempt=attempt,
+            lease_ms=1_000,
+            messages=(m.ChatMessage(role=m.ChatRole.USER, content="x" * chars),),
+        ),
+        received_at_ms=at_ms,
+    )
+
+
+def with_outcome(job: SpooledJob, outcome: Outcome) -> SpooledJob:
+    return msgspec.structs.replace(job, outcome=outcome)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def spool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spool]:
+    spool: Spool
+    if request.param == "memory":
+        spool = MemorySpool()
+    else:
+        spool = SqliteSpool(tmp_path / "worker" / "spool.sqlite", max_mb=FILE_MB)
+    spool.open()
+    yield spool
+    spool.close()
+
+
+def fill(spool: Spool) -> None:
+    """Make the disk full: nothing of a usual size fits any more."""
+    if isinstance(spool, MemorySpool):
+        spool.fails = True
+        return
+    for chars in (200_000, 20_000, 2_000, 200):
+        for number in range(100):
+            try:
+                spool.commit(keep=[spooled(f"F{chars}-{number}", chars=chars)], forget=[])
+            except SpoolUnavailableError:
+                break
+
+
+def empty(spool: Spool) -> None:
+    """Free the disk again."""
+    if isinstance(spool, MemorySpool):
+        spool.fails = False
+        return
+    held = [(m.JobKey(job.assignment.job), job.assignment.attempt) for job in spool.load()]
+    spool.commit(keep=[], forget=[ref for ref in held if ref[0].startswith("F")])
+
+
+def reopened(spool: Spool) -> list[SpooledJob]:
+    spool.close()
+    spool.open()
+    return spool.load()
+
+
+def test_a_new_spool_is_empty(spool: Spool) -> None:
+    assert spool.load() == []
+
+
+def test_what_was_kept_is_there_after_reopening_oldest_first(spool: Spool) -> None:
+    late, early = spooled("J1", at_ms=9), spooled("J2", at_ms=3)
+    spool.commit(keep=[late, early], forget=[])
+    assert reopened(spool) == [early, late]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=["done", "failed", "escalation"])
+def test_an_outcome_is_kept_beside_its_assignment(spool: Spool, outcome: Outcome) -> None:
+    spool.commit(keep=[spooled()], forget=[])
+    ended = with_outcome(spooled(), outcome)
+    spool.commit(keep=[ended], forget=[])
+    assert reopened(spool) == [ended]
+
+
+def test_an_outcome_that_comes_with_its_assignment_is_kept_whole(spool: Spool) -> None:
+    known, fresh = spooled("J1"), spooled("J2")
+    spool.commit(keep=[known], forget=[])
+    ended = [with_outcome(job, OUTCOMES[0]) for job in (known, fresh)]
+    spool.commit(keep=[*ended, spooled("J3")], forget=[])
+    assert reopened(spool) == [*ended, spooled("J3")]
+
+
+def test_attempts_of_one_job_are_kept_apart(spool: Spool) -> None:
+    spool.commit(keep=[spooled(attempt=1), spooled(attempt=2)], forget=[])
+    spool.commit(keep=[], forget=[(m.JobKey("J1"), 1)])
+    assert reopened(spool) == [spooled(attempt=2)]
+
+
+def test_forgetting_what_is_not_there_is_no_error(spool: Spool) -> None:
+    spool.commit(keep=[], forget=[(m.JobKey("J9"), 1)])
+    assert spool.load() == []
+
+
+def test_an_attempt_kept_and_forgotten_at_once_is_gone(spool: Spool) -> None:
+    spool.commit(keep=[spooled()], forget=[(m.JobKey("J1"), 1)])
+    assert reopened(spool) == []
+
+
+def test_a_full_disk_is_an_error_that_changes_nothing_and_passes(spool: Spool) -> None:
+    spool.commit(keep=[spooled("J1")], forget=[])
+    fill(spool)
+    with pytest.raises(SpoolUnavailableError) as caught:
+        spool.commit(
+            keep=[spooled("J2"), spooled("J3", chars=200_000)], forget=[(m.JobKey("J1"), 1)]
+        )
+    assert caught.value.code == "spool_unavailable"
+    empty(spool)
+    assert reopened(spool) == [spooled("J1")]
+    spool.commit(keep=[spooled("J2")], forget=[])
+    assert len(spool.load()) == 2
+
+
+def test_a_closed_spool_is_an_error(spool: Spool) -> None:
+    spool.close()
+    with pytest.raises(SpoolUnavailableError):
+        spool.commit(keep=[spooled()], forget=[])
+    with pytest.raises(SpoolUnavailableError):
+        spool.load()
+
+
+# ---------------------------------------------------------------- the file alone
+
+WRITER = """
+import sys
+from pathlib import Path
+from edge_worker.adapters.spool_sqlite import SqliteSpool
+from edge_worker.ports import SpooledJob
+from fleet_protocol.messages import Assignment
+
+spool = SqliteSpool(Path(sys.argv[1]))
+spool.open()
+for number in range(1_000_000):
+    job = Assignment(job=f"J{number}", attempt=1, lease_ms=1, messages=())
+    spool.commit(keep=[SpooledJob(assignment=job, received_at_ms=number)], forget=[])
+    print(number, flush=True)
+"""
+
+
+def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    last = -1
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        try:
+            assert writer.stdout is not None
+            while last < 50:
+                last = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+            last = max([last, *(int(line) for line in writer.stdout.read().split())])
+        finally:
+            writer.kill()
+    spool = SqliteSpool(path)
+    spool.open()
+    names = [job.assignment.job for job in spool.load()]
+    spool.close()
+    assert names[: last + 1] == [f"J{number}" for number in range(last + 1)]
+
+
+def test_two_workers_never_share_a_file(tmp_path: Path) -> None:
+    first, second = (SqliteSpool(tmp_path / "spool.sqlite") for _ in range(2))
+    first.open()
+    try:
+        with pytest.raises(SpoolUnavailableError) as caught:
+            second.open()
+    finally:
+        first.close()
+    assert caught.value.code == "spool_locked"
+    assert "--data" in caught.value.hint
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SpoolUnavailableError, match=r"spool\.sqlite"):
+        SqliteSpool(tmp_path / "file" / "spool.sqlite").open()
+
+
+def test_a_damaged_file_is_put_aside_and_a_new_one_begun(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    path.write_bytes(b"this is no database" * 500)
+    spool = SqliteSpool(path)
+    spool.open()
+    spool.commit(keep=[spooled()], forget=[])
+    assert reopened(spool) == [spooled()]
+    spool.close()
+    assert path.with_name("spool.sqlite.damaged").read_bytes().startswith(b"this is no")
+
+
+def test_a_row_that_cannot_be_read_costs_that_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    spool = SqliteSpool(path)
+    spool.open()
+    spool.commit(keep=[spooled("J1"), spooled("J2")], forget=[])
+    spool.close()
+    database = Database(path)
+    database.execute("UPDATE attempts SET assignment = '{' WHERE job = 'J1'")
+    database.conn.commit()
+    database.close()
+    assert [job.assignment.job for job in reopened(spool)] == ["J2"]
+    spool.close()
+
+
+def test_a_file_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    database = Database(path)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(SpoolUnavailableError, match="newer release"):
+        SqliteSpool(path).open()
+    assert path.exists()
