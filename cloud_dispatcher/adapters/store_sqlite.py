@@ -40,7 +40,6 @@ Synchronous = Literal["full", "normal"]
 crash of the program takes none."""
 
 _R = TypeVar("_R")
-_BUSY_TIMEOUT_S: Final = 5.0
 _MIGRATION_SET: Final = "cloud_dispatcher.jobs"
 _STEPS: Final = frozenset({"001_jobs"})
 _WRITE_ORDER: Final = (
@@ -116,8 +115,11 @@ def _migrations() -> Migrations:
 class SqliteJobStore:
     """A JobStore in one file. Its folder is made if it is missing; only we may read the file."""
 
-    def __init__(self, path: Path, *, synchronous: Synchronous = "full") -> None:
+    def __init__(
+        self, path: Path, *, synchronous: Synchronous = "full", busy_timeout_s: float = 5.0
+    ) -> None:
         self.path = path
+        self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="job-store")
         self._open_conn: sqlite3.Connection | None = None
@@ -178,13 +180,15 @@ class SqliteJobStore:
     async def _run(self, work: Callable[[], _R]) -> _R:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # a defect of ours: to wait for it to pass would be to wait for ever
         except (sqlite3.Error, OSError) as error:
             raise _mapped(error, self.path) from error
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._open_conn = conn = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)
+        self._open_conn = conn = sqlite3.connect(self.path, timeout=self._busy_timeout_s)
         conn.execute("PRAGMA journal_mode = wal")
         conn.execute(f"PRAGMA synchronous = {self._synchronous}")
         conn.execute("PRAGMA foreign_keys = on")
@@ -206,7 +210,8 @@ class SqliteJobStore:
     def _commit(self, jobs: Sequence[Job]) -> None:
         sql, saved, conn = _statements(), self._saved, self._conn
         writes: dict[str, list[tuple[object, ...]]] = {}
-        for job in jobs:
+        latest = {job.key: job for job in jobs}.values()
+        for job in latest:
             for name, values in _writes(saved.get(job.key), job):
                 writes.setdefault(name, []).append(values)
         conn.execute("BEGIN IMMEDIATE")
@@ -219,7 +224,7 @@ class SqliteJobStore:
             if conn.in_transaction:
                 conn.execute("ROLLBACK")
             raise
-        for job in jobs:
+        for job in latest:
             if job.told:
                 saved.pop(job.key, None)
             else:

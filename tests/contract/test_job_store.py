@@ -1,0 +1,350 @@
+"""One suite for every `JobStore`; then what only a file can show."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from cloud_dispatcher.adapters.store_memory import MemoryJobStore
+from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
+from cloud_dispatcher.core.job import Job, ReplyTo
+from cloud_dispatcher.ports import JobQuery, JobStore, StoreUnavailableError
+from fleet_protocol import messages as m
+from fleet_protocol.errors import ConfigError
+
+_numbers = itertools.count(1)
+
+
+def make_job(**fields: object) -> Job:
+    number = next(_numbers)
+    known: dict[str, object] = {
+        "key": m.JobKey(f"01J{number:023}"),
+        "device": m.DeviceId("d1"),
+        "id": m.JobId(f"job-{number}"),
+        "submit": m.JobSubmit(prompt="What is it?"),
+        "received_at_ms": 1_000 + number,
+    }
+    return msgspec.convert(msgspec.to_builtins(known | fields, builtin_types=(bytes,)), Job)
+
+
+def finished(job: Job, *, at_ms: int = 5_000, told: bool = True, **fields: object) -> Job:
+    status = fields.pop("status", m.JobStatus.OK)
+    text = str(fields.pop("text", "It is so."))
+    result = m.JobResult(id=job.id, status=m.JobStatus(str(status)), text=text)
+    return replace(job, status=status, result=result, finished_at_ms=at_ms, told=told, **fields)
+
+
+FULL = make_job(
+    submit=m.JobSubmit(
+        messages=(m.ChatMessage(role=m.ChatRole.SYSTEM, content="Überlege: 图 \0"),),
+        max_tokens=9,
+        temperature=0.5,
+        seed=7,
+        stop=("\n",),
+        stream=True,
+        privacy=m.Privacy.SITE,
+        priority=9,
+        compact=True,
+    ),
+    deadline_at_ms=99_000,
+    reply=ReplyTo(plain=True, topic="fleet/v1/dev/d1/mine", correlation_data=b"\x00\xff"),
+    status=m.JobStatus.FAILED,
+    attempt=4,
+    edge_tries=3,
+    cloud_tries=1,
+    worker=m.WorkerId("w1"),
+    last_worker=m.WorkerId("w2"),
+    lapsed=True,
+    assigned_at_ms=2_000,
+    lease_until_ms=3_000,
+    not_before_ms=2_500,
+    first_token_at_ms=2_100,
+    reason=m.Reason.TOO_LONG,
+    detail="9000 tokens",
+    cloud_code="no_provider",
+    cloud_message="no key",
+    kept=m.LocalAnswer(text="half", model="m", confidence=0.25),
+    result=m.JobResult(
+        id="full",
+        status=m.JobStatus.FAILED,
+        timing_ms=m.TimingMs(queued=3, total=9),
+        usage=m.Usage(prompt_tokens=3),
+    ),
+    finished_at_ms=4_000,
+    dead=True,
+    told=True,
+)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
+    opened = MemoryJobStore() if request.param == "memory" else SqliteJobStore(tmp_path / "jobs.db")
+    async with opened as found:
+        yield found
+
+
+async def test_every_field_of_a_job_comes_back_as_it_was_saved(store: JobStore) -> None:
+    defaults = make_job()
+    await store.commit([FULL, defaults])
+    assert await store.get(FULL.key) == FULL
+    assert await store.get(defaults.key) == defaults
+    assert all(
+        getattr(FULL, field.name) != field.default
+        for field in msgspec.structs.fields(Job)
+        if not field.required
+    ), "the full job must leave no field at its default, or a forgotten column goes unseen"
+
+
+async def test_a_saved_step_replaces_the_value_before_it(store: JobStore) -> None:
+    job = make_job()
+    steps = [
+        job,
+        replace(job, status=m.JobStatus.ASSIGNED, attempt=1, worker="w1", assigned_at_ms=5),
+        replace(job, status=m.JobStatus.RUNNING, attempt=2, worker="w2", lapsed=True),
+        replace(job, status=m.JobStatus.ESCALATED, attempt=3, kept=FULL.kept),
+        finished(job, told=False, attempt=3, kept=FULL.kept),
+        finished(job, told=True, attempt=3, kept=FULL.kept),
+    ]
+    for step in steps:
+        await store.commit([step])
+        assert await store.get(job.key) == step
+
+
+async def test_several_values_of_one_job_in_one_commit_end_with_the_last(store: JobStore) -> None:
+    job = make_job()
+    await store.commit([job, replace(job, attempt=1), finished(job, told=False)])
+    assert await store.get(job.key) == finished(job, told=False)
+
+
+async def test_a_dead_letter_that_starts_over_has_no_result_and_is_open_again(
+    store: JobStore,
+) -> None:
+    job = make_job()
+    dead = finished(job, status=m.JobStatus.FAILED, dead=True, kept=FULL.kept)
+    await store.commit([job])
+    await store.commit([dead])
+    again = replace(job, attempt=4, deadline_at_ms=9_000)
+    await store.commit([again])
+    assert await store.get(job.key) == again
+    assert await store.load_open() == [again]
+    assert await store.select(JobQuery(dead=True)) == []
+
+
+async def test_jobs_are_found_by_their_devices_names_open_or_finished(store: JobStore) -> None:
+    mine, done = make_job(), finished(make_job())
+    other = make_job(device="d2", id=mine.id)
+    await store.commit([mine, done, other])
+    names = [(mine.device, mine.id), (done.device, done.id), (mine.device, m.JobId("none"))]
+    assert await store.find(names) == {names[0]: mine, names[1]: done}
+    assert await store.find([]) == {}
+
+
+async def test_an_unknown_key_is_no_job(store: JobStore) -> None:
+    assert await store.get(m.JobKey("01J0")) is None
+
+
+async def test_open_jobs_and_untold_results_are_loaded_oldest_first(store: JobStore) -> None:
+    open_job, outbox, told = make_job(), finished(make_job(), told=False), finished(make_job())
+    await store.commit([told, outbox, open_job])
+    assert await store.load_open() == [open_job, outbox]
+
+
+async def test_lists_are_newest_first_and_filtered(store: JobStore) -> None:
+    queued = make_job()
+    running = make_job(status=m.JobStatus.RUNNING, device="d2")
+    ok = finished(make_job())
+    failed = finished(make_job(), status=m.JobStatus.FAILED, dead=True)
+    cancelled = finished(make_job(), status=m.JobStatus.CANCELLED)
+    await store.commit([queued, running, ok, failed, cancelled])
+    for query, expected in [
+        (JobQuery(), [cancelled, failed, ok, running, queued]),
+        (JobQuery(limit=2), [cancelled, failed]),
+        (JobQuery(status=m.JobStatus.QUEUED), [queued]),
+        (JobQuery(status=m.JobStatus.OK), [ok]),
+        (JobQuery(status=m.JobStatus.FAILED), [failed]),
+        (JobQuery(device=m.DeviceId("d2")), [running]),
+        (JobQuery(dead=True), [failed]),
+        (JobQuery(dead=True, status=m.JobStatus.EXPIRED), []),
+    ]:
+        assert await store.select(query) == expected, query
+
+
+async def test_pruning_takes_the_oldest_told_results_and_nothing_else(store: JobStore) -> None:
+    oldest, old, young = (finished(make_job(), at_ms=at_ms) for at_ms in (100, 200, 300))
+    untold, still_open = finished(make_job(), at_ms=50, told=False), make_job()
+    await store.commit([young, old, oldest, untold, still_open])
+    assert await store.prune(finished_before_ms=300, limit=1) == 1
+    assert await store.get(oldest.key) is None
+    assert await store.prune(finished_before_ms=300, limit=10) == 1
+    assert await store.prune(finished_before_ms=300, limit=10) == 0
+    assert await store.select(JobQuery()) == [still_open, untold, young]
+    assert await store.find([(old.device, old.id)]) == {}
+    await store.commit([replace(old, key=make_job().key, result=None, told=False)])
+
+
+async def test_a_failed_commit_leaves_nothing_and_works_later(store: JobStore) -> None:
+    job, big = make_job(), make_job(submit=m.JobSubmit(prompt="x" * 400_000))
+    await store.commit([job])
+    fill_up(store)
+    step = replace(job, status=m.JobStatus.RUNNING, attempt=1)
+    with pytest.raises(StoreUnavailableError) as caught:
+        await store.commit([step, big])
+    assert "space" in caught.value.hint
+    assert await store.get(job.key) == job
+    assert await store.get(big.key) is None
+    free_up(store)
+    await store.commit([step, big])
+    assert await store.load_open() == [step, big]
+
+
+def fill_up(store: JobStore) -> None:
+    """Let the disk be full: SQLite's own limit gives the same error."""
+    if isinstance(store, MemoryJobStore):
+        store.failures = 1
+    elif isinstance(store, SqliteJobStore):
+        limit_pages(store, 20)
+
+
+def free_up(store: JobStore) -> None:
+    if isinstance(store, SqliteJobStore):
+        limit_pages(store, 1_000_000)
+
+
+def limit_pages(store: SqliteJobStore, pages: int) -> None:
+    pragma = f"PRAGMA max_page_count = {pages}"
+    store._executor.submit(lambda: store._conn.execute(pragma).fetchone()).result()
+
+
+# -------------------------------------------------------------------- only a file can show these
+
+
+async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "jobs.db"
+    for _ in range(2):
+        async with SqliteJobStore(path) as store:
+            await store.commit([FULL])
+    async with SqliteJobStore(path) as store:
+        assert await store.get(FULL.key) == FULL
+        still = replace(FULL, detail="told again")
+        await store.commit([still])
+        assert await store.get(FULL.key) == still
+    with sqlite3.connect(path) as conn:
+        assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (1,)
+    conn.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+_VICTIM = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore
+from cloud_dispatcher.core.job import Job
+from fleet_protocol.messages import JobSubmit
+
+async def main():
+    async with SqliteJobStore(Path(sys.argv[1])) as store:
+        submit = JobSubmit(prompt="Is it safe?")
+        for number in range(3):
+            await store.commit(
+                [Job(key=f"k{number}", device="d", id=str(number), submit=submit, received_at_ms=1)]
+            )
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    died = await asyncio.create_subprocess_exec(sys.executable, "-c", _VICTIM, path)
+    async with asyncio.timeout(60):
+        assert await died.wait() == -signal.SIGKILL
+    async with SqliteJobStore(path) as store:
+        assert [job.key for job in await store.load_open()] == ["k0", "k1", "k2"]
+
+
+async def test_a_file_that_is_no_database_is_a_matter_of_settings(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("This is my diary, not a job store. " * 100)
+    with pytest.raises(ConfigError, match="not a job store"):
+        await SqliteJobStore(path).__aenter__()
+    with pytest.raises(ConfigError):
+        probe(path)
+    assert path.read_text().startswith("This is my diary")
+
+
+async def test_a_store_of_a_newer_release_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with SqliteJobStore(path):
+        pass
+    with sqlite3.connect(path) as conn:
+        conn.execute("UPDATE _sqlite_migrations SET name = '999_tomorrow'")
+    conn.close()
+    with pytest.raises(ConfigError, match="999_tomorrow"):
+        await SqliteJobStore(path).__aenter__()
+
+
+async def test_a_folder_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreUnavailableError, match=r"file/jobs\.db"):
+        await SqliteJobStore(tmp_path / "file" / "jobs.db").__aenter__()
+
+
+async def test_a_locked_file_is_unavailable_for_now(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with SqliteJobStore(path, busy_timeout_s=0.01) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError) as caught:
+            await store.commit([make_job()])
+        assert "end it" in caught.value.hint
+        other.execute("ROLLBACK")
+        other.close()
+        await store.commit([make_job()])
+
+
+async def test_a_defect_is_no_matter_of_patience_and_leaves_nothing(tmp_path: Path) -> None:
+    async with SqliteJobStore(tmp_path / "jobs.db") as store:
+        job = make_job()
+        await store.commit([job])
+        namesake = make_job(device=job.device, id=job.id)
+        with pytest.raises(sqlite3.IntegrityError):
+            await store.commit([make_job(), namesake])
+        assert await store.load_open() == [job]
+
+
+async def test_a_step_rewrites_neither_prompt_nor_answer(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    job = make_job(submit=m.JobSubmit(prompt="x" * 200_000))
+    async with SqliteJobStore(path) as store:
+        await store.commit([job])
+        before = wal_bytes(path)
+        await store.commit([replace(job, status=m.JobStatus.RUNNING, attempt=1)])
+        done = finished(job, told=False, text="y" * 200_000)
+        await store.commit([done])
+        answered = wal_bytes(path)
+        await store.commit([replace(done, told=True)])
+        assert answered - before < 300_000
+        assert wal_bytes(path) - answered < 50_000
+
+
+def wal_bytes(path: Path) -> int:
+    return path.with_name(path.name + "-wal").stat().st_size
+
+
+async def test_probing_makes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "jobs.db"
+    assert "will be made" in probe(path)
+    assert not path.parent.exists()
+    async with SqliteJobStore(path):
+        assert "can be written" in probe(path)
