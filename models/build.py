@@ -1,4 +1,4 @@
-"""From a source to an artefact: fetch, convert, tokenizer, verify, pack.
+"""From a source to an artefact: fetch, tokenizer, smooth, convert, verify, pack.
 
 Every step's outcome is kept by the hash of what it depends on, the program text that makes it
 included, so a build that was interrupted goes on at its step and a second one has nothing to do.
@@ -26,6 +26,7 @@ from models.pack import describe_files, pack
 from models.progress import Progress
 from models.runner import GraphRunner
 from models.safetensors_reader import FolderSource
+from models.smooth import SmoothedCheckpoint, measure_factors, sample_tokens
 from models.verify import (
     Fidelity,
     architecture_of,
@@ -41,7 +42,10 @@ _BYTES_PER_FP32: Final = 4
 # SPDX for "the source does not say".
 _LICENCE_UNKNOWN: Final = "NOASSERTION"
 # What decides the bytes of a step's outcome: a change in one of them makes the step again.
-_CONVERTED_BY: Final = ("checkpoint", "gguf_reader", "safetensors_reader", "quantize", "graph")
+_CONVERTED_BY: Final = (
+    *("checkpoint", "gguf_reader", "safetensors_reader", "chat"),
+    *("reference", "smooth", "quantize", "graph"),
+)
 _TEXT_BY: Final = ("gguf_reader", "safetensors_reader", "tokenizer")
 _VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure")
 
@@ -106,8 +110,8 @@ class Build:
         """
         started = time.perf_counter()
         fetched = fetch(self._entry.source, self._cache, self._progress)
-        converted = self._convert(fetched)
         text = self._text(fetched)
+        converted = self._convert(fetched, text)
         verified = self._verify(fetched, converted, text)
         self._progress.step("pack")
         files = {
@@ -134,14 +138,24 @@ class Build:
             drifted=verified.drifted,
         )
 
-    def _convert(self, fetched: Fetched) -> Path:
+    def _convert(self, fetched: Fetched, text: Path) -> Path:
         def make(folder: Path) -> None:
-            self._progress.step("convert", f"INT8, blocks of {self._entry.block}")
             checkpoint = self._source(fetched).checkpoint
-            builder = GraphBuilder(checkpoint, block=self._entry.block)
+            self._progress.step("smooth")
+            samples = sample_tokens(_read_text(text))
+            smoothed = SmoothedCheckpoint(
+                checkpoint, measure_factors(checkpoint, samples, self._progress)
+            )
+            self._progress.step("convert", f"INT8, blocks of {self._entry.block}")
+            builder = GraphBuilder(smoothed, block=self._entry.block)
             save_graph(builder.build(self._progress), folder)
 
-        key = hash_key(fetched.sha256, self._entry.block, _program_hash(*_CONVERTED_BY))
+        key = hash_key(
+            fetched.sha256,
+            hash_file(text / _TEXT_NAME),
+            self._entry.block,
+            _program_hash(*_CONVERTED_BY),
+        )
         return self._cache.step("graph", key, make=make, force=self._force)
 
     def _text(self, fetched: Fetched) -> Path:

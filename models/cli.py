@@ -28,11 +28,15 @@ json_option = click.option("as_json", "--json", is_flag=True, help="Print one JS
 class _FleetGroup(click.Group):
     """Prints our errors as code, message and next step, and ends with their exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except FleetError as error:
-            _fail(error, as_json="--json" in sys.argv)
+            _fail(error, as_json=bool(ctx.obj))
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on where it stopped", err=True)
             sys.exit(ExitCode.INTERRUPTED)

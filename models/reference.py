@@ -6,7 +6,7 @@ Written from the architecture's definition, not from the graph, one layer's weig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -22,26 +22,46 @@ from models.checkpoint import (
 )
 from models.quantize import dequantize_blocks, quantize_blocks
 
+Observe: TypeAlias = Callable[[str, Float32Array, Float32Array], None]
+"""Told the canonical name of a layer's matrix, its input [tokens, inputs], and the matrix."""
+
 _MASKED: Final = np.float32(-np.inf)
 
 
-def reference_logits(checkpoint: Checkpoint, token_ids: Sequence[int]) -> Float32Array:
+def reference_logits(
+    checkpoint: Checkpoint, token_ids: Sequence[int], *, observe: Observe | None = None
+) -> Float32Array:
     """Return logits [tokens, vocab] of every position of one sequence."""
     shape = checkpoint.shape
     embedding = checkpoint.weight(EMBEDDING)
     hidden = embedding[np.asarray(token_ids)]
-    for layer in range(shape.layers):
-
-        def weight(name: str, layer: int = layer) -> Float32Array:
-            return checkpoint.weight(layer_weight(layer, name))
-
-        normed = _rms_norm(hidden, weight("attention_norm"), shape.norm_epsilon)
-        hidden = hidden + _attention(normed, weight, shape)
-        normed = _rms_norm(hidden, weight("feed_forward_norm"), shape.norm_epsilon)
-        hidden = hidden + _feed_forward(normed, weight)
+    for index in range(shape.layers):
+        layer = _Layer(checkpoint, index, observe)
+        normed = _rms_norm(hidden, layer.weight("attention_norm"), shape.norm_epsilon)
+        hidden = hidden + _attention(normed, layer, shape)
+        normed = _rms_norm(hidden, layer.weight("feed_forward_norm"), shape.norm_epsilon)
+        hidden = hidden + _feed_forward(normed, layer)
     normed = _rms_norm(hidden, checkpoint.weight(FINAL_NORM), shape.norm_epsilon)
     head = embedding if shape.ties_embedding else checkpoint.weight(HEAD)
     return np.asarray(normed @ head.T)
+
+
+class _Layer:
+    """One layer's weights; tells an observer about every product with them."""
+
+    def __init__(self, checkpoint: Checkpoint, index: int, observe: Observe | None) -> None:
+        self._checkpoint = checkpoint
+        self._index = index
+        self._observe = observe
+
+    def weight(self, name: str) -> Float32Array:
+        return self._checkpoint.weight(layer_weight(self._index, name))
+
+    def product(self, left: Float32Array, name: str) -> Float32Array:
+        matrix = self.weight(name)
+        if self._observe is not None:
+            self._observe(layer_weight(self._index, name), left, matrix)
+        return np.asarray(left @ matrix.T)
 
 
 class RoundedCheckpoint:
@@ -65,14 +85,12 @@ def _rms_norm(hidden: Float32Array, gain: Float32Array, epsilon: float) -> Float
     return np.asarray(hidden / np.sqrt(mean_square + np.float32(epsilon)) * gain)
 
 
-def _attention(
-    normed: Float32Array, weight: Callable[[str], Float32Array], shape: LlamaShape
-) -> Float32Array:
+def _attention(normed: Float32Array, layer: _Layer, shape: LlamaShape) -> Float32Array:
     """Causal attention of groups of query heads that share a key-value head."""
     tokens = normed.shape[0]
-    query = _rotate(_heads(normed @ weight("q").T, shape.heads), shape)
-    key = _rotate(_heads(normed @ weight("k").T, shape.kv_heads), shape)
-    value = _heads(normed @ weight("v").T, shape.kv_heads)
+    query = _rotate(_heads(layer.product(normed, "q"), shape.heads), shape)
+    key = _rotate(_heads(layer.product(normed, "k"), shape.kv_heads), shape)
+    value = _heads(layer.product(normed, "v"), shape.kv_heads)
     group = shape.heads // shape.kv_heads
     key, value = key.repeat(group, axis=0), value.repeat(group, axis=0)
     scores = query @ key.swapaxes(1, 2) / np.float32(shape.head_dim**0.5)
@@ -80,7 +98,7 @@ def _attention(
     scores = np.where(future, _MASKED, scores)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     mixed = scores / scores.sum(axis=-1, keepdims=True) @ value
-    return np.asarray(mixed.swapaxes(0, 1).reshape(tokens, -1) @ weight("o").T)
+    return layer.product(mixed.swapaxes(0, 1).reshape(tokens, -1), "o")
 
 
 def _heads(packed: Float32Array, heads: int) -> Float32Array:
@@ -98,7 +116,7 @@ def _rotate(heads: Float32Array, shape: LlamaShape) -> Float32Array:
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def _feed_forward(normed: Float32Array, weight: Callable[[str], Float32Array]) -> Float32Array:
-    gate = normed @ weight("gate").T
+def _feed_forward(normed: Float32Array, layer: _Layer) -> Float32Array:
+    gate = layer.product(normed, "gate")
     silu = gate / (1 + np.exp(-gate))
-    return np.asarray((silu * (normed @ weight("up").T)) @ weight("down").T)
+    return layer.product(silu * layer.product(normed, "up"), "down")

@@ -12,12 +12,12 @@ import numpy as np
 from models.checkpoint import EMBEDDING, FINAL_NORM, HEAD, Float32Array, LlamaShape, TextParts
 from models.errors import CheckpointError
 
-_TOP: Final = {
+HF_TOP_NAMES: Final[dict[str, str]] = {
     EMBEDDING: "model.embed_tokens.weight",
     HEAD: "lm_head.weight",
     FINAL_NORM: "model.norm.weight",
 }
-_LAYER: Final = {
+HF_LAYER_NAMES: Final[dict[str, str]] = {
     "attention_norm": "input_layernorm.weight",
     "feed_forward_norm": "post_attention_layernorm.weight",
     "q": "self_attn.q_proj.weight",
@@ -148,7 +148,7 @@ class FolderSource:
                 context_tokens=int(config["max_position_embeddings"]),
                 norm_epsilon=float(config["rms_norm_eps"]),
                 rope_base=self._rope_base(),
-                ties_embedding=_TOP[HEAD] not in self._tensors,
+                ties_embedding=HF_TOP_NAMES[HEAD] not in self._tensors,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._broken(f"has a config.json without a usable {error}") from error
@@ -184,10 +184,10 @@ class FolderSource:
             raise self._broken(f"has no readable {name}: {error}") from error
 
     def _stored_name(self, name: str) -> str:
-        if name in _TOP:
-            return _TOP[name]
+        if name in HF_TOP_NAMES:
+            return HF_TOP_NAMES[name]
         _, layer, part = name.split(".")
-        return f"model.layers.{layer}.{_LAYER[part]}"
+        return f"model.layers.{layer}.{HF_LAYER_NAMES[part]}"
 
     def _broken(self, what: str) -> CheckpointError:
         return CheckpointError(

@@ -1,0 +1,101 @@
+"""The factory's command line: answers on standard output, an exit code and a next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from models.catalog import load_catalog
+from models.cli import cli
+from models.errors import ExitCode
+from models.tiny import TinyCheckpoint, write_tiny_gguf
+
+_DEFAULT = "smollm2-135m-instruct-int8"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("EDGEFLEET_CACHE", str(tmp_path / "cache"))
+
+    def invoke(*words: str) -> Result:
+        return CliRunner().invoke(cli, words)
+
+    return invoke
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    write_tiny_gguf(path, TinyCheckpoint())
+    return path
+
+
+def test_the_catalog_pins_every_download() -> None:
+    for entry in load_catalog().model:
+        assert entry.source.sha256 is not None
+        assert entry.source.member is None or entry.source.member_sha256 is not None
+        assert entry.licence is not None
+        assert entry.golden
+
+
+def test_every_command_explains_itself(run: Run) -> None:
+    for command in ("build", "fetch", "list", "show", "verify"):
+        result = run(command, "--help")
+        assert result.exit_code == ExitCode.OK
+        assert "--json" in result.output
+
+
+def test_list_says_what_is_built(run: Run) -> None:
+    rows = msgspec.json.decode(run("list", "--json").stdout)["models"]
+    assert {row["name"]: row["is_built"] for row in rows}[_DEFAULT] is False
+    assert _DEFAULT[:20] in run("list").stdout
+
+
+def test_show_names_source_and_licence(run: Run) -> None:
+    assert "Apache-2.0" in run("show", _DEFAULT).stdout
+    assert msgspec.json.decode(run("show", _DEFAULT, "--json").stdout)["name"] == _DEFAULT
+
+
+@pytest.mark.parametrize("command", ["build", "show", "fetch"])
+def test_an_unknown_model_lists_the_known_ones(run: Run, command: str) -> None:
+    result = run(command, "gpt-9")
+    assert result.exit_code == ExitCode.CONFIG
+    assert "error[unknown_model]" in result.stderr
+    assert _DEFAULT in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_error_is_an_object_for_programs(run: Run) -> None:
+    error = msgspec.json.decode(run("show", "gpt-9", "--json").stdout)["error"]
+    assert error["code"] == "unknown_model"
+    assert error["hint"]
+
+
+def test_a_model_of_your_own_is_built_and_verified(run: Run, gguf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artefact"
+    result = run("build", "mine", "--from", f"file:{gguf}", "--out", str(out))
+    assert result.exit_code == ExitCode.OK, result.output
+    assert str(out) in result.stdout
+    assert "convert" in result.stderr
+    assert "is sound" in run("verify", str(out)).stdout
+    report = msgspec.json.decode(run("verify", str(out), "--json").stdout)
+    assert report["name"] == "mine"
+
+
+def test_json_output_of_a_build_is_one_object_and_nothing_else(run: Run, gguf: Path) -> None:
+    result = run("build", "mine", "--from", f"file:{gguf}", "--json")
+    report = msgspec.json.decode(result.stdout)
+    assert Path(report["path"], "manifest.json").is_file()
+    assert result.stderr == ""
+
+
+def test_a_folder_that_is_no_artefact_fails_verification(run: Run, tmp_path: Path) -> None:
+    result = run("verify", str(tmp_path))
+    assert result.exit_code == ExitCode.VERIFICATION
+    assert "models build" in result.stderr

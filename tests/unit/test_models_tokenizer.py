@@ -1,0 +1,91 @@
+"""Text to tokens and back, with nothing added and nothing lost."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from models.chat import check_text_parts, encode_prompt, render_prompt
+from models.checkpoint import TextParts
+from models.errors import CheckpointError
+from models.tiny import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, STOP_TOKEN, tiny_vocabulary
+from models.tokenizer import GgufVocabulary, build_tokenizer_json
+
+_VOCABULARY = GgufVocabulary(
+    tokens=tiny_vocabulary(),
+    kinds=[3] * len(SPECIAL_TOKENS) + [1] * (len(tiny_vocabulary()) - len(SPECIAL_TOKENS)),
+    merges=list(MERGES),
+    pre_tokenizer="smollm",
+)
+_JSON = build_tokenizer_json(_VOCABULARY)
+_TOKENIZER = Tokenizer.from_str(_JSON)
+_TEXT = TextParts(tokenizer_json=_JSON, chat_template=CHAT_TEMPLATE, stop_tokens=(STOP_TOKEN,))
+
+
+@given(st.text())
+def test_any_text_comes_back_unchanged(text: str) -> None:
+    ids = _TOKENIZER.encode(text).ids
+    assert _TOKENIZER.decode(ids, skip_special_tokens=False) == text
+
+
+def test_digits_are_single_tokens_even_where_a_merge_would_join_them() -> None:
+    assert "12" in tiny_vocabulary()
+    assert _TOKENIZER.encode("12").tokens == ["1", "2"]
+
+
+def test_merges_are_applied() -> None:
+    assert _TOKENIZER.encode("in the").tokens == ["i", "n", "Ġthe"]
+
+
+def test_special_tokens_are_one_token_and_can_be_left_out_of_the_text() -> None:
+    ids = _TOKENIZER.encode("<|im_start|>a<|im_end|>").ids
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert _TOKENIZER.decode(ids, skip_special_tokens=True) == "a"
+
+
+def test_nothing_is_added_before_or_after() -> None:
+    assert _TOKENIZER.encode("").ids == []
+    assert len(_TOKENIZER.encode("x").ids) == 1
+
+
+def test_an_unknown_pre_tokenizer_is_refused_by_name() -> None:
+    odd = GgufVocabulary(tokens=["a"], kinds=[1], merges=[], pre_tokenizer="qwen99")
+    with pytest.raises(CheckpointError, match="qwen99"):
+        build_tokenizer_json(odd)
+
+
+def test_merges_of_unknown_tokens_are_refused() -> None:
+    odd = GgufVocabulary(tokens=["a"], kinds=[1], merges=["a b"], pre_tokenizer="smollm")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        build_tokenizer_json(odd)
+
+
+def test_a_prompt_is_the_template_in_tokens() -> None:
+    ids = encode_prompt(_TEXT, "hi")
+    assert _TOKENIZER.decode(ids, skip_special_tokens=False) == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages", "{{ messages.__class__.__mro__ }}", "{{ undefined_function() }}"]
+)
+def test_a_broken_or_hostile_template_is_refused(template: str) -> None:
+    with pytest.raises(CheckpointError, match="does not render"):
+        render_prompt(template, (("user", "hi"),))
+
+
+def test_a_template_that_drops_the_question_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="drops"):
+        check_text_parts(
+            TextParts(tokenizer_json=_JSON, chat_template="hello", stop_tokens=(STOP_TOKEN,))
+        )
+
+
+def test_a_stop_token_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="stop token"):
+        check_text_parts(
+            TextParts(tokenizer_json=_JSON, chat_template=CHAT_TEMPLATE, stop_tokens=(99_999,))
+        )
