@@ -12,7 +12,6 @@ from fleet_protocol.messages import Probe
 
 PADDING_BYTES: Final = 65_536
 ROUNDS: Final = 5
-TIMEOUT_S: Final = 5.0
 
 
 class BandwidthMeter:
@@ -23,7 +22,7 @@ class BandwidthMeter:
     job pays for it too. Over loopback the figure is huge and the dispatcher clips it.
     """
 
-    def __init__(self, send: Callable[[Probe], None], *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, send: Callable[[Probe], None], *, timeout_s: float) -> None:
         """`send` publishes a probe; `heard` must be called with what comes back."""
         self._send = send
         self._timeout_s = timeout_s

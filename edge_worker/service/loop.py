@@ -35,8 +35,6 @@ from fleet_protocol.bus import (
 from fleet_protocol.codec import CONTENT_TYPE_JSON, encode
 from fleet_protocol.errors import BusClosedError, BusFullError
 
-TICK_S: Final = 0.25
-HEARTBEAT_S: Final = 5.0
 TURN_EVENTS: Final = 2_000
 """Most events decided on before they are saved; what is beyond waits for the next turn."""
 BACKLOG_MOST: Final = 20_000
@@ -45,6 +43,20 @@ RETRY_FIRST_MS: Final = 500
 RETRY_MOST_MS: Final = 10_000
 
 _log = structlog.get_logger()
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How often what happens by the clock happens.
+
+    Attributes:
+        tick_s: Between two looks at deadlines, leases and repeats.
+        heartbeat_s: Between two states, give or take a fifth.
+        probe_timeout_s: How long an echo of a bandwidth probe is waited for.
+    """
+
+    tick_s: float = 0.25
+    heartbeat_s: float = 5.0
+    probe_timeout_s: float = 5.0
 
 
 class ServiceParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +77,7 @@ class ServiceParts(msgspec.Struct, frozen=True, kw_only=True):
     topics: t.Topics
     now_ms: Callable[[], int]
     rng: random.Random
+    pace: Pace = msgspec.field(default_factory=Pace)
 
 
 class WorkerService:
@@ -73,7 +86,7 @@ class WorkerService:
     def __init__(self, parts: ServiceParts) -> None:
         self._parts = parts
         self._session = parts.session
-        self._meter = BandwidthMeter(self._probe)
+        self._meter = BandwidthMeter(self._probe, timeout_s=parts.pace.probe_timeout_s)
         self.intake = Intake(parts.topics, parts.worker, on_echo=self._meter.heard)
         self._inbox: deque[BusEvent | e.AnyEvent] = deque()
         self._wake = asyncio.Event()
@@ -288,18 +301,18 @@ class WorkerService:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self._parts.pace.tick_s)
             self._flush()
             self._is_tidying = True
             self._put([e.TimePassed()])
 
     async def _beat(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, pace = asyncio.get_running_loop(), self._parts.pace
         with ThreadPoolExecutor(1, thread_name_prefix="edge-host") as executor:
             while True:
                 reading = await loop.run_in_executor(executor, self._parts.host.read)
                 self._put([e.HostRead(reading)])
-                await asyncio.sleep(HEARTBEAT_S * self._parts.rng.uniform(0.8, 1.2))
+                await asyncio.sleep(pace.heartbeat_s * self._parts.rng.uniform(0.8, 1.2))
 
     def _start_measuring(self, group: asyncio.TaskGroup | None) -> None:
         if group is None or (self._measuring is not None and not self._measuring.done()):
