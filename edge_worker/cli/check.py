@@ -18,7 +18,7 @@ from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
 from fleet_protocol.mqtt import BusLimits, MqttBus
 
-_CONNECT_S = 5.0
+_CONNECT_S = 3.0
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
