@@ -30,10 +30,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tokens: Without the stop token.
         logprobs: Natural log-probability of each token, the stop token's included.
+        margins: By how much each of them led the next best one, in nats.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    margins: tuple[float, ...]
 
 
 class GraphRunner:
@@ -103,16 +105,18 @@ class GraphRunner:
         logits = self.prefill(prompt)
         tokens: list[int] = []
         logprobs: list[float] = []
+        margins: list[float] = []
         while len(logprobs) < max_tokens:
             best = int(logits.argmax())
             logprobs.append(float(log_softmax(logits)[best]))
+            margins.append(float(logits[best] - np.partition(logits, -2)[-2]))
             if best in stops:
                 break
             tokens.append(best)
             if len(logprobs) < max_tokens:
                 past = len(prompt) + len(tokens) - 1
                 logits = self.step(np.array([[best]], np.int64), [past])[0]
-        return Answer(tokens=tuple(tokens), logprobs=tuple(logprobs))
+        return Answer(tokens=tuple(tokens), logprobs=tuple(logprobs), margins=tuple(margins))
 
 
 def log_softmax(logits: Float32Array) -> npt.NDArray[np.float64]:

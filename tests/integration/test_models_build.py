@@ -1,0 +1,76 @@
+"""The default model as it was really built: it must be sound, small and answer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from models.cache import cache_root
+from models.catalog import load_catalog
+from models.chat import encode_prompt
+from models.checkpoint import TextParts
+from models.runner import GraphRunner
+from models.verify import read_manifest, verify_artefact
+
+pytestmark = pytest.mark.model
+_NAME = "smollm2-135m-instruct-int8"
+
+
+@pytest.fixture(scope="module")
+def artefact() -> Path:
+    entry = load_catalog().find(_NAME)
+    folder = cache_root(os.environ) / "models" / entry.name / entry.version
+    if not (folder / "manifest.json").is_file():
+        why = f"the default model is not built: python -m models build {_NAME}"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    return folder
+
+
+def test_the_built_model_is_sound_and_answers_its_golden_prompts(artefact: Path) -> None:
+    report = verify_artefact(artefact)
+    texts = {golden.messages[-1][1]: golden.expect_text for golden in report.golden}
+    assert "cold" in texts["What is the opposite of hot?"]
+    assert "7 days" in texts["How many days are in a week?"]
+
+
+def test_the_built_model_is_under_three_tenths_of_fp32(artefact: Path) -> None:
+    size_bytes = sum(path.stat().st_size for path in artefact.iterdir())
+    fp32_bytes = 134_515_008 * 4
+    assert size_bytes < 0.3 * fp32_bytes
+
+
+def test_the_manifest_says_what_a_board_must_know(artefact: Path) -> None:
+    manifest = read_manifest(artefact)
+    assert manifest.context_tokens == 8192
+    assert manifest.stop_tokens == (2,)
+    assert manifest.licence == "Apache-2.0"
+    assert 150 < manifest.memory_mb < 600
+    assert 0 < manifest.routing.min_confidence < 1
+
+
+def test_the_tokenizer_splits_digits_and_loses_nothing(artefact: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(artefact / "tokenizer.json"))
+    text = "née 你好 🙂 <|im_start|>user\nTemperature is 23.5 °C at 2026-11-21<|im_end|>\n"
+    encoded = tokenizer.encode(text)
+    assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
+    assert [token for token in encoded.tokens if token.isdigit()] == list("23520261121")
+
+
+def test_a_long_prompt_in_chunks_gives_what_it_gives_at_once(artefact: Path) -> None:
+    manifest = read_manifest(artefact)
+    text = TextParts(
+        tokenizer_json=(artefact / manifest.tokenizer).read_text("utf-8"),
+        chat_template=manifest.chat_template,
+        stop_tokens=manifest.stop_tokens,
+    )
+    prompt = encode_prompt(text, "Summarise this. The pump in zone 3 stopped at 06:30. " * 10)
+    runner = GraphRunner(artefact / manifest.graph, manifest.architecture)
+    whole = runner.prefill(prompt, chunk=len(prompt))
+    in_chunks = runner.prefill(prompt, chunk=64)
+    np.testing.assert_allclose(in_chunks, whole, atol=1e-3)
