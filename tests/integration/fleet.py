@@ -46,7 +46,8 @@ class Device:
         assert self._subscribed.wait(PATIENCE_S)
 
     def _on_connect(self, client: paho.Client, *_: object) -> None:
-        client.subscribe([(f"{ROOT}/dev/{self.name}/#", 1), (f"{ROOT}/workers/#", 1)])
+        mine, everybody = f"dev/{self.name}/#", ("workers/#", "fleet/dispatcher")
+        client.subscribe([(f"{ROOT}/{topic}", 1) for topic in (mine, *everybody)])
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         with self._news:
@@ -160,14 +161,12 @@ class Fleet:
         return process.wait(PATIENCE_S)
 
     def online(self, device: Device, *names: str) -> None:
-        """Wait until these workers are online."""
+        """Wait until the dispatcher and these workers are online."""
+        topics = ("fleet/dispatcher", *(f"workers/{name}/presence" for name in names))
 
         def are_online() -> bool:
-            return all(
-                device.heard[f"workers/{name}/presence"]
-                and json.loads(device.heard[f"workers/{name}/presence"][-1])["status"] == "online"
-                for name in names
-            )
+            said = [device.heard[topic] for topic in topics]
+            return all(one and json.loads(one[-1])["status"] == "online" for one in said)
 
         device.wait(are_online, f"{names} online")
 

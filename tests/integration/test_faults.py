@@ -11,7 +11,7 @@ from tests.integration.link import Link
 
 pytestmark = [pytest.mark.model, pytest.mark.broker, pytest.mark.timeout(180)]
 
-LONG = {"prompt": "Tell me a story about a lighthouse.", "max_tokens": 150, "stream": True}
+LONG = {"prompt": "Tell me a story about a lighthouse.", "max_tokens": 100, "stream": True}
 SHORT = {"prompt": "Name three colours.", "max_tokens": 12}
 
 
