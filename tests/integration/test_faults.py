@@ -65,7 +65,7 @@ def test_a_killed_dispatcher_finishes_every_accepted_job_after_its_restart(tmp_p
         texts = {name: {one["text"] for one in device.said(name, "res")} for name in names}
         assert all(len(answers) == 1 for answers in texts.values())
         assert running.jobs("status = 'ok'") == len(names) + 1
-        assert running.jobs("told = 0") == 0
+        device.wait(lambda: running.jobs("told = 0") == 0, "the outbox to be empty")
 
 
 def test_a_finished_answer_is_not_generated_again_after_a_restart(tmp_path: Path) -> None:
