@@ -119,6 +119,8 @@ def resolve(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Co
 
 def _settings(named: Mapping[str, str | None], environ: Mapping[str, str]) -> BrokerSettings:
     settings = broker_settings(named["broker"] or "")
+    if named["password_file"] and not (named["username"] or settings.user):
+        raise ConfigError("a password without a user", hint="add --username NAME")
     changes: dict[str, Any] = {
         "username": named["username"],
         "password_file": named["password_file"],
