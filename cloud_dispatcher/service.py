@@ -169,12 +169,19 @@ class DispatcherService:
                 await self._serve()
             except StoppedError as error:
                 _log.warning("dispatcher.stopped_unsaved", code=error.code)
+            except BusClosedError as error:
+                self._failure = error
             finally:
                 pump.cancel()
                 self._lane.stop_all()
                 self._say_goodbye()
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Deliveries that could not be used since the start, by code."""
+        return self._intake.dropped
 
     def stop(self) -> None:
         """Finish the turn at hand, then end `run`."""

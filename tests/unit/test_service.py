@@ -1,0 +1,271 @@
+"""The shell on its main paths: what is said to whom, and that it is saved first."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+from structlog.testing import capture_logs
+
+from cloud_dispatcher.adapters.providers import NoProvider, ProviderSettings
+from cloud_dispatcher.adapters.scripted_provider import ScriptedAnswer, ScriptedProvider
+from cloud_dispatcher.core.commands import CompletionRequest
+from cloud_dispatcher.ports import CompletionPart, JobQuery
+from cloud_dispatcher.service import session_of
+from fleet_protocol import codec
+from fleet_protocol import messages as m
+from fleet_protocol import topics as t
+from tests.unit.service_house import QUESTION, TOPICS, House, Peer, Worker
+
+
+async def test_a_job_is_accepted_assigned_answered_and_settled(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        assert (await device.ack("j1")).status is m.AckStatus.ACCEPTED
+        got = await worker.assignment()
+        assert got.messages[0].content == QUESTION.prompt
+        worker.done(got)
+        result = await device.result("j1")
+        settled = await worker.read(m.Settled, t.SETTLED, "w1")
+    assert (result.status, result.text, result.worker) == ("ok", "It is so.", "w1")
+    assert settled.jobs == (m.AttemptRef(job=got.job, attempt=1),)
+    assert [job.told for job in await house.store.select(JobQuery())] == [True]
+    assert house.unacknowledged == 0
+
+
+async def test_the_end_of_a_job_is_one_log_line_without_its_texts(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    with capture_logs() as lines:
+        async with house.dispatcher():
+            device.say(t.SUBMIT, QUESTION, "d1", "j1")
+            worker.done(await worker.assignment())
+            await device.result("j1")
+    finished = [line for line in lines if line["event"] == "job.finished"]
+    assert len(finished) == 1
+    assert finished[0]["prompt_chars"] == len(QUESTION.prompt or "")
+    assert finished[0]["worker"] == "w1"
+    assert "hall" not in str(lines)
+    assert "It is so" not in str(lines)
+
+
+async def test_what_arrives_together_shares_a_commit_and_a_settled_message(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher():
+        worker.join(slots=30)
+        for number in range(30):
+            device.say(t.SUBMIT, QUESTION, "d1", f"j{number}")
+        held = [await worker.assignment(after=number) for number in range(30)]
+        assert house.store.commits == 1
+        for got in held:
+            worker.done(got)
+        settled = await worker.read(m.Settled, t.SETTLED, "w1")
+        assert {ref.job for ref in settled.jobs} == {got.job for got in held}
+
+
+async def test_more_than_one_turn_can_hold_is_dealt_with_all_the_same(
+    house: House, device: Peer
+) -> None:
+    async with house.dispatcher():
+        for number in range(1_200):
+            device.say(t.SUBMIT, QUESTION, "d1", f"j{number}")
+        assert (await device.ack("j1199")).position > 0
+        assert len(await house.store.load_open()) == 1_200
+
+
+async def test_a_plain_question_gets_a_plain_answer(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher():
+        device.throw(TOPICS.name(t.ASK, "d1"), b"Is the hall warm?")
+        worker.done(await worker.assignment(), "Yes.")
+        assert (await device.hear(t.ANSWER, "d1")).payload == b"Yes."
+
+
+async def test_a_plain_question_that_cannot_be_read_is_answered_in_words(
+    house: House, device: Peer
+) -> None:
+    async with house.dispatcher():
+        device.throw(TOPICS.name(t.ASK, "d1"), b"\xff\xfe")
+        assert b"malformed" in (await device.hear(t.ANSWER, "d1")).payload
+
+
+async def test_tokens_are_relayed_to_a_device_that_streams(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher():
+        device.say(t.SUBMIT, m.JobSubmit(prompt="Go on", stream=True), "d1", "j1")
+        got = await worker.assignment()
+        worker.say(t.WORKER_TOKENS, m.WorkerTokenChunk(attempt=1, i=0, t="Yes"), "w1", got.job)
+        chunk = await device.read(m.TokenChunk, t.TOKENS, "d1", "j1")
+        assert (chunk.i, chunk.t) == (0, "Yes")
+
+
+async def test_a_hard_job_is_answered_by_the_provider(
+    house: House, device: Peer, worker: Worker, viewer: Peer
+) -> None:
+    house.provider = ScriptedProvider(ScriptedAnswer(pieces=("A ", "cloud."), cost_usd=0.5))
+    async with house.dispatcher():
+        device.say(t.SUBMIT, m.JobSubmit(prompt="Why?", stream=True), "d1", "j1")
+        got = await worker.assignment()
+        answer = m.LocalAnswer(text="Hm", model="tiny", confidence=0.1)
+        said = m.Escalation(attempt=1, reason=m.Reason.LOW_CONFIDENCE, answer=answer)
+        worker.say(t.ESCALATE, said, "w1", got.job)
+        result = await device.result("j1")
+        chunk = await device.read(m.TokenChunk, t.TOKENS, "d1", "j1")
+        house.clock.now_ms += 2_000
+        worker.join()
+        summary = await viewer.until(m.FleetSummary, t.SUMMARY, lambda s: bool(s.finished))
+    assert (result.text, result.answered_by, result.reason) == ("A cloud.", "cloud", said.reason)
+    assert result.simulated
+    assert chunk.t == "A "
+    assert summary.reasons == {"low_confidence": 1}
+    assert summary.answered_by == {"cloud": 1}
+    assert summary.workers == {"online": 1}
+    assert summary.cost_usd == 0.5
+
+
+async def test_without_a_provider_the_kept_answer_is_given_and_labelled(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    house.provider = NoProvider(ProviderSettings())
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        got = await worker.assignment()
+        answer = m.LocalAnswer(text="Hm", model="tiny")
+        said = m.Escalation(attempt=1, reason=m.Reason.COMPLEX, answer=answer)
+        worker.say(t.ESCALATE, said, "w1", got.job)
+        result = await device.result("j1")
+    assert (result.text, result.degraded, result.code) == ("Hm", True, "no_provider")
+
+
+async def test_a_provider_call_ends_at_the_deadline_of_its_job(house: House, device: Peer) -> None:
+    house.provider = provider = ScriptedProvider(ScriptedAnswer(pieces=(), hang=True))
+    submit = m.JobSubmit(prompt="Why?", escalate=m.Escalate.ALWAYS, deadline_ms=50)
+    async with house.dispatcher():
+        device.say(t.SUBMIT, submit, "d1", "j1")
+        await provider.until_inflight(1)
+        await provider.until_inflight(0)
+        house.clock.now_ms += 50
+        device.say(t.SUBMIT, submit, "d1", "j1")
+        result = await device.result("j1")
+    assert (result.status, result.code) == ("expired", "deadline")
+
+
+async def test_a_broken_provider_costs_one_answer_not_the_dispatcher(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    house.provider = DefectiveProvider()
+    async with house.dispatcher():
+        device.say(t.SUBMIT, m.JobSubmit(prompt="Why?", escalate=m.Escalate.ALWAYS), "d1", "j1")
+        worker.done(await worker.assignment())
+        result = await device.result("j1")
+    assert (result.status, result.code, result.degraded) == ("ok", "provider_error", True)
+
+
+class DefectiveProvider(ScriptedProvider):
+    """An adapter with a defect."""
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[CompletionPart, None]:
+        """Break."""
+        async for part in super().stream(request):
+            yield part
+            raise ZeroDivisionError
+
+
+async def test_a_cancelled_job_stops_the_board_and_tells_the_device(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        got = await worker.assignment()
+        device.say(t.CANCEL, m.JobCancel(), "d1", "j1")
+        cancel = await worker.read(m.WorkerCancel, t.WORKER_CANCEL, "w1")
+        assert (cancel.job, cancel.attempt) == (got.job, 1)
+        assert (await device.result("j1")).status is m.JobStatus.CANCELLED
+
+
+async def test_a_cancelled_job_hangs_up_on_the_provider(house: House, device: Peer) -> None:
+    house.provider = provider = ScriptedProvider(ScriptedAnswer(pieces=(), hang=True))
+    async with house.dispatcher():
+        device.say(t.SUBMIT, m.JobSubmit(prompt="Why?", escalate=m.Escalate.ALWAYS), "d1", "j1")
+        await provider.until_inflight(1)
+        device.say(t.CANCEL, m.JobCancel(), "d1", "j1")
+        assert (await device.result("j1")).status is m.JobStatus.CANCELLED
+        await provider.until_inflight(0)
+
+
+async def test_an_operator_lists_stored_jobs_and_sees_one(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        worker.done(await worker.assignment())
+        await device.result("j1")
+        admin.say(t.ADMIN_REQUEST, m.AdminRequest(req="r1", op=m.AdminOp.JOBS_LIST), "a1")
+        listed = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")
+        key = listed.jobs[0].job
+        show = m.AdminRequest(req="r2", op=m.AdminOp.JOB_SHOW, job=key)
+        admin.say(t.ADMIN_REQUEST, show, "a1")
+        shown = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=1)
+    assert (listed.req, listed.ok, listed.jobs[0].id) == ("r1", True, "j1")
+    assert listed.jobs[0].result is not None
+    assert listed.jobs[0].result.text == "", "a list has no texts: it could grow without bound"
+    assert shown.jobs[0].result is not None
+    assert shown.jobs[0].result.text == "It is so."
+
+
+async def test_an_operator_whose_request_cannot_be_read_is_told_why(
+    house: House, admin: Peer
+) -> None:
+    async with house.dispatcher():
+        admin.throw(TOPICS.name(t.ADMIN_REQUEST, "a1"), b'{"req":"r1","op":"jobs.eat"}')
+        reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")
+    assert (reply.req, reply.ok, reply.code) == ("r1", False, "invalid_field")
+
+
+async def test_a_probe_comes_back_byte_for_byte(house: House, worker: Worker) -> None:
+    probe = codec.encode(m.Probe(id="p1", padding="x" * 100_000))
+    async with house.dispatcher():
+        worker.throw(TOPICS.name(t.PROBE, "w1"), probe)
+        assert (await worker.hear(t.ECHO, "w1")).payload == probe
+
+
+async def test_presence_is_online_in_a_new_epoch_and_offline_at_the_end(
+    house: House, viewer: Peer
+) -> None:
+    for life in (1, 2):
+        async with house.dispatcher():
+            pass
+        said = [await viewer.read(m.DispatcherPresence, t.DISPATCHER, after=n) for n in range(2)]
+        assert [(p.status, p.epoch) for p in said] == [
+            ("online", f"epoch-{life}"),
+            ("offline", f"epoch-{life}"),
+        ]
+        viewer.heard.clear()
+
+
+async def test_finished_jobs_are_forgotten_after_the_retention(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    async with house.dispatcher(retention_s=60):
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        worker.done(await worker.assignment())
+        await device.result("j1")
+    house.clock.now_ms += 61_000
+    async with house.dispatcher(retention_s=60):
+        admin.say(t.ADMIN_REQUEST, m.AdminRequest(req="r1", op=m.AdminOp.JOBS_LIST), "a1")
+        assert (await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")).jobs == ()
+
+
+@pytest.mark.parametrize("expiry_s", [0, 86_400])
+def test_the_session_hears_every_channel_meant_for_the_dispatcher(expiry_s: int) -> None:
+    session = session_of(TOPICS, "e1", client_id="x", expiry_s=expiry_s)
+    meant = [c for c in t.CATALOGUE if t.Role.DISPATCHER in c.receivers]
+    assert [TOPICS.filter(channel) for channel in meant] == list(session.subscriptions)
+    assert session.will is not None
+    assert session.will.retain
+    assert b'"offline"' in session.will.payload
