@@ -19,7 +19,8 @@ from cloud_dispatcher.config import DispatcherSettings, broker_password
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.observers import JobLog
-from cloud_dispatcher.service import DispatcherService, Outside, session_of
+from cloud_dispatcher.presence import session_of
+from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
 from fleet_protocol.mqtt import BusLimits, MqttBus
@@ -63,7 +64,9 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 epoch=epoch,
                 observers=(JobLog(),),
             )
-            service = DispatcherService(Engine(settings.engine, epoch), outside, settings.service)
+            service = DispatcherService(
+                Engine(settings.engine, epoch), outside, settings.housekeeping
+            )
             with _stopped_by_signals(service.stop):
                 await service.run()
     finally:

@@ -11,7 +11,7 @@ import msgspec
 from cloud_dispatcher.adapters.providers import ProviderSettings
 from cloud_dispatcher.adapters.store_sqlite import Synchronous
 from cloud_dispatcher.core.settings import EngineSettings
-from cloud_dispatcher.service import ServiceSettings
+from cloud_dispatcher.housekeeping import HousekeepingSettings
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import ID_PATTERN
 from fleet_protocol.settings import BrokerSettings, parse_settings
@@ -52,7 +52,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         session_expiry_s: How long the broker keeps what arrives while the dispatcher is away.
         broker: Where the broker is.
         store: Where jobs are kept.
-        service: Housekeeping.
+        housekeeping: What is due by the clock.
         engine: Leases, retries, weights.
         provider: The cloud provider; without a key there is none.
         log: The log.
@@ -62,7 +62,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     session_expiry_s: Annotated[int, msgspec.Meta(ge=0)] = 86_400
     broker: BrokerSettings = msgspec.field(default_factory=BrokerSettings)
     store: StoreSettings = msgspec.field(default_factory=StoreSettings)
-    service: ServiceSettings = msgspec.field(default_factory=ServiceSettings)
+    housekeeping: HousekeepingSettings = msgspec.field(default_factory=HousekeepingSettings)
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     provider: ProviderSettings = msgspec.field(default_factory=ProviderSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)

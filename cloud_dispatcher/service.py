@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import structlog
@@ -22,6 +22,7 @@ from cloud_dispatcher.core.admin import view_of
 from cloud_dispatcher.core.commands import AnyCommand, SaveJob, StartCompletion, StopCompletion
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.insistence import Insistence, StoppedError
 from cloud_dispatcher.intake import EchoAsked, Intake, JobsListed, RequestMalformed
 from cloud_dispatcher.keys import KeyMint
@@ -31,10 +32,9 @@ from cloud_dispatcher.ports import (
     JobQuery,
     JobStore,
     Observer,
-    StoreUnavailableError,
 )
+from cloud_dispatcher.presence import presence_of
 from cloud_dispatcher.publisher import Publisher
-from fleet_protocol import __version__, codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
 from fleet_protocol.bus import (
@@ -44,16 +44,12 @@ from fleet_protocol.bus import (
     LinkDown,
     LinkUp,
     MessageBus,
-    Publication,
     Refused,
-    Session,
 )
 from fleet_protocol.errors import BusClosedError
-from fleet_protocol.topics import Role, Topics
+from fleet_protocol.topics import Topics
 
 _log = structlog.get_logger(__name__)
-
-_Seconds = Annotated[int, msgspec.Meta(ge=1)]
 
 Clock: TypeAlias = Callable[[], int]
 """UTC epoch milliseconds that never step back: leases and deadlines hang on them."""
@@ -64,22 +60,6 @@ _TURN_MAX: Final = 500
 """Arrivals in one turn: bounds how long the loop is busy and how much one commit holds."""
 _INBOX_MAX: Final = 10_000
 """Arrivals waiting; beyond it nothing more is taken from the bus, which then stops the broker."""
-
-
-class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Housekeeping.
-
-    Attributes:
-        retention_s: Finished jobs stay this long: to be replayed, looked at, retried.
-        summary_every_s: How often the overview is published.
-        prune_every_s: How often finished jobs beyond the retention are looked for.
-        prune_batch: Most jobs forgotten at once.
-    """
-
-    retention_s: _Seconds = 7 * 86_400
-    summary_every_s: _Seconds = 1
-    prune_every_s: _Seconds = 60
-    prune_batch: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 500
 
 
 class Outside(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,17 +105,23 @@ class DispatcherService:
     """Runs the dispatcher, once, from `run` until `stop`."""
 
     def __init__(
-        self, engine: Engine, outside: Outside, settings: ServiceSettings | None = None
+        self, engine: Engine, outside: Outside, settings: HousekeepingSettings | None = None
     ) -> None:
         self._engine = engine
         self._outside = outside
-        self._settings = settings or ServiceSettings()
         self._clock = outside.clock
         self._store = outside.store
         self._intake = Intake(outside.topics, KeyMint(secrets.randbits))
         self._publisher = Publisher(outside.bus, outside.topics)
-        self._figures = FleetFigures()
-        self._observers = (*outside.observers, self._figures)
+        figures = FleetFigures()
+        self._observers = (*outside.observers, figures)
+        self._house = Housekeeping(
+            settings or HousekeepingSettings(),
+            store=outside.store,
+            publisher=self._publisher,
+            figures=figures,
+            count=engine.summary,
+        )
         self._stopping = asyncio.Event()
         self._insistence = Insistence(self._publisher, clock=outside.clock, stopping=self._stopping)
         self._inbox: list[Arrival] = []
@@ -143,8 +129,6 @@ class DispatcherService:
         self._has_room = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._failure: BusClosedError | None = None
-        self._summary_at_ms = 0
-        self._prune_at_ms = 0
 
     # ---------------------------------------------------------------- life
 
@@ -218,11 +202,11 @@ class DispatcherService:
             del self._inbox[:_TURN_MAX]
             self._has_room.set()
             await self._take_turn(arrivals)
-            await self._keep_house()
+            await self._house.keep(self._clock())
 
     def _set_alarm(self) -> None:
         """Wake up when the engine, the overview or the pruning is due."""
-        due_at_ms = min(self._summary_at_ms, self._prune_at_ms)
+        due_at_ms = self._house.due_at_ms
         engine_at_ms = self._engine.next_wake_at_ms()
         if engine_at_ms is not None:
             due_at_ms = min(due_at_ms, engine_at_ms)
@@ -358,30 +342,6 @@ class DispatcherService:
             reply = m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
         self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
 
-    async def _keep_house(self) -> None:
-        now_ms = self._clock()
-        if now_ms >= self._summary_at_ms:
-            self._summary_at_ms = now_ms + 1_000 * self._settings.summary_every_s
-            self._publisher.send(
-                channels.SUMMARY, self._figures.summary(now_ms, self._engine.summary())
-            )
-        if now_ms >= self._prune_at_ms:
-            self._prune_at_ms = now_ms + 1_000 * self._settings.prune_every_s
-            await self._prune(now_ms)
-
-    async def _prune(self, now_ms: int) -> None:
-        before_ms = now_ms - 1_000 * self._settings.retention_s
-        batch = self._settings.prune_batch
-        try:
-            pruned = await self._store.prune(finished_before_ms=before_ms, limit=batch)
-        except StoreUnavailableError as error:
-            _log.warning("store.not_pruned", error=str(error), hint=error.hint)
-            return
-        if pruned:
-            _log.info("store.pruned", jobs=pruned)
-        if pruned >= batch:
-            self._prune_at_ms = now_ms  # more may wait; the turns in between go first
-
     def _publish_presence(self, status: m.DispatcherStatus) -> None:
         presence = presence_of(self._outside.epoch, status, since_at_ms=self._clock())
         self._publisher.send(channels.DISPATCHER, presence)
@@ -391,35 +351,6 @@ class DispatcherService:
             self._alarm.cancel()
         if self._failure is None:
             self._publish_presence(m.DispatcherStatus.OFFLINE)
-
-
-def presence_of(
-    epoch: str, status: m.DispatcherStatus, *, since_at_ms: int = 0
-) -> m.DispatcherPresence:
-    """Return what the dispatcher says of itself; its `offline` form is also its will."""
-    return m.DispatcherPresence(
-        status=status, epoch=epoch, since_at_ms=since_at_ms, software=__version__
-    )
-
-
-def session_of(topics: Topics, epoch: str, *, client_id: str, expiry_s: int) -> Session:
-    """Return who the dispatcher is to the broker: everything the catalogue sends it, and its will.
-
-    With `expiry_s` above 0 the broker keeps what arrives while the dispatcher restarts.
-    """
-    will = Publication(
-        topic=topics.name(channels.DISPATCHER),
-        payload=codec.encode(presence_of(epoch, m.DispatcherStatus.OFFLINE)),
-        qos=channels.DISPATCHER.qos,
-        retain=True,
-        content_type=codec.CONTENT_TYPE_JSON,
-    )
-    subscriptions = tuple(
-        topics.filter(channel)
-        for channel in channels.CATALOGUE
-        if Role.DISPATCHER in channel.receivers
-    )
-    return Session(client_id=client_id, subscriptions=subscriptions, will=will, expiry_s=expiry_s)
 
 
 def _informed(

@@ -13,9 +13,11 @@ from cloud_dispatcher.adapters.scripted_provider import ScriptedProvider
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.housekeeping import HousekeepingSettings
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.ports import CompletionProvider
-from cloud_dispatcher.service import DispatcherService, Outside, ServiceSettings, session_of
+from cloud_dispatcher.presence import session_of
+from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol import codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
@@ -147,7 +149,7 @@ class House:
             observers=(JobLog(),),
         )
         engine = Engine(EngineSettings(), epoch)
-        return DispatcherService(engine, outside, msgspec.convert(settings, ServiceSettings))
+        return DispatcherService(engine, outside, msgspec.convert(settings, HousekeepingSettings))
 
     @asynccontextmanager
     async def dispatcher(self, **settings: object) -> AsyncIterator[DispatcherService]:

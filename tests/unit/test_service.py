@@ -11,7 +11,7 @@ from cloud_dispatcher.adapters.providers import NoProvider, ProviderSettings
 from cloud_dispatcher.adapters.scripted_provider import ScriptedAnswer, ScriptedProvider
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import CompletionPart, JobQuery
-from cloud_dispatcher.service import session_of
+from cloud_dispatcher.presence import session_of
 from fleet_protocol import codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t

@@ -1,0 +1,83 @@
+"""What is due by the clock rather than by an event: the overview, and forgetting old jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+import structlog
+
+from cloud_dispatcher.core.engine import EngineSummary
+from cloud_dispatcher.observers import FleetFigures
+from cloud_dispatcher.ports import JobStore, StoreUnavailableError
+from cloud_dispatcher.publisher import Publisher
+from fleet_protocol import topics
+
+_log = structlog.get_logger(__name__)
+
+_Seconds = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class HousekeepingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often, and how long.
+
+    Attributes:
+        retention_s: Finished jobs stay this long: to be replayed, looked at, retried.
+        summary_every_s: How often the overview is published.
+        prune_every_s: How often finished jobs beyond the retention are looked for.
+        prune_batch: Most jobs forgotten at once.
+    """
+
+    retention_s: _Seconds = 7 * 86_400
+    summary_every_s: _Seconds = 1
+    prune_every_s: _Seconds = 60
+    prune_batch: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 500
+
+
+class Housekeeping:
+    """Does what is due, in the service's own task."""
+
+    def __init__(
+        self,
+        settings: HousekeepingSettings,
+        *,
+        store: JobStore,
+        publisher: Publisher,
+        figures: FleetFigures,
+        count: Callable[[], EngineSummary],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._publisher = publisher
+        self._figures = figures
+        self._count = count
+        self._summary_at_ms = 0
+        self._prune_at_ms = 0
+
+    @property
+    def due_at_ms(self) -> int:
+        """When something is due next."""
+        return min(self._summary_at_ms, self._prune_at_ms)
+
+    async def keep(self, now_ms: int) -> None:
+        """Do what is due."""
+        if now_ms >= self._summary_at_ms:
+            self._summary_at_ms = now_ms + 1_000 * self._settings.summary_every_s
+            self._publisher.send(topics.SUMMARY, self._figures.summary(now_ms, self._count()))
+        if now_ms >= self._prune_at_ms:
+            self._prune_at_ms = now_ms + 1_000 * self._settings.prune_every_s
+            await self._prune(now_ms)
+
+    async def _prune(self, now_ms: int) -> None:
+        before_ms = now_ms - 1_000 * self._settings.retention_s
+        batch = self._settings.prune_batch
+        try:
+            pruned = await self._store.prune(finished_before_ms=before_ms, limit=batch)
+        except StoreUnavailableError as error:
+            _log.warning("store.not_pruned", error=str(error), hint=error.hint)
+            return
+        if pruned:
+            _log.info("store.pruned", jobs=pruned)
+        if pruned >= batch:
+            self._prune_at_ms = now_ms  # more may wait; the turns in between go first
