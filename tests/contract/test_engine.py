@@ -187,6 +187,21 @@ def test_nothing_follows_a_cancelled_request(engine: InferenceEngine) -> None:
     assert {event.id for event in drain(engine)} == {"b"}
 
 
+def test_nothing_is_left_of_a_request_cancelled_before_its_first_token(
+    make_engine: MakeEngine,
+) -> None:
+    wanted = Generation(max_tokens=9)
+    alone = answer_alone(make_engine(), "who comes next", wanted)
+    engine = make_engine()
+    ask(engine, "reading")
+    engine.step()
+    engine.cancel("reading")
+    ask(engine, "next", "who comes next", wanted=wanted)
+    events = drain(engine)
+    assert {event.id for event in events} == {"next"}
+    assert finished(events)["next"].text == alone.text
+
+
 def test_a_cancelled_request_frees_its_slot_at_once(engine: InferenceEngine) -> None:
     for number in range(SLOTS):
         ask(engine, f"busy-{number}", wanted=Generation(max_tokens=30))
@@ -330,8 +345,8 @@ def test_any_company_gives_the_answers_of_one_alone(
         elif kind == "step":
             for _ in range(number):
                 events += engine.step()
-        elif number < len(asked):
-            name = asked[number][0]
+        elif asked:
+            name = asked[-1 - number % len(asked)][0]
             if name not in finished(events):
                 cancelled.add(name)
             engine.cancel(name)

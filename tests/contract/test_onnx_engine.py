@@ -260,7 +260,10 @@ def test_a_model_is_found_by_its_path(artefact: Artefact, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["absent", "../tiny", "", "."])
-def test_an_unknown_model_names_those_there_are(tmp_path: Path, name: str) -> None:
+def test_an_unknown_model_names_those_there_are(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     tiny_model.build_artefact(tmp_path / "models" / "tiny" / "1")
     with pytest.raises(ModelError) as caught:
         resolve_model(name, tmp_path)
