@@ -27,6 +27,7 @@ from fleet_protocol.messages import JobStatus
 HASTY = ResendSchedule(
     unanswered_ms=100, unanswered_most_ms=100, silence_ms=100, silence_most_ms=200
 )
+PATIENT = ResendSchedule(silence_ms=600_000, silence_most_ms=600_000)
 WAIT_S = 20.0
 
 Answer = Callable[["Responder", str, dict[str, Any]], None]
@@ -273,7 +274,7 @@ def test_a_broker_that_forgot_everything_costs_a_retry_not_a_job(tmp_path: Path)
     with (
         broker,
         Responder(broker.port, "d1", answer_the_second_life),
-        FleetClient(broker.url, "d1") as client,
+        FleetClient(broker.url, "d1", schedule=PATIENT) as client,
     ):
         handle = client.submit("hello")
         broker.kill()

@@ -124,6 +124,7 @@ def test_a_result_ends_the_job_and_later_words_change_nothing(
     hear(table, "ack", JobAck(status=AckStatus.REJECTED, code="malformed"))
     assert job.result == RESULT
     assert job.phase is Phase.FINISHED
+    assert job.resend_at_ms is None
     assert table.next_due_ms is None
 
 
