@@ -42,12 +42,14 @@ class WatchedLab(SessionLab):
         closed: Attempts that the dispatcher cancelled or settled, as far as this boot was told.
         may_forget: Attempts that may leave the disk.
         outcomes: The outcome each attempt on the disk got, once it has one.
+        dead: Generations that were stopped; what they said before that may still be under way.
     """
 
     def __init__(self) -> None:
         self.closed: set[Ref] = set()
         self.may_forget: set[Ref] = set()
         self.outcomes: dict[Ref, Outcome] = {}
+        self.dead: list[str] = []
         super().__init__(linked=False)
 
     def carry_out(self, command: c.AnyCommand) -> None:
@@ -63,6 +65,8 @@ class WatchedLab(SessionLab):
                 running = {ref_of(name) for name in self.engine}
                 assert ref_of(request.id) not in running, "one attempt is generated twice at once"
                 assert request.id not in self.engine
+            case c.StopGeneration(id=name):
+                self.dead.append(name)
             case c.Send(channel=channel, ids=ids, message=message) if len(ids) > 1:
                 self._check_told(channel, ids[1], message)
             case _:
@@ -93,7 +97,6 @@ class SessionMachine(RuleBasedStateMachine):
         super().__init__()
         self.lab = WatchedLab()
         self.epochs = 0
-        self.dead: list[str] = []
 
     # ------------------------------------------------------------ the dispatcher
 
@@ -149,7 +152,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        self.dead += [*self.lab.engine, *self.lab.encoding]
+        self.lab.dead.clear()  # Their process is gone with them.
         self.lab.closed.clear()
         self.lab.stopped = False
         self.lab.boot()
@@ -179,12 +182,13 @@ class SessionMachine(RuleBasedStateMachine):
             sure = SURE if how == "sure" else UNSURE
             self.lab.from_engine(finished(name, logprobs=sure))
 
-    @precondition(lambda self: self.dead)
+    @precondition(lambda self: self.lab.dead)
     @rule(data=st.data())
     def a_dead_generation_speaks(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(self.dead))
-        if name not in self.lab.engine:
-            self.lab.do(finished(name))
+        name = data.draw(st.sampled_from(self.lab.dead))
+        self.lab.do(e.PromptEncoded(name, (1, 2)))
+        self.lab.do(Grew(name, "x", 1))
+        self.lab.do(finished(name))
 
     # ------------------------------------------------------------ what always holds
 
