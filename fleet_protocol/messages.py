@@ -24,7 +24,8 @@ JobId = NewType("JobId", str)
 JobKey = NewType("JobKey", str)
 """The dispatcher's name for a job (a ULID): unique in the fleet, sortable by time."""
 
-ID_PATTERN = r"^[A-Za-z0-9_-]{1,36}$"
+# `$` alone would let one newline follow; `\Z` is not for the JSON Schema this ends up in.
+ID_PATTERN = r"^[A-Za-z0-9_-]{1,36}$(?!\n)"
 PROMPT_MAX_CHARS = 1_000_000
 TEXT_MAX_CHARS = 1_000_000
 
