@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fleet_cli.broker import BrokerKind, BrokerProcess
 from fleet_protocol.memory import MemoryBroker
+
+# A busy machine is no failure: what is slow is seen by its duration, not by a deadline.
+settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fleet")
 
 
 def require(is_there: bool, what: str) -> None:  # noqa: FBT001  # reads as a sentence

@@ -1,0 +1,72 @@
+"""The log says what happened and never what was asked."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from fleet_protocol.log import set_up_logging
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, *, level: str = "info", **fields: object) -> list[str]:
+    """Log one event at every level and return what came out."""
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    set_up_logging(level=level, json=True)
+    log = structlog.get_logger()
+    for method in ("debug", "info", "warning", "error"):
+        getattr(log, method)("job.done", **fields)
+    return out.getvalue().splitlines()
+
+
+def test_a_line_is_one_json_object_with_its_event_and_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = json.loads(lines(monkeypatch, job="01J", attempt=2)[0])
+    assert (first["event"], first["level"], first["job"], first["attempt"]) == (
+        "job.done",
+        "info",
+        "01J",
+        2,
+    )
+    assert first["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(("level", "count"), [("debug", 4), ("warning", 2), ("error", 1)])
+def test_what_is_below_the_level_is_not_written(
+    monkeypatch: pytest.MonkeyPatch, level: str, count: int
+) -> None:
+    assert len(lines(monkeypatch, level=level)) == count
+
+
+@pytest.mark.parametrize(
+    "key", ["prompt", "messages", "text", "password", "secret", "api_key", "token"]
+)
+def test_what_must_not_be_logged_leaves_as_its_length(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    written = "\n".join(lines(monkeypatch, **{key: "very private words"}))
+    assert "private" not in written
+    assert json.loads(written.splitlines()[0])[f"{key}_chars"] == len("very private words")
+
+
+def test_a_newline_in_a_value_does_not_forge_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = lines(monkeypatch, worker='x\n{"event":"forged"}')
+    assert len(written) == 3
+    assert all(json.loads(line)["event"] == "job.done" for line in written)
+
+
+def test_bound_context_is_on_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with structlog.contextvars.bound_contextvars(job="01J"):
+        written = lines(monkeypatch)
+    assert all(json.loads(line)["job"] == "01J" for line in written)

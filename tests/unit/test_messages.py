@@ -1,0 +1,75 @@
+"""What the messages promise beyond their fields."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from fleet_protocol import messages as m
+from fleet_protocol.topics import CATALOGUE
+
+
+def test_a_submission_asks_one_thing() -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        m.JobSubmit()
+    with pytest.raises(ValueError, match="exactly one"):
+        m.JobSubmit(prompt="x", messages=(m.ChatMessage(role=m.ChatRole.USER, content="x"),))
+
+
+def test_a_prompt_is_a_conversation_of_one_turn() -> None:
+    assert m.JobSubmit(prompt="hello").conversation == (
+        m.ChatMessage(role=m.ChatRole.USER, content="hello"),
+    )
+
+
+def test_the_length_of_a_submission_counts_every_turn() -> None:
+    turns = (
+        m.ChatMessage(role=m.ChatRole.SYSTEM, content="abc"),
+        m.ChatMessage(role=m.ChatRole.USER, content="de"),
+    )
+    assert m.JobSubmit(messages=turns).prompt_chars == 5
+    assert m.Assignment(job="1", attempt=1, lease_ms=1, messages=turns).prompt_chars == 5
+
+
+def test_how_to_generate_travels_with_the_submission() -> None:
+    submit = m.JobSubmit(
+        prompt="x", max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("END",)
+    )
+    assert submit.generation == m.Generation(
+        max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("END",)
+    )
+
+
+def test_exactly_four_states_are_final() -> None:
+    final = {status for status in m.JobStatus if status.is_final}
+    assert final == {"ok", "failed", "cancelled", "expired"}
+
+
+def test_messages_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        m.JobSubmit(prompt="x").prompt = "y"  # type: ignore[misc]  # what must not work
+
+
+def test_every_message_type_has_a_channel() -> None:
+    carried = {kind for channel in CATALOGUE for kind in (channel.message, *channel.also)}
+    assert set(m.Message.__subclasses__()) == carried
+
+
+def test_every_message_says_a_version_and_bounds_its_texts() -> None:
+    for kind in m.Message.__subclasses__():
+        fields = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+        assert fields["v"]["default"] == m.PROTOCOL_VERSION
+    for name in ("text",):
+        schema = msgspec.json.schema(m.JobResult)["$defs"]["JobResult"]["properties"][name]
+        assert schema["maxLength"] == m.TEXT_MAX_CHARS
+
+
+@pytest.mark.parametrize("good", ["a", "A-Z_09", "x" * 36, "01J0000000000000000000000Z"])
+def test_an_id_is_letters_digits_dash_and_underscore(good: str) -> None:
+    assert msgspec.convert(good, m.Id) == good
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "a+b", "#", "a b", "ä", "x" * 37, "a\n", "a\x00"])
+def test_an_id_is_nothing_else(bad: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(bad, m.Id)
