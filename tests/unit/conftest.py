@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
 
 from tests.unit.service_house import House, Peer, Worker
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A program under test sets up the log; the next test must not inherit that."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
