@@ -16,11 +16,12 @@ import msgspec
 from fleet_protocol.manifest import Architecture, GoldenPrompt, Manifest
 from models.cache import FactoryCache, hash_file, hash_key
 from models.catalog import CatalogEntry
-from models.chat import check_text_parts, encode_prompt
-from models.checkpoint import SourceModel, TextParts
-from models.fetch import Fetched, fetch
+from models.chat import PromptEncoder, check_text_parts
+from models.checkpoint import Checkpoint, KeptWeights, SourceModel, TextParts
+from models.fetch import fetch
 from models.gguf_reader import GgufSource
 from models.graph import GRAPH_NAME, WEIGHTS_NAME, GraphBuilder, save_graph
+from models.hub import Fetched
 from models.measure import Measurement, measure
 from models.pack import describe_files, pack
 from models.progress import Progress
@@ -39,6 +40,7 @@ TOKENIZER_NAME: Final = "tokenizer.json"
 _TEXT_NAME: Final = "text.json"
 _VERIFIED_NAME: Final = "verified.json"
 _BYTES_PER_FP32: Final = 4
+_KEPT_MAX_BYTES: Final = 1_000_000_000
 # SPDX for "the source does not say".
 _LICENCE_UNKNOWN: Final = "NOASSERTION"
 # What decides the bytes of a step's outcome: a change in one of them makes the step again.
@@ -101,6 +103,7 @@ class Build:
         self._progress = progress
         self._force = force
         self._opened: SourceModel | None = None
+        self._kept: Checkpoint | None = None
 
     def run(self, out: Path | None = None) -> BuildReport:
         """Do what is not done yet.
@@ -140,9 +143,9 @@ class Build:
 
     def _convert(self, fetched: Fetched, text: Path) -> Path:
         def make(folder: Path) -> None:
-            checkpoint = self._source(fetched).checkpoint
+            checkpoint = self._checkpoint(fetched)
             self._progress.step("smooth")
-            samples = sample_tokens(_read_text(text))
+            samples = sample_tokens(PromptEncoder(_read_text(text)))
             smoothed = SmoothedCheckpoint(
                 checkpoint, measure_factors(checkpoint, samples, self._progress)
             )
@@ -189,13 +192,13 @@ class Build:
 
     def _check(self, fetched: Fetched, graph: Path, text: TextParts) -> Verified:
         source = self._source(fetched)
-        checkpoint = source.checkpoint
+        checkpoint = self._checkpoint(fetched)
         architecture = architecture_of(checkpoint)
         opset = graph_opset(graph)
         runner = GraphRunner(graph, architecture)
         checks = list(self._entry.golden)
         golden, drifted = ask_golden(runner, text, checks)
-        prompt = encode_prompt(text, checks[0].prompt if checks else "Hello")
+        prompt = PromptEncoder(text).encode(checks[0].prompt if checks else "Hello")
         fidelity = compare_with_weights(runner, checkpoint, prompt)
         return Verified(
             opset=opset,
@@ -236,6 +239,14 @@ class Build:
             routing=entry.routing,
             languages=entry.languages,
         )
+
+    def _checkpoint(self, fetched: Fetched) -> Checkpoint:
+        """Keep the weights of a small model between the steps: reading them takes seconds."""
+        if self._kept is None:
+            checkpoint = self._source(fetched).checkpoint
+            size_bytes = checkpoint.shape.parameters() * _BYTES_PER_FP32
+            self._kept = KeptWeights(checkpoint) if size_bytes <= _KEPT_MAX_BYTES else checkpoint
+        return self._kept
 
     def _source(self, fetched: Fetched) -> SourceModel:
         """Open the source once, and only when a step needs it."""

@@ -38,11 +38,21 @@ def render_prompt(template: str, messages: Sequence[tuple[str, str]]) -> str:
         ) from error
 
 
-def encode_prompt(text: TextParts, question: str) -> list[int]:
-    """Return the prompt tokens of one user turn."""
-    tokenizer = Tokenizer.from_str(text.tokenizer_json)
-    prompt = render_prompt(text.chat_template, (("user", question),))
-    return list(tokenizer.encode(prompt, add_special_tokens=False).ids)
+class PromptEncoder:
+    """Turns questions into prompt tokens, and tokens into text."""
+
+    def __init__(self, text: TextParts) -> None:
+        self._template = text.chat_template
+        self._tokenizer = Tokenizer.from_str(text.tokenizer_json)
+
+    def encode(self, question: str) -> list[int]:
+        """Return the prompt tokens of one user turn."""
+        prompt = render_prompt(self._template, (("user", question),))
+        return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of an answer, special tokens left out."""
+        return str(self._tokenizer.decode(list(tokens)))
 
 
 def check_text_parts(text: TextParts) -> None:

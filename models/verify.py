@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Final
@@ -10,12 +11,11 @@ from typing import Final
 import msgspec
 import numpy as np
 import onnx
-from tokenizers import Tokenizer
 
 from fleet_protocol.manifest import MANIFEST_NAME, Architecture, GoldenPrompt, Manifest
 from models.cache import hash_file
 from models.catalog import GoldenCheck
-from models.chat import encode_prompt
+from models.chat import PromptEncoder
 from models.checkpoint import Checkpoint, TextParts
 from models.errors import VerificationError
 from models.graph import GRAPH_NAME
@@ -136,7 +136,7 @@ def graph_opset(graph: Path) -> int:
 
 
 def ask_golden(
-    runner: GraphRunner, text: TextParts, checks: list[GoldenCheck]
+    runner: GraphRunner, text: TextParts, checks: Sequence[GoldenCheck]
 ) -> tuple[tuple[GoldenPrompt, ...], tuple[str, ...]]:
     """Put the golden prompts; return the answers, and which of them drifted.
 
@@ -144,16 +144,16 @@ def ask_golden(
         VerificationError: Other prompt tokens than recorded, or neither the recorded first
             tokens nor the expected text.
     """
-    tokenizer = Tokenizer.from_str(text.tokenizer_json)
+    encoder = PromptEncoder(text)
     answers: list[GoldenPrompt] = []
     drifted: list[str] = []
     for check in checks:
         messages = (("user", check.prompt),)
-        prompt = encode_prompt(text, check.prompt)
+        prompt = encoder.encode(check.prompt)
         if check.prompt_tokens not in {None, len(prompt)}:
             raise _wrong(check, f"{len(prompt)} prompt tokens, not {check.prompt_tokens}")
         answer = runner.answer(prompt, max_tokens=GOLDEN_ANSWER_TOKENS, stops=text.stop_tokens)
-        said = tokenizer.decode(list(answer.tokens))
+        said = encoder.decode(answer.tokens)
         if _differs(check, answer.tokens):
             if check.contains is None or check.contains not in said:
                 raise _wrong(check, f"the answer was {said!r}")
@@ -163,7 +163,7 @@ def ask_golden(
                 messages=messages,
                 prompt_tokens=len(prompt),
                 expect_tokens=clear_tokens(answer),
-                expect_text=tokenizer.decode(list(clear_tokens(answer))),
+                expect_text=encoder.decode(clear_tokens(answer)),
             )
         )
     return tuple(answers), tuple(drifted)

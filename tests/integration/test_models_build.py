@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from models.cache import cache_root
 from models.catalog import load_catalog
-from models.chat import encode_prompt
+from models.chat import PromptEncoder
 from models.checkpoint import TextParts
 from models.runner import GraphRunner
 from models.verify import read_manifest, verify_artefact
@@ -69,7 +69,9 @@ def test_a_long_prompt_in_chunks_gives_what_it_gives_at_once(artefact: Path) -> 
         chat_template=manifest.chat_template,
         stop_tokens=manifest.stop_tokens,
     )
-    prompt = encode_prompt(text, "Summarise this. The pump in zone 3 stopped at 06:30. " * 10)
+    prompt = PromptEncoder(text).encode(
+        "Summarise this. The pump in zone 3 stopped at 06:30. " * 10
+    )
     runner = GraphRunner(artefact / manifest.graph, manifest.architecture)
     whole = runner.prefill(prompt, chunk=len(prompt))
     in_chunks = runner.prefill(prompt, chunk=64)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from models.chat import check_text_parts, encode_prompt, render_prompt
+from models.chat import PromptEncoder, check_text_parts, render_prompt
 from models.checkpoint import TextParts
 from models.errors import CheckpointError
 from models.tiny import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, STOP_TOKEN, tiny_vocabulary
@@ -63,7 +63,7 @@ def test_merges_of_unknown_tokens_are_refused() -> None:
 
 
 def test_a_prompt_is_the_template_in_tokens() -> None:
-    ids = encode_prompt(_TEXT, "hi")
+    ids = PromptEncoder(_TEXT).encode("hi")
     assert _TOKENIZER.decode(ids, skip_special_tokens=False) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
