@@ -42,6 +42,8 @@ BACKLOG_MOST: Final = 20_000
 RETRY_FIRST_MS: Final = 500
 RETRY_MOST_MS: Final = 10_000
 
+_FOR_THE_TURN: Final = (c.KeepJob, c.ForgetJob, c.Send)
+
 _log = structlog.get_logger()
 
 
@@ -183,7 +185,7 @@ class WorkerService:
         self, commands: list[c.AnyCommand], group: asyncio.TaskGroup | None = None
     ) -> None:
         for command in commands:
-            if isinstance(command, c.KeepJob | c.ForgetJob | c.Send):
+            if isinstance(command, _FOR_THE_TURN):
                 self._turn.add(command)
             elif isinstance(command, c.MeasureBandwidth):
                 self._start_measuring(group)

@@ -13,7 +13,7 @@ import structlog
 
 from edge_worker.core.commands import EncodePrompt, StartGeneration, StopGeneration
 from edge_worker.core.events import AnyEvent, PromptEncoded
-from edge_worker.ports import Broke, Finished, InferenceEngine
+from edge_worker.ports import Broke, Grew, InferenceEngine
 from fleet_protocol.errors import FleetError
 
 Order: TypeAlias = EncodePrompt | StartGeneration | StopGeneration
@@ -106,7 +106,7 @@ class EngineRunner:
             self._inside.clear()
             return
         for event in found:
-            if isinstance(event, Finished | Broke):
+            if not isinstance(event, Grew):
                 self._inside.discard(event.id)
         events += found
 
