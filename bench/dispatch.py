@@ -171,7 +171,19 @@ def our_fleet(folder: Path, kind: BrokerKind) -> Iterator[Ours]:
                 },
             )
         )  # fmt: skip
+        asyncio.run(ready(broker.url))
         yield Ours(broker, folder, dispatcher)
+
+
+async def ready(url: str) -> None:
+    """Wait until the dispatcher and the worker say that they are online."""
+    wanted = {TOPICS.name(topics.DISPATCHER), TOPICS.name(topics.PRESENCE, "echo")}
+    session = Session(client_id="bench-ready", subscriptions=tuple(wanted))
+    async with MqttBus(BrokerSettings(url=url), session) as bus, asyncio.timeout(60):
+        while wanted:
+            for event in await bus.receive():
+                if isinstance(event, Delivery) and b'"online"' in event.payload:
+                    wanted.discard(event.topic)
 
 
 @contextlib.contextmanager
