@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -30,6 +31,9 @@ _START_S: Final = 15.0
 _STOP_S: Final = 5.0
 _POLL_S: Final = 0.02
 _LOG_TAIL_CHARS: Final = 600
+# CONNECT of a client `probe` with a clean session: any broker answers it, if only with a refusal.
+_HELLO_V3: Final = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05probe"
+_HELLO_V5: Final = b"\x10\x12\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x05probe"
 
 
 class BrokerKind(StrEnum):
@@ -208,7 +212,8 @@ class BrokerProcess:
 
     def _wait_for_ports(self) -> None:
         deadline_s = time.monotonic() + _START_S
-        waiting = {self.port, self.port_v3}
+        uses_tls = self._options.cert_file is not None
+        waiting = {self.port_v3: _HELLO_V3, self.port: _HELLO_V5}
         while waiting:
             if self.pid is None or time.monotonic() > deadline_s:
                 raise RetryableError(
@@ -216,7 +221,11 @@ class BrokerProcess:
                     code="broker_failed",
                     hint=f"read {self.log_file}",
                 )
-            waiting = {port for port in waiting if not _answers(port)}
+            waiting = {
+                port: hello
+                for port, hello in waiting.items()
+                if not _answers(port, hello, uses_tls=uses_tls)
+            }
             if waiting:
                 time.sleep(_POLL_S)
 
@@ -238,9 +247,22 @@ def _require_free(port: int) -> None:
         ) from error
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, hello: bytes, *, uses_tls: bool) -> bool:
+    """Tell whether a broker speaks on a port; that it is open may only be its last deed."""
     try:
-        socket.create_connection((LOOPBACK, port), timeout=1.0).close()
+        with socket.create_connection((LOOPBACK, port), timeout=1.0) as connection:
+            if uses_tls:
+                _no_questions_asked().wrap_socket(connection).close()
+                return True
+            connection.sendall(hello)
+            return connection.recv(1) != b""
     except OSError:
         return False
-    return True
+
+
+def _no_questions_asked() -> ssl.SSLContext:
+    """A context that trusts everybody: we started the other end, and say nothing to it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

@@ -244,7 +244,8 @@ class MqttBus:
         """Take everything back and let the keeper reconnect; see `LinkListener`."""
         was_up, self._is_up = self._is_up, False
         # A broker that takes us in and puts us out at once must not be hammered.
-        if asyncio.get_running_loop().time() - self._up_at_s >= self._limits.reconnect_cap_s:
+        lived_s = asyncio.get_running_loop().time() - self._up_at_s
+        if was_up and lived_s >= self._limits.reconnect_cap_s:
             self._backoff.reset()
             self._silent_losses = 0
         self._silent_losses = self._silent_losses + 1 if is_silent else 0

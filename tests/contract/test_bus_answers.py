@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from fleet_protocol.bus import Confirmed, LinkUp, Publication, Refused, Session
-from fleet_protocol.errors import BusClosedError, RejectedError, RetryableError
+from fleet_protocol.errors import BusClosedError, BusFullError, RejectedError, RetryableError
 from fleet_protocol.mqtt import BusLimits, MqttBus
 from fleet_protocol.settings import BrokerSettings
 from tests.contract.bus_lab import QUICK, Reader, messages
@@ -299,6 +299,75 @@ async def test_the_waits_between_tries_grow_are_capped_and_jittered() -> None:
     assert all(0.0 <= wait <= bound for wait, bound in zip(waits, bounds, strict=True))
     assert max(waits) > 7.0
     assert len(set(waits)) == 41
+
+
+async def test_a_link_that_lived_long_is_not_forgotten_to_have_failed_since() -> None:
+    waits: list[float] = []
+
+    async def sleep(span_s: float) -> None:
+        waits.append(span_s)
+        await asyncio.sleep(0)
+
+    closing = saying(mqtt5.ConnectPacket, None)
+    limits = BusLimits(reconnect_first_s=1.0, reconnect_cap_s=8.0)
+    async with ScriptedBroker(friendly, *[closing] * 20, friendly) as broker:
+        me = MqttBus(
+            BrokerSettings(url=broker.url), ME, limits=limits, rng=random.Random(7), sleep=sleep
+        )
+        async with me:
+            me._up_at_s -= 3_600
+            broker.send(mqtt5.DisconnectPacket().write())
+            reader = Reader(me)
+            await reader.down()
+            await reader.up()
+    assert max(waits) > 4.0
+
+
+async def test_being_put_out_without_a_word_again_and_again_means_another_has_our_name() -> None:
+    def script(packet: mqtt5.Packet) -> list[Answer]:
+        return [SUBSCRIBED, None] if isinstance(packet, mqtt5.SubscribePacket) else friendly(packet)
+
+    limits = msgspec.structs.replace(QUICK, silent_losses=4)
+    async with ScriptedBroker(script) as broker, bus(broker, limits=limits) as me:
+        with pytest.raises(BusClosedError) as caught:
+            await Reader(me).until(lambda _: False)
+    assert caught.value.code == "session_taken_over"
+    assert "4 times" in str(caught.value)
+    assert len(broker.packets) == 4
+
+
+async def test_a_broker_that_is_away_in_between_was_merely_restarted() -> None:
+    def script(packet: mqtt5.Packet) -> list[Answer]:
+        return [SUBSCRIBED, None] if isinstance(packet, mqtt5.SubscribePacket) else friendly(packet)
+
+    away = saying(mqtt5.ConnectPacket, None)
+    limits = msgspec.structs.replace(QUICK, silent_losses=3)
+    scripts = [script, script, away] * 4
+    async with ScriptedBroker(*scripts, friendly) as broker, bus(broker, limits=limits) as me:
+        await broker.until(lambda got: len(got) == 13)
+        me.publish(Publication(topic="a", payload=b"", token=1))
+        await Reader(me).until(lambda got: Confirmed(1) in got)
+
+
+async def test_too_many_bytes_unconfirmed_fill_the_queue_too() -> None:
+    deaf = saying(mqtt5.PublishPacket)
+    limits = msgspec.structs.replace(QUICK, max_unconfirmed_bytes=10_000, close_timeout_s=0.05)
+    async with ScriptedBroker(deaf) as broker, bus(broker, limits=limits) as me:
+        me.publish(Publication(topic="a", payload=bytes(8_000)))
+        with pytest.raises(BusFullError) as caught:
+            me.publish(Publication(topic="a", payload=bytes(2_000)))
+        me.publish(Publication(topic="a", payload=bytes(1_000)))
+    assert caught.value.retry_after_ms > 0
+
+
+async def test_room_is_made_by_confirmations_and_refusals_alike() -> None:
+    limits = msgspec.structs.replace(QUICK, max_unconfirmed_bytes=10_000, max_packet_bytes=5_000)
+    async with ScriptedBroker(friendly) as broker, bus(broker, limits=limits) as me:
+        reader = Reader(me)
+        for token in range(20):
+            size = 8_000 if token % 2 else 4_000
+            me.publish(Publication(topic="a", payload=bytes(size), token=token))
+            await reader.until(lambda got: any(isinstance(e, Confirmed | Refused) for e in got))
 
 
 async def test_a_receiver_that_is_slow_is_sent_no_more_than_it_can_hold() -> None:
