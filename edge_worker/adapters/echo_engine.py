@@ -6,6 +6,7 @@ and for tests; it passes the same contract suite as the real one.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 from edge_worker.core.batching import WaitingLine, check_fits
@@ -17,19 +18,20 @@ from fleet_protocol.messages import ChatMessage, ModelInfo
 BYTES_PER_TOKEN = 4
 """About what a token of English text is worth in a real model."""
 
+PADDING = b"\xff"
+"""Fills the last token up; no byte of UTF-8 has this value."""
+
 
 def to_tokens(text: str) -> tuple[int, ...]:
-    """Return one token per 4 bytes of UTF-8. Byte 01 leads each, so that zeros are not lost."""
+    """Return one token per 4 bytes of UTF-8."""
     data = text.encode()
-    return tuple(
-        int.from_bytes(b"\x01" + data[at : at + BYTES_PER_TOKEN], "big")
-        for at in range(0, len(data), BYTES_PER_TOKEN)
-    )
+    data += PADDING * (-len(data) % BYTES_PER_TOKEN)
+    return struct.unpack(f"<{len(data) // BYTES_PER_TOKEN}I", data)
 
 
-def to_bytes(token: int) -> bytes:
-    """Return the bytes a token stands for; they may end within a character."""
-    return token.to_bytes((token.bit_length() + 7) // 8, "big")[1:]
+def to_bytes(tokens: Sequence[int]) -> bytes:
+    """Return the bytes tokens stand for; they may begin and end within a character."""
+    return struct.pack(f"<{len(tokens)}I", *tokens).rstrip(PADDING)
 
 
 class _Row:
@@ -127,15 +129,17 @@ class EchoEngine:
 
     def _grow(self, row: _Row, events: list[EngineEvent]) -> None:
         request, answer = row.request, row.answer
-        shown = []
         prompt = request.prompt_tokens
-        for token in prompt[answer.tokens : answer.tokens + self._tokens_per_step]:
-            shown.append(answer.take(token, to_bytes(token)))
-            if answer.finish is not None:
-                break
+        limit = min(len(prompt), request.generation.max_tokens)
+        # Token by token only where a stop text may end the answer between two of them.
+        stride = 1 if request.generation.stop else self._tokens_per_step
+        end = min(answer.tokens + self._tokens_per_step, limit)
+        text = ""
+        while answer.tokens < end and answer.finish is None:
+            some = prompt[answer.tokens : min(answer.tokens + stride, end)]
+            text += answer.take(some[-1], to_bytes(some), count=len(some))
         if answer.finish is None and answer.tokens == len(prompt):
-            shown.append(answer.end())
-        text = "".join(shown)
+            text += answer.end()
         if text:
             events.append(Grew(request.id, text, answer.tokens))
         if answer.finish is not None:

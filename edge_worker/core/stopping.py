@@ -51,22 +51,25 @@ class AnswerText:
         """All that was shown so far; the whole answer once it is finished."""
         return "".join(self._shown)
 
-    def take(self, token: int, piece: bytes) -> str:
+    def take(self, token: int, piece: bytes, *, count: int = 1) -> str:
         """Add a token and the bytes it stands for; return the text that may now be shown.
 
-        An end-of-answer token adds no text, whatever its bytes.
+        An end-of-answer token adds no text, whatever its bytes. Several tokens may be given as one
+        piece, `count` of them, where nothing but their number can end the answer.
         """
-        self.tokens += 1
+        self.tokens += count
         if token in self._rule.tokens:
             return self._end(FinishReason.STOP)
         self._pending += self._decoder.decode(piece)
-        cut = first_stop(self._pending, self._rule.texts)
+        stops = self._rule.texts
+        cut = first_stop(self._pending, stops) if stops else None
         if cut is not None:
             self._pending = self._pending[:cut]
             return self._end(FinishReason.STOP)
         if self.tokens >= self._rule.max_tokens:
             return self._end(FinishReason.LENGTH)
-        return self._show(len(self._pending) - held_back(self._pending, self._rule.texts))
+        held = held_back(self._pending, stops) if stops else 0
+        return self._show(len(self._pending) - held)
 
     def end(self) -> str:
         """End the answer as complete; return the text that was held back."""
