@@ -14,7 +14,7 @@ from typing import IO, Self
 
 import msgspec
 
-from fleet_cli.broker import BrokerKind, BrokerProcess, choose_broker
+from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess, choose_broker
 from fleet_cli.context import DataFolder, FleetContext
 from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, program, tail
 from fleet_client.credentials import password_of
@@ -117,6 +117,9 @@ class LocalFleet:
             context = self._start_dispatcher(context)
             self._folder.write(context)
             self._wait(watcher, "dispatcher", partial(_serves, since_ms=since_ms))
+            if self._stop.is_set():
+                return None
+            self._tell(f"starting {self._plan.workers} workers: each measures itself first ...")
             for worker in self._plan.worker_ids:
                 self._start_worker(worker, context.broker)
             for worker in self._plan.worker_ids:
@@ -141,6 +144,7 @@ class LocalFleet:
             self._folder.broker,
             port=self._plan.port or self._port(f"{kind}", ports),
             port_v3=self._port(f"{kind}_v3", ports),
+            options=BrokerOptions(persistent=kind is BrokerKind.MOSQUITTO),
         )
         self._supervisor.start("broker", broker)
         self._tell(f"broker ({kind}) listens on {broker.url}")
@@ -171,6 +175,8 @@ class LocalFleet:
             extra["EDGEFLEET_DISPATCHER_PROVIDER__BASE_URL"] = f"http://127.0.0.1:{port}"
             extra["DEEPSEEK_API_KEY"] = "simulated"
             self._tell("the cloud is SIMULATED: its answers say so and mean nothing")
+        elif not os.environ.get("DEEPSEEK_API_KEY"):
+            self._tell("no DEEPSEEK_API_KEY is set: nothing can be escalated to the cloud")
         words = ("cloud_dispatcher", "run", "--broker", _bare_url(context.broker))
         data = ("--data", str(self._folder.dispatcher))
         self._start("dispatcher", (*words, *data), environment(extra))

@@ -5,8 +5,8 @@ with FleetClient("mqtt://127.0.0.1:1883", "kitchen") as fleet:
     print(fleet.ask("Name three primary colors.").text)
 ```
 
-`FleetClient` needs paho-mqtt, `AsyncFleetClient` aiomqtt; each is imported on first use, so a
-program that uses one needs not install the other.
+`FleetClient` needs paho-mqtt, `AsyncFleetClient` aiomqtt; everything is imported on first use, so a
+program that uses one needs not install the other, nor wait for it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fleet_client.errors import ConnectError, DeniedError, JobTimeoutError
-from fleet_client.options import JobOptions, Question
-from fleet_client.stream import StreamPiece
-from fleet_client.tracker import ResendSchedule
 
 if TYPE_CHECKING:
     from fleet_client.admin import AdminClient
     from fleet_client.aio import AsyncFleetClient, AsyncJobHandle
     from fleet_client.client import FleetClient, JobHandle
+    from fleet_client.options import JobOptions, Question
+    from fleet_client.stream import StreamPiece
+    from fleet_client.tracker import ResendSchedule
     from fleet_client.watch import FleetPicture, FleetWatcher
 
 __all__ = [
@@ -50,6 +50,10 @@ _LATE = {
     "FleetPicture": "watch",
     "FleetWatcher": "watch",
     "JobHandle": "client",
+    "JobOptions": "options",
+    "Question": "options",
+    "ResendSchedule": "tracker",
+    "StreamPiece": "stream",
 }
 
 

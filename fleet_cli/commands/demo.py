@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -88,10 +89,8 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def _wait_for_interrupt() -> None:
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
-    except KeyboardInterrupt:
-        say("stopping ...")
 
 
 class _Show:
@@ -181,8 +180,14 @@ class _Show:
             return result.status is JobStatus.OK
         if not job.streams:
             self._console.print(result.text, markup=False, style="bold")
-        self._console.print(origin(result), style="green" if not result.degraded else "yellow")
-        return result.status is JobStatus.OK
+        is_good = result.status is JobStatus.OK
+        colour = ("yellow" if result.degraded else "green") if is_good else "red"
+        self._console.print(origin(result), style=colour, markup=False)
+        if result.code == "no_provider":
+            self._console.print(
+                "set DEEPSEEK_API_KEY for a real answer, or add --simulated-cloud", markup=False
+            )
+        return is_good
 
     def _stream(self, handle: JobHandle) -> None:
         for piece in handle.stream(_JOB_S):

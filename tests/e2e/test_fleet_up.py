@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import pytest
 
+from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess
 from fleet_client import FleetClient
 
 PATIENCE_S = 60.0
@@ -97,6 +98,11 @@ class Up:
         """Run a command that prints one JSON object."""
         found: dict[str, Any] = json.loads(self.ok(*words, "--json"))
         return found
+
+
+def words_of(pid: int) -> bytes:
+    """The command line of a process, for all to read."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def running(text: str) -> list[int]:
@@ -285,12 +291,19 @@ def test_a_port_in_use_is_said_so(up: Up, tmp_path: Path) -> None:
     assert f"port {port}" in done.stderr
 
 
-def test_a_fleet_may_stand_on_a_broker_that_runs_already(up: Up, tmp_path: Path) -> None:
-    root = ("--root", "other/v1")
-    broker = ("--broker", up.facts["broker"], *root)
-    with Up(tmp_path / "data", "--workers", "1", *broker) as other:
-        assert other.facts["kind"] == "external"
-        assert other.ok("ask", "over there") == "over there\n"
+def test_a_fleet_may_stand_on_a_broker_that_asks_for_a_password(
+    tmp_path: Path, mosquitto: object
+) -> None:
+    del mosquitto  # asked for because it knows what to do where none is installed
+    password = tmp_path / "password"
+    password.write_text("1234\n")
+    options = BrokerOptions(passwords={"ann": "1234"})
+    with BrokerProcess(BrokerKind.MOSQUITTO, tmp_path / "broker", options=options) as broker:
+        who = ("--username", "ann", "--password-file", str(password), "--root", "other/v1")
+        with Up(tmp_path / "data", "--workers", "1", "--broker", broker.url, *who) as up:
+            assert up.facts["kind"] == "external"
+            assert up.ok("ask", "over there") == "over there\n"
+            assert all(b"1234" not in words_of(pid) for pid in up.children())
 
 
 def test_a_crashed_worker_is_started_again(up: Up) -> None:
