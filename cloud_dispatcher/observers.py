@@ -6,7 +6,7 @@ Everything here is derived from (event, commands) alone, so a further observer s
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -28,6 +28,8 @@ _log = structlog.get_logger(__name__)
 
 _FIRST_CALLS: Final = frozenset({JobSubmitted, EscalationReceived, AdminAsked})
 """Events that send a job to the cloud lane; later calls for it are repetitions."""
+_TELLING: Final = frozenset({ResultConfirmed, ResultRefused})
+"""Events about a result that was there before."""
 _LATENCIES_MAX: Final = 4_096
 _LATENCY_WINDOW_MS: Final = 60_000
 _RATE_WINDOW_S: Final = 10
@@ -35,15 +37,16 @@ _RATE_WINDOW_S: Final = 10
 
 def just_finished(
     event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int
-) -> Iterator[tuple[Job, m.JobResult]]:
+) -> Sequence[tuple[Job, m.JobResult]]:
     """Return the jobs that got their one result by this decision."""
-    if type(event) is ResultConfirmed or type(event) is ResultRefused:
-        return
+    finished: list[tuple[Job, m.JobResult]] = []
     for command in commands:
-        if type(command) is SaveJob:
-            job = command.job
-            if job.result is not None and job.finished_at_ms == now_ms and not job.told:
-                yield job, job.result
+        if type(command) is SaveJob and command.job.result is not None:
+            job, result = command.job, command.job.result
+            repeated = job.told or type(event) in _TELLING
+            if job.finished_at_ms == now_ms and not repeated:
+                finished.append((job, result))
+    return finished
 
 
 class JobLog:

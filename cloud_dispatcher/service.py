@@ -56,6 +56,8 @@ Clock: TypeAlias = Callable[[], int]
 
 Arrival: TypeAlias = BusEvent | e.AnyEvent
 
+_NAMING: Final = (e.JobSubmitted, e.JobCancelled)
+"""Events that name a job as its device does; such a job may be in the store alone."""
 _TURN_MAX: Final = 500
 """Arrivals in one turn: bounds how long the loop is busy and how much one commit holds."""
 _INBOX_MAX: Final = 10_000
@@ -235,13 +237,13 @@ class DispatcherService:
         if isinstance(arrival, Delivery):
             turn.deliveries.append(arrival)
             meaning = self._intake.read(arrival, turn.now_ms)
-            if isinstance(meaning, EchoAsked):
+            if isinstance(meaning, e.Event):
+                turn.events.append(meaning)
+            elif isinstance(meaning, EchoAsked):
                 # At once: what a worker measures is its link, not our disk.
                 self._publisher.echo(meaning.worker, meaning.payload)
-            elif isinstance(meaning, JobsListed | RequestMalformed):
-                turn.requests.append(meaning)
             elif meaning is not None:
-                turn.events.append(meaning)
+                turn.requests.append(meaning)
         elif isinstance(arrival, Confirmed):
             turn.events.append(e.ResultConfirmed(job=m.JobKey(str(arrival.token))))
         elif isinstance(arrival, Refused):
@@ -272,7 +274,7 @@ class DispatcherService:
         ids: dict[tuple[m.DeviceId, m.JobId], None] = {}
         asked: list[e.AdminAsked] = []
         for event in turn.events:
-            if isinstance(event, e.JobSubmitted | e.JobCancelled):
+            if isinstance(event, _NAMING):
                 name = (event.device, event.id)
                 if self._engine.find_open(*name) is None:
                     ids[name] = None
@@ -296,7 +298,7 @@ class DispatcherService:
 
     def _with_known(self, event: e.AnyEvent, turn: _Turn) -> e.AnyEvent:
         """A job that was open when we looked may have been let go earlier in this turn."""
-        if not isinstance(event, e.JobSubmitted | e.JobCancelled):
+        if not isinstance(event, _NAMING):
             return event
         name = (event.device, event.id)
         if name not in turn.were_open or self._engine.find_open(*name) is not None:

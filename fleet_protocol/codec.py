@@ -12,11 +12,12 @@ import msgspec
 
 from fleet_protocol.errors import ProtocolError
 from fleet_protocol.messages import PROTOCOL_VERSION, JobSubmit, Message, PlainText
-from fleet_protocol.topics import Channel
+from fleet_protocol.topics import CATALOGUE, Channel
 
 CONTENT_TYPE_JSON = "application/json"
 CONTENT_TYPE_TEXT = "text/plain; charset=utf-8"
 
+_MAX_BYTES = {channel.name: channel.max_bytes for channel in CATALOGUE}
 _M = TypeVar("_M", bound=Message)
 _encoder = msgspec.json.Encoder()
 
@@ -52,9 +53,10 @@ def decode(channel: Channel, payload: bytes) -> Message:
         ProtocolError: `too_large`, `malformed` (not JSON, not UTF-8), `invalid_field` (wrong type,
             out of range or missing) or `unsupported_version`.
     """
-    if len(payload) > channel.max_bytes:
+    max_bytes = _MAX_BYTES.get(channel.name) or channel.max_bytes
+    if len(payload) > max_bytes:
         raise ProtocolError(
-            f"{len(payload)} bytes on {channel.name}, at most {channel.max_bytes} are allowed",
+            f"{len(payload)} bytes on {channel.name}, at most {max_bytes} are allowed",
             code="too_large",
             hint="send less, or split the text over several jobs",
         )
