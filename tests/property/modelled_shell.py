@@ -74,7 +74,7 @@ class ModelledShell:
     def __init__(self) -> None:
         self.now_ms = 1_000_000
         self.store: dict[m.JobKey, Job] = {}
-        self.accepted: set[m.JobKey] = set()
+        self.names: dict[tuple[m.DeviceId, m.JobId], m.JobKey] = {}
         self.retried: set[m.JobKey] = set()
         self.told: dict[m.JobKey, m.Message] = {}
         self.unconfirmed: set[m.JobKey] = set()
@@ -152,7 +152,7 @@ class ModelledShell:
                 assert job.result == old.result, "a final result changed"
         if old is None or job.result is None:
             self.retried.discard(job.key)
-        self.accepted.add(job.key)
+        assert self.names.setdefault((job.device, job.id), job.key) == job.key, "a job runs twice"
         self.store[job.key] = job
 
     def _tell(self, command: c.AnyCommand) -> None:
@@ -173,8 +173,10 @@ class ModelledShell:
             self._check_result(send.confirms, message)
             self.unconfirmed.add(send.confirms)
         elif send.channel is topics.ACK and isinstance(message, m.JobAck):
-            names = {(job.device, job.id) for job in self.store.values()}
-            assert message.status is m.AckStatus.REJECTED or send.ids in names, "accepted unsaved"
+            is_saved = send.ids in self.names
+            assert message.status is m.AckStatus.REJECTED or is_saved, (
+                "accepted before it was saved"
+            )
         elif send.channel.receivers == (topics.Role.WORKER,):
             self._check_worker_message(m.WorkerId(send.ids[0]), message)
             next(w for w in self.workers if w.id == send.ids[0]).inbox.append(message)
@@ -221,5 +223,13 @@ class ModelledShell:
         assert len(ledger.queue) == len(waiting), "the queue is not the queued jobs"
         summary = self.engine.summary()
         assert (summary.queued, summary.inflight) == (len(waiting), len(leased))
+        calling = {
+            key
+            for key, job in ledger.jobs.items()
+            if job.status is m.JobStatus.ESCALATED and job.lease_until_ms is not None
+        }
+        assert calling == set(self.calls), "a provider call was forgotten, or is not called off"
+        open_jobs = {key for key, job in ledger.jobs.items() if job.is_open}
+        assert all(key in ledger.job_alarms for key in open_jobs), "nothing will ever wake a job"
         stored = {key for key, job in self.store.items() if job.is_open}
-        assert {key for key, job in ledger.jobs.items() if job.is_open} == stored, "a job was lost"
+        assert open_jobs == stored, "a job was lost"
