@@ -40,6 +40,7 @@ TOKENIZER_NAME: Final = "tokenizer.json"
 _TEXT_NAME: Final = "text.json"
 _VERIFIED_NAME: Final = "verified.json"
 _BYTES_PER_FP32: Final = 4
+_MEMORY_STEP_MB: Final = 20
 _KEPT_MAX_BYTES: Final = 1_000_000_000
 # SPDX for "the source does not say".
 _LICENCE_UNKNOWN: Final = "NOASSERTION"
@@ -207,7 +208,7 @@ class Build:
             context_tokens=checkpoint.shape.context_tokens,
             architecture=architecture,
             fidelity=fidelity,
-            measured=measure(graph, architecture),
+            measured=measure(graph, architecture, context_tokens=checkpoint.shape.context_tokens),
             golden=golden,
             drifted=drifted,
         )
@@ -227,7 +228,8 @@ class Build:
             context_tokens=min(
                 entry.context_tokens or verified.context_tokens, verified.context_tokens
             ),
-            memory_mb=verified.measured.memory_mb,
+            # In coarse steps: the same artefact must not differ by a page or two of memory.
+            memory_mb=-(-verified.measured.memory_mb // _MEMORY_STEP_MB) * _MEMORY_STEP_MB,
             stop_tokens=text.stop_tokens,
             opset=verified.opset,
             source=fetched.origin,

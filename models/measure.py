@@ -1,6 +1,6 @@
 """Measure one graph in a process of its own: nothing else's memory is counted.
 
-Run by `models.build` as `python -m models.measure GRAPH ARCHITECTURE_JSON`.
+Run by `models.build` as `python -m models.measure GRAPH ARCHITECTURE_JSON CONTEXT_TOKENS`.
 """
 
 from __future__ import annotations
@@ -41,38 +41,47 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: float
 
 
-def measure(graph: Path, architecture: Architecture) -> Measurement:
+def measure(graph: Path, architecture: Architecture, *, context_tokens: int) -> Measurement:
     """Measure in a child process; raises VerificationError where it does not run."""
     shape = msgspec.json.encode(architecture).decode()
-    command = [sys.executable, "-m", "models.measure", str(graph), shape]
+    command = [sys.executable, "-m", "models.measure", str(graph), shape, str(context_tokens)]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             command, capture_output=True, check=True, text=True, timeout=_DEADLINE_S
         )
-    except subprocess.SubprocessError as error:
-        raise VerificationError(
-            f"the graph did not run in a process of its own: {error}",
-            hint="free some memory (it needs about 500 MB) and run the same command again",
-        ) from error
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or "").strip().rpartition("\n")[2] or f"exit code {error.returncode}"
+        raise _not_run(said) from error
+    except subprocess.TimeoutExpired as error:
+        raise _not_run(f"no end after {_DEADLINE_S} s") from error
     return msgspec.json.decode(done.stdout, type=Measurement)
 
 
-def measure_here(graph: Path, architecture: Architecture) -> Measurement:
-    """Measure in this process."""
+def _not_run(why: str) -> VerificationError:
+    return VerificationError(
+        f"the graph did not run in a process of its own: {why}",
+        hint="check that 500 MB of memory are free and run the same command again",
+    )
+
+
+def measure_here(graph: Path, architecture: Architecture, *, context_tokens: int) -> Measurement:
+    """Measure in this process, with a shorter prompt where the context is short."""
+    prompt_tokens = max(1, min(_PROMPT_TOKENS, context_tokens - _ANSWER_TOKENS))
+    answer_tokens = min(_ANSWER_TOKENS, context_tokens - prompt_tokens)
     began = time.perf_counter()
     runner = GraphRunner(graph, architecture)
     loaded = time.perf_counter()
-    prompt = [token % architecture.vocab for token in range(1, _PROMPT_TOKENS + 1)]
+    prompt = [token % architecture.vocab for token in range(1, prompt_tokens + 1)]
     runner.prefill(prompt)
     read = time.perf_counter()
-    for turn in range(_ANSWER_TOKENS):
-        runner.step(np.array([[turn % architecture.vocab]]), [_PROMPT_TOKENS + turn])
+    for turn in range(answer_tokens):
+        runner.step(np.array([[turn % architecture.vocab]]), [prompt_tokens + turn])
     wrote = time.perf_counter()
     return Measurement(
         memory_mb=-(-_peak_bytes() // (1 << 20)),
         load_s=round(loaded - began, 3),
-        prefill_tokens_per_s=round(_PROMPT_TOKENS / (read - loaded), 1),
-        decode_tokens_per_s=round(_ANSWER_TOKENS / (wrote - read), 1),
+        prefill_tokens_per_s=round(prompt_tokens / (read - loaded), 1),
+        decode_tokens_per_s=round(answer_tokens / (wrote - read), 1),
     )
 
 
@@ -88,5 +97,9 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    found = measure_here(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=Architecture))
+    found = measure_here(
+        Path(sys.argv[1]),
+        msgspec.json.decode(sys.argv[2], type=Architecture),
+        context_tokens=int(sys.argv[3]),
+    )
     sys.stdout.write(msgspec.json.encode(found).decode())

@@ -17,9 +17,10 @@ from models.build import Build
 from models.cache import FactoryCache, cache_root, fresh_folder, hash_file
 from models.catalog import CatalogEntry, GoldenCheck, with_source
 from models.errors import CannotWriteError, CheckpointError, VerificationError
+from models.measure import measure
 from models.progress import SilentProgress
 from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_folder, write_tiny_gguf
-from models.verify import read_manifest, verify_artefact
+from models.verify import architecture_of, read_manifest, verify_artefact
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +274,19 @@ def test_the_cache_is_where_the_user_and_the_platform_want_it(tmp_path: Path) ->
     relative = {"HOME": home, "XDG_CACHE_HOME": "cache"}
     assert cache_root(relative, platform="linux") == tmp_path / ".cache" / "edgefleet"
     assert cache_root(xdg, platform="darwin") == tmp_path / "Library" / "Caches" / "edgefleet"
+
+
+def test_a_model_with_a_short_context_is_measured_within_it(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint()
+    checkpoint.shape = msgspec.structs.replace(checkpoint.shape, context_tokens=100)
+    write_tiny_gguf(tmp_path / "tiny.gguf", checkpoint)
+    cache = FactoryCache(tmp_path / "cache")
+    report = Build(tiny_entry(tmp_path / "tiny.gguf"), cache, SilentProgress()).run()
+    assert read_manifest(Path(report.path)).context_tokens == 100
+    assert report.measured.decode_tokens_per_s > 0
+
+
+def test_a_graph_that_cannot_run_alone_says_why(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.onnx"
+    with pytest.raises(VerificationError, match=r"missing\.onnx does not load"):
+        measure(missing, architecture_of(TinyCheckpoint()), context_tokens=100)
