@@ -19,7 +19,7 @@ from fleet_cli.context import DataFolder, FleetContext
 from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, program, tail
 from fleet_client.credentials import password_of
 from fleet_client.watch import FleetPicture, FleetWatcher
-from fleet_protocol.errors import ConfigError, FleetError
+from fleet_protocol.errors import ConfigError, FleetError, RetryableError
 from fleet_protocol.settings import BrokerSettings
 
 DEFAULT_MODEL = "smollm2-135m-instruct-int8"
@@ -119,7 +119,8 @@ class LocalFleet:
             self._wait(watcher, "dispatcher", partial(_serves, since_ms=since_ms))
             if self._stop.is_set():
                 return None
-            self._tell(f"starting {self._plan.workers} workers: each measures itself first ...")
+            if self._plan.workers:
+                self._tell(f"starting {', '.join(self._plan.worker_ids)}: measuring first ...")
             for worker in self._plan.worker_ids:
                 self._start_worker(worker, context.broker)
             for worker in self._plan.worker_ids:
@@ -146,7 +147,7 @@ class LocalFleet:
             port_v3=self._port(f"{kind}_v3", ports),
             options=BrokerOptions(persistent=kind is BrokerKind.MOSQUITTO),
         )
-        self._supervisor.start("broker", broker)
+        self._start_surely(broker)
         self._tell(f"broker ({kind}) listens on {broker.url}")
         kept = {f"{kind}": broker.port, f"{kind}_v3": broker.port_v3}
         return FleetContext(
@@ -156,6 +157,17 @@ class LocalFleet:
             pid=os.getpid(),
             ports={**ports, **kept},
         )
+
+    def _start_surely(self, broker: BrokerProcess) -> None:
+        """Start the broker; on a very busy machine the embedded one may fail at first."""
+        for tries_left in (2, 1, 0):
+            try:
+                self._supervisor.start("broker", broker)
+            except RetryableError:
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def _port(self, name: str, ports: dict[str, int]) -> int:
         """Return the port of the last run, or a free one if something else has it now."""

@@ -242,8 +242,25 @@ class AsyncFleetClient:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[aiomqtt.Client]:
+        client = self._build()
+        try:
+            async with client as link:
+                wanted = (*self._table.filters, *self._table.optional_filters)
+                granted: list[int | ReasonCode] = [*await link.subscribe([(t, 1) for t in wanted])]
+                for topic, code in zip(self._table.filters, granted, strict=False):
+                    if (code.value if isinstance(code, ReasonCode) else code) >= _DENIED_FROM:
+                        raise self._table.unreadable(topic)
+                self._link = link
+                self._table.link_restored(_now_ms())
+                self._wake.set()
+                yield link
+        finally:
+            # paho leaves its wake-up sockets to the garbage collector, which complains about them.
+            client._client._reset_sockets()  # noqa: SLF001  # there is no public way
+
+    def _build(self) -> aiomqtt.Client:
         five = self._uses_mqtt5
-        async with aiomqtt.Client(
+        client = aiomqtt.Client(
             self._broker.host,
             self._broker.port,
             username=self._broker.user,
@@ -255,18 +272,10 @@ class AsyncFleetClient:
             timeout=self._connect_timeout_s,
             tls_context=self._tls,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-        ) as link:
-            wanted = (*self._table.filters, *self._table.optional_filters)
-            granted: list[int | ReasonCode] = [*await link.subscribe([(t, 1) for t in wanted])]
-            for topic, code in zip(self._table.filters, granted, strict=False):
-                if (code.value if isinstance(code, ReasonCode) else code) >= _DENIED_FROM:
-                    raise self._table.unreadable(topic)
-            # Its warning about many unacknowledged calls suspects a leak; ours are bounded.
-            link.pending_calls_threshold = 2 * OPEN_JOBS_LIMIT
-            self._link = link
-            self._table.link_restored(_now_ms())
-            self._wake.set()
-            yield link
+        )
+        # Its warning about many unacknowledged calls suspects a leak; ours are bounded.
+        client.pending_calls_threshold = 2 * OPEN_JOBS_LIMIT
+        return client
 
     async def _listen(self, link: aiomqtt.Client) -> None:
         async for message in link.messages:

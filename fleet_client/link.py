@@ -114,6 +114,7 @@ class PahoLink:
                 self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s
             )
         except (OSError, ValueError) as error:
+            self._client._reset_sockets()  # noqa: SLF001  # see `close`
             raise ConnectError(
                 f"no broker answers at {where}: {error}",
                 hint="start a fleet with `fleet up`, or name the broker with --broker",
@@ -131,6 +132,8 @@ class PahoLink:
         """Disconnect; no callback runs after the return."""
         self._client.disconnect()
         self._client.loop_stop()
+        # paho leaves its wake-up sockets to the garbage collector, which complains about them.
+        self._client._reset_sockets()  # noqa: SLF001  # there is no public way
 
     def publish(self, topic: str, payload: bytes, *, token: object = None) -> paho.MQTTMessageInfo:
         """Publish at QoS 1. Never call it with a lock held that a listener's method takes."""

@@ -102,11 +102,11 @@ def cancel(connection: Connection, /, *, job: str) -> None:
     """Cancel a job."""
     with AdminClient(connection.broker, connection.admin) as admin:
         reply = admin.request(AdminOp.JOB_CANCEL, job=_id(job))
-    say(reply.message or f"job {job} is cancelled")
+    say(f"job {job}: {reply.message or 'cancelled'}")
 
 
 @command.command(
-    help="""Run a dead letter again, from the beginning.
+    help="""Run a job that ended without an answer again, from the beginning.
 
     \b
     Examples:
@@ -120,7 +120,7 @@ def retry(connection: Connection, /, *, job: str) -> None:
     """Retry a job."""
     with AdminClient(connection.broker, connection.admin) as admin:
         reply = admin.request(AdminOp.JOB_RETRY, job=_id(job))
-    say(reply.message or f"job {job} is queued again")
+    say(f"job {job}: {reply.message or 'queued again'}")
 
 
 def _id(job: str) -> str:

@@ -154,7 +154,7 @@ def _row(worker: WorkerView) -> tuple[str, ...]:
 def _tell(connection: Connection, op: AdminOp, worker: str, done: str) -> None:
     with AdminClient(connection.broker, connection.admin) as admin:
         reply = admin.request(op, worker=check_job_id(worker))
-    say(reply.message or f"worker {worker} {done}")
+    say(f"worker {worker}: {reply.message or done}")
 
 
 def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:

@@ -251,14 +251,21 @@ def test_a_cancelled_job_is_cancelled_for_its_device_too(up: Up) -> None:
         up.ok("workers", "resume", "w2")
 
 
-def test_a_question_that_nobody_answers_in_time_ends_with_exit_code_4(up: Up) -> None:
+def test_a_question_that_nobody_answers_in_time_ends_with_exit_code_4_and_may_be_retried(
+    up: Up,
+) -> None:
     up.ok("workers", "drain", "w1")
     up.ok("workers", "drain", "w2")
     try:
-        assert up.fleet("ask", "hello", "--timeout", "1", "--escalate", "never").returncode == 4
+        words = ("--timeout", "1", "--escalate", "never")
+        assert up.fleet("ask", "too late", *words).returncode == 4
     finally:
         up.ok("workers", "resume", "w1")
         up.ok("workers", "resume", "w2")
+    expired = up.object("jobs", "ls", "--status", "expired")["jobs"][0]["job"]
+    up.ok("jobs", "retry", expired)
+    until(lambda: up.object("jobs", "show", expired)["status"] == "ok")
+    assert up.fleet("jobs", "retry", expired).returncode == 1
 
 
 def test_watch_streams_pictures_and_paints_them(up: Up) -> None:
@@ -334,6 +341,15 @@ def test_a_fleet_that_is_killed_leaves_no_orphans_and_comes_back(tmp_path: Path)
         until(lambda: first.children() == [])
     with Up(tmp_path / "data", "--workers", "1") as second:
         assert second.ok("ask", "still there?") == "still there?\n"
+
+
+def test_a_part_that_keeps_crashing_is_named_with_its_last_words(tmp_path: Path) -> None:
+    words = ("--engine", "onnx", "--model", "no-such-model", "--workers", "1")
+    done = Up(tmp_path / "data").fleet("up", *words)
+    assert done.returncode == 1
+    assert "w1 keeps crashing" in done.stderr
+    assert "python -m models build no-such-model" in done.stderr
+    assert running(str(tmp_path)) == []
 
 
 def test_mosquitto_may_be_the_broker(tmp_path: Path, mosquitto: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from fleet_protocol.messages import JobStatus
 HASTY = ResendSchedule(
     unanswered_ms=100, unanswered_most_ms=100, silence_ms=100, silence_most_ms=200
 )
+CALM = ResendSchedule(silence_ms=1_000, silence_most_ms=1_000)
 PATIENT = ResendSchedule(silence_ms=600_000, silence_most_ms=600_000)
 WAIT_S = 20.0
 
@@ -60,6 +62,7 @@ class Responder:
     def __exit__(self, *_: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        self._client._reset_sockets()  # paho leaves some to the garbage collector
 
     def say(self, job: str, what: str, payload: dict[str, Any] | bytes) -> None:
         raw = payload if isinstance(payload, bytes) else json.dumps(payload)
@@ -274,12 +277,31 @@ def test_a_broker_that_forgot_everything_costs_a_retry_not_a_job(tmp_path: Path)
     with (
         broker,
         Responder(broker.port, "d1", answer_the_second_life),
-        FleetClient(broker.url, "d1", schedule=PATIENT) as client,
+        FleetClient(broker.url, "d1", schedule=CALM) as client,
     ):
         handle = client.submit("hello")
         broker.kill()
         restarted.set()
         broker.start()
+        assert handle.wait(WAIT_S).text == "hello"
+
+
+def test_everything_open_is_said_again_over_a_link_that_was_cut(
+    broker: BrokerProcess, device: str
+) -> None:
+    def answer_the_second_time(responder: Responder, job: str, submit: dict[str, Any]) -> None:
+        responder.say(job, "ack", {"status": "accepted"})
+        if len(responder.seen) > 1:
+            echo(responder, job, submit)
+
+    with (
+        Responder(broker.port, device, answer_the_second_time),
+        FleetClient(broker.url, device, schedule=PATIENT) as client,
+    ):
+        handle = client.submit("hello")
+        link = client._link._client.socket()
+        assert isinstance(link, socket.socket)
+        link.shutdown(socket.SHUT_RDWR)
         assert handle.wait(WAIT_S).text == "hello"
 
 
