@@ -1,0 +1,192 @@
+"""The engine and the cloud: escalations, provider calls, and the ladder down from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloud_dispatcher.core import commands as c
+from cloud_dispatcher.core import events as e
+from fleet_protocol import messages as m
+from fleet_protocol import topics
+from tests.unit.engine_desk import Desk
+
+
+@pytest.fixture
+def desk() -> Desk:
+    desk = Desk()
+    desk.worker()
+    return desk
+
+
+def calls(desk: Desk) -> list[c.CompletionRequest]:
+    return [x.request for x in desk.commands if isinstance(x, c.StartCompletion)]
+
+
+def result_of(desk: Desk) -> m.JobResult:
+    (result,) = desk.sent(topics.RESULT, m.JobResult)
+    return result
+
+
+def test_an_escalation_frees_the_slot_and_calls_the_provider_under_a_new_attempt(
+    desk: Desk,
+) -> None:
+    desk.submit(deadline_ms=20_000)
+    desk.now_ms += 5_000
+    desk.escalated()
+    (call,) = calls(desk)
+    assert (call.attempt, call.timeout_ms) == (2, 15_000)
+    assert desk.receivers(topics.SETTLED) == ["w1"]
+    assert desk.engine.workers()[0].inflight == 0
+    assert desk.job().kept is not None
+
+
+def test_the_cloud_answers_with_its_cost_and_the_reason(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated()
+    desk.cloud_finished(2)
+    result = result_of(desk)
+    assert (result.text, result.answered_by) == ("azure", m.AnsweredBy.CLOUD)
+    assert (result.reason, result.worker) == (m.Reason.LOW_CONFIDENCE, "w1")
+    assert (result.model, result.cost_usd, result.degraded) == ("deepseek", 0.001, False)
+
+
+def test_a_call_of_an_older_attempt_moves_nothing(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated()
+    desk.cloud_finished(1)
+    desk.cloud_failed(1)
+    assert desk.job().status is m.JobStatus.ESCALATED
+
+
+def test_cloud_text_streams_from_zero(desk: Desk) -> None:
+    desk.submit(stream=True)
+    desk.escalated()
+    for number, text in enumerate(("az", "ure")):
+        desk.handle(e.CompletionGrew(job=m.JobKey("K1"), attempt=2, text=text))
+        assert desk.sent(topics.TOKENS, m.TokenChunk) == [m.TokenChunk(i=number, t=text)]
+
+
+def test_without_a_provider_the_kept_answer_is_given_and_says_so(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated()
+    desk.cloud_failed(2)
+    result = result_of(desk)
+    assert (result.status, result.text) == (m.JobStatus.OK, "blue")
+    assert (result.answered_by, result.degraded) == (m.AnsweredBy.EDGE, True)
+    assert (result.reason, result.code) == (m.Reason.LOW_CONFIDENCE, "no_provider")
+    assert "DEEPSEEK_API_KEY" in result.message
+
+
+def test_a_job_that_asked_for_the_cloud_is_answered_by_a_board_if_there_is_none(
+    desk: Desk,
+) -> None:
+    desk.submit(escalate="always")
+    desk.cloud_failed(1)
+    (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert (assignment.attempt, assignment.escalate) == (2, m.Escalate.NEVER)
+    desk.done(2)
+    result = result_of(desk)
+    assert (result.status, result.degraded) == (m.JobStatus.OK, True)
+    assert (result.reason, result.code) == (m.Reason.REQUESTED, "no_provider")
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "x" * 9_000}, {"model": "huge"}])
+def test_a_job_that_no_board_can_answer_fails_with_the_providers_code(
+    desk: Desk, fields: dict[str, object]
+) -> None:
+    desk.submit(escalate="always", **fields)
+    desk.cloud_failed(1)
+    assert (result_of(desk).status, result_of(desk).code) == (m.JobStatus.FAILED, "no_provider")
+    assert desk.job().dead
+
+
+def test_a_site_job_that_asks_for_the_cloud_is_answered_by_a_board(desk: Desk) -> None:
+    desk.submit(escalate="always", privacy="site")
+    assert desk.receivers(topics.ASSIGN) == ["w1"]
+    desk.done()
+    assert (result_of(desk).degraded, result_of(desk).code) == (True, "privacy_site")
+
+
+@pytest.mark.parametrize("bound", [{"privacy": "site"}, {"escalate": "never"}])
+def test_a_job_that_may_not_leave_never_reaches_a_provider(
+    desk: Desk, bound: dict[str, object]
+) -> None:
+    desk.submit(**bound)
+    desk.escalated()
+    assert calls(desk) == []
+    assert (result_of(desk).text, result_of(desk).degraded) == ("blue", True)
+
+
+def test_an_overheated_board_with_nothing_to_show_gives_way_to_another(desk: Desk) -> None:
+    desk.submit(escalate="never")
+    desk.worker("w2")
+    desk.escalated(m.Reason.OVERHEATED, answer=None)
+    desk.wake()
+    assert desk.receivers(topics.ASSIGN) == ["w2"]
+
+
+def test_a_board_that_escalates_what_the_cloud_could_not_take_ends_the_job(desk: Desk) -> None:
+    desk.submit(escalate="always")
+    desk.cloud_failed(1)
+    desk.escalated(attempt=2)
+    result = result_of(desk)
+    assert (result.text, result.degraded, result.code) == ("blue", True, "no_provider")
+
+
+def test_an_unsupported_job_without_a_cloud_fails(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated(m.Reason.UNSUPPORTED, answer=None)
+    desk.cloud_failed(2)
+    assert result_of(desk).status is m.JobStatus.FAILED
+
+
+def test_a_provider_that_names_a_pause_is_asked_again_after_it(desk: Desk) -> None:
+    desk.submit(escalate="always")
+    desk.cloud_failed(1, code="provider_rate_limited", retry_after_ms=4_000)
+    before_ms = desk.now_ms
+    desk.wake()
+    assert desk.now_ms - before_ms == 4_000
+    assert calls(desk)[0].attempt == 2
+    desk.cloud_failed(2, retry_after_ms=10)
+    desk.wake()
+    desk.cloud_failed(3, code="provider_rate_limited", retry_after_ms=10)
+    assert calls(desk) == []
+    assert desk.receivers(topics.ASSIGN) == ["w1"]
+
+
+def test_a_call_that_never_came_back_counts_as_failed(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated()
+    while not desk.sent(topics.RESULT, m.JobResult):
+        desk.presence()
+        desk.wake()
+    assert result_of(desk).code == "provider_timeout"
+    assert desk.all_of(c.StopCompletion)
+
+
+def test_at_the_deadline_a_kept_answer_is_better_than_none(desk: Desk) -> None:
+    desk.submit(deadline_ms=8_000)
+    desk.escalated()
+    desk.wake()
+    result = result_of(desk)
+    assert (result.status, result.text, result.code) == (m.JobStatus.OK, "blue", "deadline")
+    assert result.degraded
+    assert desk.all_of(c.StopCompletion)
+
+
+def test_recovery_makes_the_calls_anew_under_a_new_attempt(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated()
+    desk.restart()
+    assert calls(desk)[0].attempt == 3
+    desk.cloud_finished(2)
+    assert desk.job().status is m.JobStatus.ESCALATED
+
+
+def test_recovery_keeps_a_pause_that_a_provider_asked_for(desk: Desk) -> None:
+    desk.submit(escalate="always")
+    desk.cloud_failed(1, retry_after_ms=4_000)
+    desk.restart()
+    assert calls(desk) == []
+    desk.wake()
+    assert calls(desk)[0].attempt == 2
