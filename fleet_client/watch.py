@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import msgspec
@@ -19,7 +19,6 @@ from fleet_protocol.messages import (
     FleetSummary,
     Presence,
     PresenceStatus,
-    RosterShard,
     WorkerInfo,
     WorkerState,
 )
@@ -28,7 +27,6 @@ from fleet_protocol.topics import (
     DISPATCHER,
     INFO,
     PRESENCE,
-    ROSTER,
     STATE,
     SUMMARY,
     Address,
@@ -36,7 +34,7 @@ from fleet_protocol.topics import (
 )
 
 _log = logging.getLogger("fleet_client")
-_SEEN = (DISPATCHER, SUMMARY, ROSTER, PRESENCE, INFO, STATE)
+_SEEN = (DISPATCHER, SUMMARY, PRESENCE, INFO, STATE)
 _WORKER_FIELDS: dict[type, str] = {Presence: "presence", WorkerInfo: "info", WorkerState: "state"}
 
 
@@ -44,7 +42,7 @@ class WorkerSight(msgspec.Struct, frozen=True, kw_only=True):
     """A worker as it shows itself.
 
     Attributes:
-        weight: By the dispatcher's roster; None until it was told.
+        weight: The dispatcher's, see `FleetPicture.with_weights`; no worker says it of itself.
     """
 
     id: str
@@ -85,8 +83,6 @@ class FleetPicture(msgspec.Struct, frozen=True, kw_only=True):
         if not payload and address.channel.empty_clears:
             return self._with(address.owner, None)
         message = decode(address.channel, payload)
-        if isinstance(message, RosterShard):
-            return self._with_weights(message)
         if isinstance(message, DispatcherPresence):
             return msgspec.structs.replace(self, dispatcher=message)
         if isinstance(message, FleetSummary):
@@ -95,7 +91,7 @@ class FleetPicture(msgspec.Struct, frozen=True, kw_only=True):
         return self._with(address.owner, field, message) if field else self
 
     def _with(
-        self, worker: str, field: str | None, value: msgspec.Struct | float | None = None
+        self, worker: str, field: str | None, value: msgspec.Struct | None = None
     ) -> FleetPicture:
         workers = dict(self.workers)
         if field is None:
@@ -105,15 +101,13 @@ class FleetPicture(msgspec.Struct, frozen=True, kw_only=True):
             workers[worker] = msgspec.structs.replace(before, **{field: value})
         return msgspec.structs.replace(self, workers=workers)
 
-    def _with_weights(self, shard: RosterShard) -> FleetPicture:
-        if not {"worker", "weight"} <= set(shard.columns):
-            return self
-        id_at, weight_at = shard.columns.index("worker"), shard.columns.index("weight")
-        picture = self
-        for row in shard.rows:
-            if row[id_at] in picture.workers:
-                picture = picture._with(row[id_at], "weight", row[weight_at])
-        return picture
+    def with_weights(self, weights: Mapping[str, float]) -> FleetPicture:
+        """Return the picture with the dispatcher's weights of those workers that it knows."""
+        workers = {
+            name: msgspec.structs.replace(worker, weight=weights.get(name, worker.weight))
+            for name, worker in self.workers.items()
+        }
+        return msgspec.structs.replace(self, workers=workers)
 
 
 class FleetWatcher:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 import msgspec
 
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, console, number, print_json_line
+from fleet_client.admin import AdminClient
+from fleet_client.errors import DeniedError
 from fleet_client.watch import FleetPicture, FleetWatcher, WorkerSight
+from fleet_protocol.errors import FleetError
+from fleet_protocol.messages import AdminOp
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _ROWS_MOST = 40
 _PERIOD_S = 0.5
+_WEIGHTS_PERIOD_S = 5.0
 
 
 @click.command(
@@ -34,13 +40,45 @@ _PERIOD_S = 0.5
 @click.option("--count", type=click.IntRange(1), help="End after this many pictures.")
 def command(connection: Connection, /, *, as_json: bool, count: int | None) -> None:
     """Follow the fleet."""
-    with FleetWatcher(connection.broker, connection.client_id) as watcher:
+    with (
+        FleetWatcher(connection.broker, connection.client_id) as watcher,
+        _Weights(connection) as weights,
+    ):
         # What is retained comes at once, a summary within a second.
         watcher.wait_until(_is_complete, timeout_s=3.0)
         if as_json:
-            _stream(watcher, count)
+            _stream(watcher, weights, count)
         else:
-            _live(watcher, connection, count)
+            _live(watcher, weights, connection, count)
+
+
+class _Weights:
+    """The dispatcher's weights, asked for now and then; none for who may only look."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._admin = AdminClient(connection.broker, connection.admin)
+        self._stack = contextlib.ExitStack()
+        self._known: dict[str, float] = {}
+        self._ask_at_s: float | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(DeniedError):
+            self._stack.enter_context(self._admin)
+            self._ask_at_s = 0.0
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def on(self, picture: FleetPicture) -> FleetPicture:
+        """Return the picture with the newest weights."""
+        now_s = time.monotonic()
+        if self._ask_at_s is not None and now_s >= self._ask_at_s and picture.has_dispatcher:
+            self._ask_at_s = now_s + _WEIGHTS_PERIOD_S
+            with contextlib.suppress(FleetError):
+                reply = self._admin.request(AdminOp.WORKERS_LIST, limit=1_000, timeout_s=1.0)
+                self._known = {view.worker: view.weight for view in reply.workers}
+        return picture.with_weights(self._known)
 
 
 def _is_complete(picture: FleetPicture) -> bool:
@@ -48,29 +86,34 @@ def _is_complete(picture: FleetPicture) -> bool:
     return summary is not None and len(picture.workers) >= sum(summary.workers.values())
 
 
-def _stream(watcher: FleetWatcher, count: int | None) -> None:
+def _stream(watcher: FleetWatcher, weights: _Weights, count: int | None) -> None:
     printed = 0
     while True:
-        print_json_line(_fields(watcher.picture))
+        print_json_line(_fields(weights.on(watcher.picture)))
         printed += 1
         if printed == count:
             return
         time.sleep(1.0)
 
 
-def _live(watcher: FleetWatcher, connection: Connection, count: int | None) -> None:
+def _live(
+    watcher: FleetWatcher, weights: _Weights, connection: Connection, count: int | None
+) -> None:
     from rich.live import Live  # noqa: PLC0415  # Rich costs 60 ms: only who shows tables
 
     broker = connection.broker
     title = f"{broker.host}:{broker.port} {broker.root}"
     with Live(
-        _page(watcher.picture, title), console=console(), auto_refresh=False, screen=False
+        _page(weights.on(watcher.picture), title),
+        console=console(),
+        auto_refresh=False,
+        screen=False,
     ) as live:
         shown = 1
         while shown != count:
             time.sleep(_PERIOD_S)
             link = "" if watcher.is_connected else "  (link lost, reconnecting)"
-            live.update(_page(watcher.picture, title + link), refresh=True)
+            live.update(_page(weights.on(watcher.picture), title + link), refresh=True)
             shown += 1
 
 

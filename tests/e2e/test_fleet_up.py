@@ -272,6 +272,7 @@ def test_watch_streams_pictures_and_paints_them(up: Up) -> None:
     picture = json.loads(up.ok("watch", "--json", "--count", "1"))
     assert picture["dispatcher"]["status"] == "online"
     assert [w["id"] for w in picture["workers"]] == ["w1", "w2"]
+    assert all(0 < w["weight"] <= 1 for w in picture["workers"])
     painted = up.ok("watch", "--count", "1")
     assert "w1" in painted
     assert "\x1b" not in painted
