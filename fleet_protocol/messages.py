@@ -202,6 +202,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def prompt_chars(self) -> int:
         """Length of everything the device said; what logs show instead of the prompt."""
+        if self.prompt is not None:
+            return len(self.prompt)
         return sum(len(turn.content) for turn in self.conversation)
 
     @property

@@ -52,7 +52,8 @@ class EdgeLane:
     def assign_ready(self) -> None:
         """Give waiting jobs to free workers until one of both runs out."""
         ledger = self._ledger
-        while ledger.fleet.has_free and ledger.is_linked and self._assign_next():
+        queue, fleet = ledger.queue, ledger.fleet
+        while queue.has_ready and fleet.has_free and ledger.is_linked and self._assign_next():
             pass
 
     def send_assignment(self, job: Job, worker: WorkerId) -> None:

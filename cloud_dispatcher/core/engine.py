@@ -81,7 +81,7 @@ class Engine:
         ledger = self._ledger
         ledger.now_ms = now_ms
         self._handlers[type(event)](event)
-        if len(ledger.queue) and ledger.fleet.has_free:
+        if ledger.queue.has_ready:
             self._edge.assign_ready()
         return ledger.take_commands()
 

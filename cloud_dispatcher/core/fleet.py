@@ -63,10 +63,14 @@ class Worker:
 
     def serves(self, need: Need) -> bool:
         """Whether one of its models answers such a job."""
-        return self.info is not None and any(
-            need.tokens <= model.context_tokens and need.model in {None, model.name}
-            for model in self.info.models
-        )
+        if self.info is None:
+            return False
+        for model in self.info.models:
+            if need.tokens <= model.context_tokens and (
+                need.model is None or need.model == model.name
+            ):
+                return True
+        return False
 
     def view(self) -> WorkerView:
         """Return it as an operator sees it."""

@@ -53,6 +53,11 @@ class JobQueue:
     def __len__(self) -> int:
         return len(self._ready) + len(self._pausing)
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether any job could be given out now."""
+        return bool(self._lanes)
+
     def __contains__(self, key: JobKey) -> bool:
         return key in self._ready or key in self._pausing
 
@@ -87,9 +92,7 @@ class JobQueue:
     def heads(self) -> Iterator[tuple[Need, JobKey]]:
         """Yield the best ready job of each lane, the best of all first."""
         tops = [(lane[0], need) for need, lane in self._lanes.items()]
-        if len(tops) > 1:
-            tops.sort(key=lambda top: top[0])
-        for rank, need in tops:
+        for rank, need in sorted(tops, key=lambda top: top[0]) if len(tops) > 1 else tops:
             yield need, rank[3]
 
     def _trim(self, need: Need) -> None:
