@@ -76,7 +76,7 @@ class CompletionLane:
                 job=request.job,
                 attempt=request.attempt,
                 code=error.code,
-                message=str(error),
+                message=error.advice,
                 retry_after_ms=error.retry_after_ms,
             )
         except Exception:  # noqa: BLE001 - logged with its trace; see below

@@ -68,7 +68,7 @@ class Insistence:
             id=STORE_ALERT,
             severity=m.Severity.CRITICAL,
             title="The job store cannot be written: no job is accepted or answered",
-            detail=f"{error}; {error.hint}"[:2_000],
+            detail=error.advice[:2_000],
             since_at_ms=self._since_at_ms,
         )
         self._publisher.send(topics.ALERTS, alert, STORE_ALERT)

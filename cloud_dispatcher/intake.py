@@ -242,4 +242,4 @@ class Intake:
 
 
 def _told(error: ProtocolError) -> str:
-    return (f"{error}; {error.hint}" if error.hint else str(error))[:1_000]
+    return error.advice[:1_000]

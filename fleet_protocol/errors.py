@@ -22,6 +22,11 @@ class FleetError(Exception):
             self.code = code
         self.hint = hint
 
+    @property
+    def advice(self) -> str:
+        """What happened and, where anything helps, what to do next: for a person to read."""
+        return f"{self}; {self.hint}" if self.hint else str(self)
+
 
 class RetryableError(FleetError):
     """It may work later: try again after a pause.

@@ -21,7 +21,7 @@ import paho.mqtt.client as paho
 from fleet_cli.broker import BrokerKind, BrokerProcess
 
 ROOT = "fleet/v1"
-PATIENCE_S = 60.0
+PATIENCE_S = 20.0
 
 
 class Device:
@@ -96,14 +96,14 @@ class Fleet:
         self.folder = folder
         self.broker = BrokerProcess(kind, folder / "broker", **broker)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._devices: list[Device] = []
+        self.devices: list[Device] = []
 
     def __enter__(self) -> Self:
         self.broker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for device in self._devices:
+        for device in self.devices:
             device.close()
         for process in self.processes.values():
             process.kill()
@@ -117,8 +117,8 @@ class Fleet:
 
     def device(self, name: str = "d1") -> Device:
         """Connect a device."""
-        self._devices.append(Device(self.port, name))
-        return self._devices[-1]
+        self.devices.append(Device(self.port, name))
+        return self.devices[-1]
 
     def start(self, name: str, *words: str, environ: Mapping[str, str] | None = None) -> None:
         """Start one of our programs under a name, its output in a log of that name."""

@@ -110,6 +110,22 @@ def test_a_broker_does_not_outlive_a_parent_that_was_killed(
         time.sleep(0.01)
 
 
+def test_an_embedded_broker_that_panics_ends_instead_of_turning_everybody_away() -> None:
+    program = (
+        "import os, threading; from fleet_cli.embedded_broker import _end_with_panic as end\n"
+        "words, ours = os.pipe()\n"
+        "watcher = threading.Thread(target=end, args=(words, 2)); watcher.start()\n"
+        "os.write(ours, b'a warning')\n"
+        "os.write(ours, b\"thread 'v5' panicked at broker.rs:544\"); watcher.join()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=PATIENCE_S
+    )
+    assert done.returncode == 70
+    assert b"a warning" in done.stderr
+    assert b"panicked" in done.stderr
+
+
 def test_a_broker_that_cannot_start_shows_its_own_words(tmp_path: Path) -> None:
     require(BrokerKind.MOSQUITTO.is_installed, "mosquitto")
     options = BrokerOptions(cert_file=tmp_path / "none.pem", key_file=tmp_path / "none.key")
