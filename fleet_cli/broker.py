@@ -31,9 +31,11 @@ _START_S: Final = 15.0
 _STOP_S: Final = 5.0
 _POLL_S: Final = 0.02
 _LOG_TAIL_CHARS: Final = 600
-# CONNECT of a client `probe` with a clean session: any broker answers it, if only with a refusal.
-_HELLO_V3: Final = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05probe"
-_HELLO_V5: Final = b"\x10\x12\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x05probe"
+# CONNECT of a client without a name, with a clean session: any broker answers it with a CONNACK.
+_HELLO_V3: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+_HELLO_V5: Final = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x00"
+_CONNACK: Final = b"\x20"
+_GOODBYE: Final = b"\xe0\x00"
 
 
 class BrokerKind(StrEnum):
@@ -101,7 +103,7 @@ class BrokerProcess:
         self.port = port or _free_port()
         self.port_v3 = self.port
         if kind is BrokerKind.EMBEDDED:
-            self.port_v3 = port_v3 or _free_port()
+            self.port_v3 = port_v3 or _free_port(but=self.port)
         self._options = options or BrokerOptions()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -230,10 +232,12 @@ class BrokerProcess:
                 time.sleep(_POLL_S)
 
 
-def _free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def _free_port(but: int = 0) -> int:
+    port = but
+    while port == but:
+        with socket.create_server((LOOPBACK, 0)) as server:
+            port = server.getsockname()[1]
+    return port
 
 
 def _require_free(port: int) -> None:
@@ -255,7 +259,13 @@ def _answers(port: int, hello: bytes, *, uses_tls: bool) -> bool:
                 _no_questions_asked().wrap_socket(connection).close()
                 return True
             connection.sendall(hello)
-            return connection.recv(1) != b""
+            if connection.recv(1) != _CONNACK:
+                return False
+            connection.sendall(_GOODBYE)
+            # To its end: iotcore may mistake a connection that is going for one that comes.
+            while connection.recv(64):
+                pass
+            return True
     except OSError:
         return False
 

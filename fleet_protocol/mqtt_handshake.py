@@ -14,8 +14,7 @@ from fleet_protocol.bus import Publication, Session
 from fleet_protocol.errors import BusClosedError, ConfigError, RejectedError, RetryableError
 from fleet_protocol.settings import BrokerSettings
 
-# Spelt out: iotcore publishes our will after the two-byte short form that the codec writes.
-GOODBYE: Final = b"\xe0\x02\x00\x00"
+GOODBYE: Final = mqtt5.DisconnectPacket().write()
 
 # The codec's reason codes look like IntEnums but neither hash nor compare: hence `.value`.
 _FAILURE: Final = 0x80

@@ -166,17 +166,19 @@ class Link(asyncio.Protocol):
         self.abort("given up")
 
     async def close(self, goodbye: bytes, *, timeout_s: float) -> None:
-        """Send `goodbye` last, close and wait for the end; the listener hears nothing."""
+        """Send `goodbye` last and let the broker close; the listener hears nothing.
+
+        Closing ourselves at once would race with it: iotcore then often publishes our will.
+        """
         self._listener = None
+        self._stop_watching()
         self.send(goodbye)
         self._flush()
         if self._transport is not None:
-            self._transport.close()
             try:
                 await asyncio.wait_for(asyncio.shield(self._closed), timeout_s)
             except TimeoutError:
                 self._transport.abort()
-        self._stop_watching()
 
     # ---------------------------------------------------------------- inside
 

@@ -87,6 +87,8 @@ class ScriptedBroker:
                     buffer = buffer[size:]
                     packets.append(packet)
                     self._heard.set()
+                    if isinstance(packet, mqtt5.DisconnectPacket):
+                        return
                     for answer in script(packet):
                         if answer is None:
                             return

@@ -47,11 +47,14 @@ def test_receipts_of_an_earlier_connection_are_void() -> None:
     assert receipts.settle(new) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("receipt", [None, "theirs", 99, -1, 1.5])
+@pytest.mark.parametrize("receipt", [None, "theirs", 2, 99, -1, 1.5])
 def test_a_receipt_that_is_not_ours_is_ignored(receipt: object) -> None:
     receipts = Receipts()
-    arrivals(receipts, 1)
+    first, second = arrivals(receipts, 7, 8)
     assert receipts.settle([delivery(receipt)]) == []
+    (third,) = arrivals(receipts, 9)
+    assert receipts.settle([first, second]) == [7, 8]
+    assert receipts.settle([third]) == [9]
 
 
 @given(st.permutations(range(30)), st.integers(1, 30))
