@@ -14,7 +14,7 @@ from typing import IO, Self
 
 import msgspec
 
-from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess, choose_broker
+from fleet_cli.broker import BrokerKind, BrokerProcess, choose_broker
 from fleet_cli.context import DataFolder, FleetContext
 from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, program, tail
 from fleet_client.credentials import password_of
@@ -145,7 +145,6 @@ class LocalFleet:
             self._folder.broker,
             port=self._plan.port or self._port(f"{kind}", ports),
             port_v3=self._port(f"{kind}_v3", ports),
-            options=BrokerOptions(persistent=kind is BrokerKind.MOSQUITTO),
         )
         self._start_surely(broker)
         self._tell(f"broker ({kind}) listens on {broker.url}")

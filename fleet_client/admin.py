@@ -109,6 +109,9 @@ class AdminClient:
     def link_restored(self) -> None:
         """Nothing to say again: what a request does is not always harmless to do twice."""
 
+    def publish_confirmed(self, token: object) -> None:
+        """Nothing to do: the dispatcher's answer is what counts."""
+
     def publish_denied(self, token: object) -> None:
         """Take note that the broker refused a request."""
         self._put(

@@ -16,6 +16,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet_client.credentials import broker_settings, password_of, tls_context
 from fleet_client.errors import ConnectError, DeniedError, JobTimeoutError
+from fleet_client.latency import acknowledge_at_once
 from fleet_client.options import JobOptions, Question, build_submit, check_job_id, new_job_id
 from fleet_client.stream import StreamPiece
 from fleet_client.table import OPEN_JOBS_LIMIT, JobTable, Outgoing
@@ -29,6 +30,7 @@ _log = logging.getLogger("fleet_client")
 _RECONNECT_FIRST_S = 0.5
 _RECONNECT_MOST_S = 30.0
 _DENIED_FROM = 0x80
+_PUBLISH_S = 600.0
 
 
 def _now_ms() -> int:
@@ -279,6 +281,7 @@ class AsyncFleetClient:
 
     async def _listen(self, link: aiomqtt.Client) -> None:
         async for message in link.messages:
+            acknowledge_at_once(link._client.socket())  # noqa: SLF001  # there is no public way
             payload = message.payload
             if not isinstance(payload, bytes | bytearray):
                 continue
@@ -312,11 +315,17 @@ class AsyncFleetClient:
 
     async def _publish(self, link: aiomqtt.Client, due: list[Outgoing]) -> None:
         """Publish all at once: awaiting each acknowledgement would cost a round trip a job."""
-        sent = [link.publish(out.topic, out.payload, qos=1) for out in due]
+        sent = [self._publish_one(link, out) for out in due]
         for outcome in await asyncio.gather(*sent, return_exceptions=True):
             # What did not get through is due again, on reconnection or by its schedule.
             if isinstance(outcome, BaseException):
                 _log.debug("publish.failed reason=%s", outcome)
+
+    async def _publish_one(self, link: aiomqtt.Client, out: Outgoing) -> None:
+        # Its own time-out would leave the message under way; a lost link ends this anyway.
+        await link.publish(out.topic, out.payload, qos=1, timeout=_PUBLISH_S)
+        self._table.confirmed(out.job_id)
+        acknowledge_at_once(link._client.socket())  # noqa: SLF001  # there is no public way
 
     async def _stop(self) -> None:
         self._is_closed = True

@@ -284,6 +284,12 @@ class FleetClient:
             self._table.link_restored(_now_ms())
             self._due.notify_all()
 
+    def publish_confirmed(self, token: object) -> None:
+        """Take note that the broker has a publication."""
+        if isinstance(token, Outgoing):
+            with self._lock:
+                self._table.confirmed(token.job_id)
+
     def publish_denied(self, token: object) -> None:
         """Take note that the broker refused a publication."""
         if isinstance(token, Outgoing):

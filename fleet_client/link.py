@@ -7,11 +7,9 @@ algorithm on, which costs 40 ms a round trip.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import secrets
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -24,6 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleet_client.credentials import password_of, tls_context
 from fleet_client.errors import ConnectError, DeniedError
+from fleet_client.latency import acknowledge_at_once, send_at_once
 from fleet_protocol.errors import FleetError
 from fleet_protocol.settings import BrokerSettings
 
@@ -42,6 +41,10 @@ class LinkListener(Protocol):
 
     def link_restored(self) -> None:
         """Connected and subscribed, for the first time or again."""
+        ...
+
+    def publish_confirmed(self, token: object) -> None:
+        """The broker has the publication made with this token."""
         ...
 
     def publish_denied(self, token: object) -> None:
@@ -93,7 +96,7 @@ class PahoLink:
         self._failure: FleetError | None = None
         self._tokens_lock = threading.Lock()
         self._tokens: dict[int, object] = {}
-        self._denied_early: set[int] = set()
+        self._early: dict[int, bool] = {}
         self._client = self._build()
 
     @property
@@ -139,12 +142,11 @@ class PahoLink:
         """Publish at QoS 1. Never call it with a lock held that a listener's method takes."""
         info = self._client.publish(topic, payload, qos=1)
         with self._tokens_lock:
-            denied = info.mid in self._denied_early
-            self._denied_early.discard(info.mid)
-            if not denied and not info.is_published():
+            early = self._early.pop(info.mid, None)
+            if early is None:
                 self._tokens[info.mid] = token
-        if denied:
-            self._listener.publish_denied(token)
+        if early is not None:
+            self._tell_outcome(token, is_denied=early)
         return info
 
     def _build(self) -> paho.Client:
@@ -172,8 +174,7 @@ class PahoLink:
 
     @_contained
     def _on_socket_open(self, _client: paho.Client, _data: object, link: Any) -> None:
-        with contextlib.suppress(OSError):
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(link)
 
     @_contained
     def _on_connect(
@@ -210,34 +211,32 @@ class PahoLink:
 
     @_contained
     def _on_message(self, client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        self._acknowledge_quickly(client)
+        acknowledge_at_once(client.socket())
         self._listener.message_arrived(message.topic, bytes(message.payload))
 
     @_contained
     def _on_publish(
-        self, _c: paho.Client, _data: object, mid: int, reason: ReasonCode, _p: object
+        self, client: paho.Client, _data: object, mid: int, reason: ReasonCode, _p: object
     ) -> None:
+        acknowledge_at_once(client.socket())
         with self._tokens_lock:
             known = mid in self._tokens
             token = self._tokens.pop(mid, None)
-            if reason.is_failure and not known:
+            if not known:
                 # The answer overtook `publish`, which will find it here.
-                self._denied_early.add(mid)
-        if reason.is_failure and known:
+                self._early[mid] = reason.is_failure
+        if known:
+            self._tell_outcome(token, is_denied=reason.is_failure)
+
+    def _tell_outcome(self, token: object, *, is_denied: bool) -> None:
+        if is_denied:
             self._listener.publish_denied(token)
+        else:
+            self._listener.publish_confirmed(token)
 
     def _fail(self, error: FleetError) -> None:
         self._failure = error
         self._ready.set()
-
-    @staticmethod
-    def _acknowledge_quickly(client: paho.Client) -> None:
-        """Ask the kernel not to delay its ACK; it forgets after each read."""
-        link: Any = client.socket()
-        quick_ack = getattr(socket, "TCP_QUICKACK", None)
-        if link is not None and quick_ack is not None:
-            with contextlib.suppress(OSError):
-                link.setsockopt(socket.IPPROTO_TCP, quick_ack, 1)
 
 
 def _connect_refused(reason: ReasonCode, user: str | None) -> FleetError:

@@ -123,6 +123,12 @@ class JobTable:
         tracker.refuse(error)
         return self._settle(tracker)
 
+    def confirmed(self, job_id: str) -> None:
+        """The broker has what was sent of this job."""
+        tracker = self._open.get(job_id)
+        if tracker is not None:
+            tracker.confirmed()
+
     def link_restored(self, now_ms: int) -> None:
         """Connected and subscribed (again): everything open is said again at once."""
         for tracker in self._open.values():

@@ -86,6 +86,7 @@ class JobTracker:
         self._stream = TextStream()
         self._tries = 0
         self._is_cancelled = False
+        self._is_under_way = False
         # The same for every try of a job, different between jobs: a fleet spreads out.
         self._spread = crc32(job_id.encode()) % 1_000 / 1_000
 
@@ -150,17 +151,26 @@ class JobTracker:
         """Broker or dispatcher came back and may have forgotten: say everything again."""
         if not self.is_closed:
             self._tries = 0
+            self._is_under_way = False
             self.resend_at_ms = now_ms
+
+    def confirmed(self) -> None:
+        """The broker has what was sent last."""
+        self._is_under_way = False
 
     def due(self, now_ms: int) -> tuple[Message, ...]:
         """Return what is to be sent now and count it as sent.
 
         A cancellation travels behind its submission: of a job that the dispatcher has never seen,
-        or has forgotten, it would otherwise never say that it is cancelled.
+        or has forgotten, it would otherwise never say that it is cancelled. Nothing is repeated
+        while the broker has not even confirmed the last time: that would only add to its burden.
         """
         if self.resend_at_ms is None or now_ms < self.resend_at_ms:
             return ()
         self._wait(now_ms)
+        if self._is_under_way and not self._is_cancelled:
+            return ()
+        self._is_under_way = True
         self._tries += 1
         return (self.submit, JobCancel()) if self._is_cancelled else (self.submit,)
 

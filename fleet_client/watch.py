@@ -171,5 +171,8 @@ class FleetWatcher:
     def link_restored(self) -> None:
         """Nothing to do: what is retained comes by itself."""
 
+    def publish_confirmed(self, token: object) -> None:
+        """Nothing to do: a watcher publishes nothing."""
+
     def publish_denied(self, token: object) -> None:
         """Nothing to do: a watcher publishes nothing."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from fleet_client.options import build_submit, check_job_id
-from fleet_client.table import JobTable
+from fleet_client.table import JobTable, Outgoing
 from fleet_client.tracker import JobTracker, Phase, ResendSchedule
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import ConfigError, ProtocolError, RejectedError
@@ -48,9 +48,17 @@ def times_sent(table: JobTable, until_ms: int) -> list[int]:
     return [
         now_ms
         for now_ms in range(0, until_ms, 100)
-        for out in table.due(now_ms)
+        for out in sent(table, now_ms)
         if out.topic.endswith("/submit")
     ]
+
+
+def sent(table: JobTable, now_ms: int) -> list[Outgoing]:
+    """Send what is due, over a broker that confirms at once."""
+    due = table.due(now_ms)
+    for out in due:
+        table.confirmed(out.job_id)
+    return due
 
 
 def spread(job: JobTracker) -> float:
@@ -61,9 +69,9 @@ def spread(job: JobTracker) -> float:
 def test_an_unanswered_submission_is_repeated_with_growing_pauses(
     table: JobTable, job: JobTracker
 ) -> None:
-    sent = times_sent(table, 16_000)
-    pauses = [after - before for before, after in pairwise(sent)]
-    assert sent[0] == 0
+    times = times_sent(table, 16_000)
+    pauses = [after - before for before, after in pairwise(times)]
+    assert times[0] == 0
     assert len(pauses) >= 4
     expected = [1_000, 2_000, 4_000, 4_000]
     for pause, nominal in zip(pauses, expected, strict=False):
@@ -73,24 +81,33 @@ def test_an_unanswered_submission_is_repeated_with_growing_pauses(
 def test_a_repeated_submission_is_the_same_bytes_on_the_same_topic(
     table: JobTable, job: JobTracker
 ) -> None:
-    first, second = table.due(0), table.due(60_000)
+    first, second = sent(table, 0), sent(table, 60_000)
     assert [(o.topic, o.payload) for o in first] == [(o.topic, o.payload) for o in second]
     assert first[0].topic == f"fleet/v1/dev/d1/jobs/{job.id}/submit"
+
+
+def test_nothing_is_repeated_while_the_broker_has_not_confirmed_the_last_time(
+    table: JobTable, job: JobTracker
+) -> None:
+    assert table.due(0)
+    assert not any(table.due(now_ms) for now_ms in range(100, 60_000, 100))
+    table.confirmed(job.id)
+    assert any(table.due(now_ms) for now_ms in range(60_000, 80_000, 100))
 
 
 def test_an_accepted_job_is_not_repeated_until_a_long_silence(
     table: JobTable, job: JobTracker
 ) -> None:
-    table.due(0)
+    sent(table, 0)
     hear(table, "ack", ACCEPTED)
     assert job.phase is Phase.ACCEPTED
-    sent = times_sent(table, 13_000)
-    assert len(sent) == 1
-    assert sent[0] >= 8_000
+    times = times_sent(table, 13_000)
+    assert len(times) == 1
+    assert times[0] >= 8_000
 
 
 def test_a_growing_answer_is_no_silence(table: JobTable, job: JobTracker) -> None:
-    table.due(0)
+    sent(table, 0)
     for i in range(10):
         hear(table, "tok", TokenChunk(i=i, t="x"), now_ms=i * 5_000)
     assert job.resend_at_ms is not None
@@ -100,20 +117,20 @@ def test_a_growing_answer_is_no_silence(table: JobTable, job: JobTracker) -> Non
 def test_a_busy_dispatcher_is_left_alone_for_as_long_as_it_asks(
     table: JobTable, job: JobTracker
 ) -> None:
-    table.due(0)
+    sent(table, 0)
     hear(table, "ack", JobAck(status=AckStatus.REJECTED, code="busy", retry_after_ms=7_000))
     assert job.phase is Phase.BUSY
-    assert not table.due(6_999)
-    assert table.due(8_500)
+    assert not sent(table, 6_999)
+    assert sent(table, 8_500)
 
 
 def test_a_refused_job_ends_with_its_code(table: JobTable, job: JobTracker) -> None:
-    table.due(0)
+    sent(table, 0)
     hear(table, "ack", JobAck(status=AckStatus.REJECTED, code="unknown_model"))
     assert job.is_closed
     assert isinstance(job.error, RejectedError)
     assert job.error.code == "unknown_model"
-    assert not table.due(600_000)
+    assert not sent(table, 600_000)
 
 
 def test_a_result_ends_the_job_and_later_words_change_nothing(
@@ -129,7 +146,7 @@ def test_a_result_ends_the_job_and_later_words_change_nothing(
 
 
 def test_a_result_without_any_ack_is_a_result(table: JobTable, job: JobTracker) -> None:
-    table.due(0)
+    sent(table, 0)
     hear(table, "res", RESULT)
     assert job.result == RESULT
 
@@ -137,10 +154,10 @@ def test_a_result_without_any_ack_is_a_result(table: JobTable, job: JobTracker) 
 def test_everything_open_is_said_again_when_the_link_is_back(
     table: JobTable, job: JobTracker
 ) -> None:
-    table.due(0)
+    sent(table, 0)
     hear(table, "ack", ACCEPTED)
     table.link_restored(3_000)
-    assert [out.job_id for out in table.due(3_000)] == [job.id]
+    assert [out.job_id for out in sent(table, 3_000)] == [job.id]
 
 
 def test_everything_open_is_said_again_to_a_new_dispatcher(
@@ -151,26 +168,26 @@ def test_everything_open_is_said_again_to_a_new_dispatcher(
         table.receive("fleet/v1/fleet/dispatcher", encode(word), now_ms)
 
     dispatcher("e1", DispatcherStatus.ONLINE, 0)
-    table.due(0)
+    sent(table, 0)
     hear(table, "ack", ACCEPTED)
     dispatcher("e1", DispatcherStatus.ONLINE, 1_000)
-    assert not table.due(1_000)
+    assert not sent(table, 1_000)
     dispatcher("e1", DispatcherStatus.OFFLINE, 2_000)
-    assert not table.due(2_000)
+    assert not sent(table, 2_000)
     dispatcher("e2", DispatcherStatus.ONLINE, 3_000)
-    assert [out.job_id for out in table.due(3_000)] == [job.id]
+    assert [out.job_id for out in sent(table, 3_000)] == [job.id]
 
 
 def test_a_cancellation_travels_behind_its_submission_until_the_result(
     table: JobTable, job: JobTracker
 ) -> None:
-    table.due(0)
+    sent(table, 0)
     hear(table, "ack", ACCEPTED)
     job.cancel(1_000)
     for now_ms in (1_000, 10_000, 20_000):
-        assert [out.topic.rpartition("/")[2] for out in table.due(now_ms)] == ["submit", "cancel"]
+        assert [out.topic.rpartition("/")[2] for out in sent(table, now_ms)] == ["submit", "cancel"]
     hear(table, "res", JobResult(id="j1", status=JobStatus.CANCELLED))
-    assert not table.due(900_000)
+    assert not sent(table, 900_000)
 
 
 def test_the_id_of_an_open_job_is_that_job(table: JobTable, job: JobTracker) -> None:
