@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL := smollm2-135m-instruct-int8
 
-.PHONY: help demo test check bench e2e docs lock format clean model
+.PHONY: help demo test check bench docs lock format clean model
 help:  ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -35,6 +35,10 @@ check: $(STAMP)  ## Lint, types, floors
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: model  ## Run every benchmark beside its peers and print the table
+	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt
+	@$(BIN)/python -m bench $(BENCH)
 
 docs: $(STAMP)  ## Render the derived parts of the documents
 	@$(BIN)/python -m docs.render

@@ -28,12 +28,12 @@ def render_topics() -> str:
 
 def render_commands() -> str:
     """Return docs/commands.md: every command of the three programs, from their own help."""
-    from cloud_dispatcher.__main__ import main as dispatcher  # noqa: PLC0415 - only here
-    from edge_worker.__main__ import main as worker  # noqa: PLC0415 - only here
-    from fleet_cli.__main__ import main as fleet  # noqa: PLC0415 - only here
-    from models.__main__ import main as models  # noqa: PLC0415 - only here
+    from cloud_dispatcher.cli.main import main as dispatcher  # noqa: PLC0415 - only here
+    from edge_worker.cli.program import main as worker  # noqa: PLC0415 - only here
+    from fleet_cli.root import root as fleet  # noqa: PLC0415 - only here
+    from models.cli import cli as models  # noqa: PLC0415 - only here
 
-    programs = {
+    programs: dict[str, click.Command] = {
         "fleet": fleet,
         "cloud-dispatcher": dispatcher,
         "edge-worker": worker,
@@ -41,7 +41,7 @@ def render_commands() -> str:
     }
     parts = ["# Commands\n\nRendered from the programs' own help by `make docs`.\n"]
     for name, command in programs.items():
-        parts.extend(_pages(command, click.Context(command, info_name=name)))
+        parts.extend(_pages(command, click.Context(command, info_name=name, terminal_width=80)))
     return "\n".join(parts)
 
 
@@ -52,7 +52,12 @@ def _pages(command: click.Command, context: click.Context) -> list[str]:
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             if child is not None and not child.hidden:
-                pages.extend(_pages(child, click.Context(child, info_name=name, parent=context)))
+                pages.extend(
+                    _pages(
+                        child,
+                        click.Context(child, info_name=name, parent=context, terminal_width=80),
+                    )
+                )
     return pages
 
 

@@ -834,7 +834,7 @@ class AdminReply(Message, frozen=True, kw_only=True):
         message: For people: what happened and what to do next.
     """
 
-    MAX_BYTES: ClassVar[int] = 8_388_608
+    MAX_BYTES: ClassVar[int] = 4_194_304
 
     req: Id
     ok: bool

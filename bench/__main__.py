@@ -1,0 +1,36 @@
+"""Runs every benchmark in turn and prints one table: `python -m bench [--quick]`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BENCHES = ("dispatch", "inference")
+
+
+def main() -> None:
+    """Run them; what a benchmark says of its progress goes to standard error."""
+    results = []
+    for name in BENCHES:
+        print(f"running {name} ...", file=sys.stderr)
+        command = [sys.executable, str(HERE / f"{name}.py"), "--json", *sys.argv[1:]]
+        outcome = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(outcome.stdout.splitlines()[-1]))
+    for result in results:
+        print(f"\n{result['bench']} ({result['date']}, {result['machine']})")
+        for figure, value in result["ours"].items():
+            peers = (f"{peer} {values[figure]:g}" for peer, values in result["peers"].items()
+                     if figure in values)  # fmt: skip
+            print(f"  {figure:24} {value:>10g}   {'   '.join(peers)}")
+        for name, ratio in result["ratios"].items():
+            print(f"  ratio to {name:15} {ratio:>10.2f}")
+        for name, aim in result["aims"].items():
+            verdict = "met" if aim["met"] else "NOT met"
+            print(f"  aim {name:20} {aim['aim']:>10}   {verdict} ({aim['value']:g})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What the documents tell people to type works, and every command is documented."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs.render import render_commands
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+TOUR = re.search(r"<!-- tour:begin -->(.*)<!-- tour:end -->", README, re.DOTALL)
+COMMANDS = re.findall(r"^\$ (.*)$", TOUR[1] if TOUR else "", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of somebody who ran `fleet up` in another terminal."""
+    folder = tmp_path_factory.mktemp("tour")
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    environ = {**os.environ, "EDGEFLEET_DATA": str(folder / "data"), "PATH": path}
+    command = ["fleet", "up", "--workers", "1", "--simulated-cloud", "--json"]
+    with (folder / "up.log").open("wb") as log:
+        up = subprocess.Popen(
+            command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        assert up.stdout
+        assert up.stdout.readline(), (folder / "up.log").read_text()
+        yield {**environ, "PWD": str(folder)}
+    finally:
+        up.terminate()
+        up.wait(60)
+        assert up.stdout
+        up.stdout.close()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_tour_works(environ: dict[str, str], command: str) -> None:
+    outcome = subprocess.run(  # noqa: S602 - typed as a person would, redirections included
+        command,
+        shell=True,
+        cwd=environ["PWD"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.strip() or ">" in command
+
+
+def test_the_tour_is_there() -> None:
+    assert len(COMMANDS) >= 8
+
+
+def test_every_command_is_documented_as_it_is() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert page == render_commands(), "run `make docs`"
+
+
+def test_every_make_target_that_the_documents_name_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    texts = [README, (ROOT / "CONTRIBUTING.md").read_text()]
+    pattern = re.compile(r"^\$ make ([a-z-]+)", re.MULTILINE)
+    named = {word for text in texts for word in pattern.findall(text)}
+    assert named >= {"demo", "test", "check"}
+    assert named <= targets
+
+
+def test_every_fleet_command_in_the_documents_is_one() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    known = set(re.findall(r"^## (.*)$", page, re.MULTILINE))
+    for line in re.findall(r"^\$ (fleet .*)$", README, re.MULTILINE):
+        words = [word for word in shlex.split(line)[:3] if not word.startswith("-")]
+        assert any(" ".join(words[:count]) in known for count in (2, 3)), line
+
+
+def test_no_link_between_the_documents_is_dead() -> None:
+    for page in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
