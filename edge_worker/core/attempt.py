@@ -36,6 +36,7 @@ class HeldJob(msgspec.Struct, kw_only=True):
     Attributes:
         id: Of its generation. Never used twice, so that what an engine says of an earlier
             generation of the same attempt moves nothing.
+        is_told: The dispatcher was told that the attempt is here, or what became of it.
         prompt_tokens: Exact count; 0 until it is known.
         tokens: Generated so far.
         parts: The text generated so far, piece by piece.
@@ -50,6 +51,7 @@ class HeldJob(msgspec.Struct, kw_only=True):
     id: str
     heard_at_ms: int
     phase: Phase = Phase.ENCODING
+    is_told: bool = False
     prompt_tokens: int = 0
     tokens: int = 0
     parts: list[str] = msgspec.field(default_factory=list)

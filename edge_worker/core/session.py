@@ -26,6 +26,9 @@ from fleet_protocol.routing import RoutePolicy
 
 CHUNK_MS: Final = 100
 """Tokens of one job are gathered for this long before they travel."""
+STARTED_AFTER_MS: Final = 250
+"""An attempt that is through sooner tells its outcome alone: that says `started`, too. Far below
+any lease; it spares a fast engine a sixth of the messages of a job."""
 SETTLE_GRACE_MS: Final = 3_000
 """How long a drained worker waits for `settled` once nothing runs; its spool waits longer."""
 BANDWIDTH_EVERY_MS: Final = 3_600_000
@@ -169,7 +172,6 @@ class Session:
             return
         held = self._take(SpooledJob(assignment=assignment, received_at_ms=now_ms), now_ms)
         self._teller.out.append(c.KeepJob(held.spooled))
-        self._teller.tell(held, now_ms)
         self._encode(held)
 
     def _on_cancel(self, event: e.CancelReceived, _now_ms: int) -> None:
@@ -317,9 +319,11 @@ class Session:
             self._teller.tell(held, now_ms)
 
     def _show_life(self, held: HeldJob, now_ms: int) -> None:
-        """Renew the lease of an attempt of which the dispatcher has not heard for a third of it."""
+        """Say `started` once, and renew the lease when a third of it has passed in silence."""
         if len(held.parts) > held.told_parts and now_ms - held.heard_at_ms >= CHUNK_MS:
             self._teller.tell_tokens(held, now_ms)
+        if not held.is_told and now_ms - held.spooled.received_at_ms >= STARTED_AFTER_MS:
+            self._teller.tell(held, now_ms)
         if now_ms - held.heard_at_ms >= max(1_000, held.spooled.assignment.lease_ms // 3):
             self._teller.tell_progress(held, now_ms)
 

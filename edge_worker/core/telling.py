@@ -47,6 +47,7 @@ class Teller:
     def tell(self, held: HeldJob, now_ms: int) -> None:
         """Say where an attempt stands: started, or its outcome."""
         held.heard_at_ms = now_ms
+        held.is_told = True
         outcome = held.spooled.outcome
         if outcome is None:
             self._send(topics.STARTED, m.JobStarted(attempt=held.attempt), held.job)
@@ -102,6 +103,7 @@ class Teller:
         self._send(topics.HELD, message)
         for held in running:
             held.heard_at_ms = now_ms
+            held.is_told = True
         for held in finished:
             self.tell(held, now_ms)
 

@@ -26,8 +26,33 @@ def about_jobs(lab: SessionLab) -> list[str]:
 def test_an_assignment_is_on_the_disk_before_started_is_told() -> None:
     lab = SessionLab()
     commands = lab.do(e.AssignmentReceived(assignment()))
-    assert [type(command) for command in commands] == [c.KeepJob, c.Send, c.EncodePrompt]
+    assert [type(command) for command in commands] == [c.KeepJob, c.EncodePrompt]
+    assert about_jobs(lab) == []
+    lab.pass_time(1_000)
     assert about_jobs(lab) == ["started"]
+
+
+def test_started_is_told_once_though_tokens_were_told_before() -> None:
+    lab = SessionLab()
+    name = lab.start(stream=True)
+    lab.do(Grew(name, "a", 1))
+    lab.pass_time(2_000)
+    assert about_jobs(lab) == ["worker-tok", "started"]
+
+
+def test_an_attempt_that_is_quickly_through_tells_its_outcome_alone() -> None:
+    lab = SessionLab()
+    lab.run()
+    lab.pass_time(2_000)
+    assert about_jobs(lab) == ["done"]
+
+
+def test_an_attempt_reported_as_held_is_not_told_started_besides() -> None:
+    lab = SessionLab()
+    lab.start()
+    lab.see_dispatcher("e2")
+    lab.pass_time(1_000)
+    assert about_jobs(lab) == []
 
 
 def test_an_answer_is_on_the_disk_before_done_is_told() -> None:
@@ -43,6 +68,7 @@ def test_an_answer_is_on_the_disk_before_done_is_told() -> None:
 def test_the_same_assignment_again_is_told_started_again_and_not_run_twice() -> None:
     lab = SessionLab()
     lab.start()
+    lab.pass_time(500)
     commands = lab.do(e.AssignmentReceived(assignment()))
     assert [type(command) for command in commands] == [c.Send]
     assert about_jobs(lab) == ["started", "started"]
@@ -52,7 +78,7 @@ def test_the_same_assignment_after_its_answer_gets_the_answer_again() -> None:
     lab = SessionLab()
     lab.run()
     lab.assign()
-    assert about_jobs(lab) == ["started", "done", "done"]
+    assert about_jobs(lab) == ["done", "done"]
     assert not lab.encoding
 
 
@@ -93,7 +119,8 @@ def test_a_cancelled_attempt_stops_and_never_tells_done() -> None:
     commands = lab.do(e.CancelReceived(m.JobKey("J1"), 1))
     assert commands == [c.StopGeneration(name), c.ForgetJob(m.JobKey("J1"), 1)]
     lab.do(finished(name))
-    assert about_jobs(lab) == ["started"]
+    lab.pass_time(1_000)
+    assert about_jobs(lab) == []
 
 
 def test_a_cancel_that_overtakes_its_assignment_still_counts() -> None:
@@ -342,14 +369,14 @@ def test_a_job_that_does_not_stream_sends_progress_within_a_third_of_its_lease()
     for number in range(40):
         lab.do(Grew(name, "x", number + 1))
         lab.pass_time(250)
-    assert [p.tokens for p in lab.told(t.PROGRESS, "J1")] == [12, 24, 36]
+    assert [p.tokens for p in lab.told(t.PROGRESS, "J1")] == [13, 25, 37]
     assert lab.told(t.WORKER_TOKENS, "J1") == []
 
 
 def test_a_job_that_waits_for_a_slot_sends_progress_too() -> None:
     lab = SessionLab()
     lab.assign(stream=True)
-    lab.pass_time(6_000)
+    lab.pass_time(7_000)
     assert [p.tokens for p in lab.told(t.PROGRESS, "J1")] == [0, 0]
 
 
@@ -374,7 +401,7 @@ def test_a_resumed_worker_takes_jobs_again() -> None:
         lab.do(e.CommandReceived(m.WorkerCommand(id="c1", op=op)))
     assert lab.told(t.PRESENCE)[-1].status is m.PresenceStatus.ONLINE
     lab.assign()
-    assert about_jobs(lab) == ["started"]
+    assert list(lab.disk) == [("J1", 1)]
 
 
 def test_a_stop_waits_for_what_runs_and_for_its_settlement() -> None:
