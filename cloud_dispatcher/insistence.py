@@ -38,7 +38,8 @@ class Insistence:
         self._publisher = publisher
         self._clock = clock
         self._stopping = stopping
-        self._since_at_ms: int | None = None
+        self._failing = 0
+        self._since_at_ms = 0
 
     async def on(self, call: Callable[[], Awaitable[_R]]) -> _R:
         """Return what the call returns, once it does.
@@ -46,39 +47,51 @@ class Insistence:
         Raises:
             StoppedError: We were told to stop before it worked.
         """
-        pause_s = _RETRY_FIRST_S
-        while True:
-            try:
-                outcome = await call()
-            except StoreUnavailableError as error:
-                self._alert(error)
-                if await self._stopped_within(pause_s):
-                    raise StoppedError("stopped before the store worked again") from error
-                pause_s = min(_RETRY_CAP_S, 2 * pause_s)
-            else:
+        pause_s, failed = _RETRY_FIRST_S, False
+        try:
+            while True:
+                try:
+                    return await call()
+                except StoreUnavailableError as error:
+                    _log.error("store.unavailable", error=str(error), hint=error.hint)
+                    if not failed:
+                        failed = True
+                        self._alert(error)
+                    if await self._stopped_within(pause_s):
+                        raise StoppedError("stopped before the store worked again") from error
+                    pause_s = min(_RETRY_CAP_S, 2 * pause_s)
+        finally:
+            if failed:
                 self._clear()
-                return outcome
+
+    def announce(self) -> None:
+        """Say how it stands, also to a broker that forgot or remembers an earlier run's alert."""
+        if self._failing:
+            self._publisher.send(topics.ALERTS, self._told, STORE_ALERT)
+        else:
+            self._publisher.clear_alert(STORE_ALERT)
 
     def _alert(self, error: StoreUnavailableError) -> None:
-        _log.error("store.unavailable", code=error.code, error=str(error), hint=error.hint)
-        if self._since_at_ms is not None:
+        """Raise the alert with the first call that fails."""
+        self._failing += 1
+        if self._failing > 1:
             return
         self._since_at_ms = self._clock()
-        alert = m.Alert(
+        self._told = m.Alert(
             id=STORE_ALERT,
             severity=m.Severity.CRITICAL,
-            title="The job store cannot be written: no job is accepted or answered",
-            detail=error.advice[:2_000],
+            title="The job store cannot be used: no job is accepted or answered",
+            detail=f"{error}; {error.hint}"[:2_000],
             since_at_ms=self._since_at_ms,
         )
-        self._publisher.send(topics.ALERTS, alert, STORE_ALERT)
+        self.announce()
 
     def _clear(self) -> None:
-        if self._since_at_ms is None:
-            return
-        _log.info("store.restored", after_ms=self._clock() - self._since_at_ms)
-        self._since_at_ms = None
-        self._publisher.clear_alert(STORE_ALERT)
+        """Clear the alert when no call fails any more, or we stop: then nobody knows."""
+        self._failing -= 1
+        if self._failing == 0:
+            _log.info("store.settled", after_ms=self._clock() - self._since_at_ms)
+            self.announce()
 
     async def _stopped_within(self, pause_s: float) -> bool:
         try:

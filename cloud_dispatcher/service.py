@@ -1,8 +1,9 @@
 """The shell: inbox -> engine -> store -> bus. The only loop that awaits.
 
 A turn takes everything that arrived, decides on it in order, saves in ONE transaction, and only
-then acknowledges, publishes and starts what was decided. While a commit runs the next turn's
-arrivals gather: the busier it is, the more jobs share a transaction.
+then acknowledges, publishes and starts what was decided. While a commit runs, arrivals gather and
+the next turn is decided; it is saved and told after this one. The busier it is, the more jobs share
+a transaction.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ Arrival: TypeAlias = BusEvent | e.AnyEvent
 
 _NAMING: Final = (e.JobSubmitted, e.JobCancelled)
 """Events that name a job as its device does; such a job may be in the store alone."""
+_TOLD_WAIT_MS: Final = 20
+"""How long the word that a result was told waits for company before it gets a commit alone."""
 _TURN_MAX: Final = 500
 """Arrivals in one turn: bounds how long the loop is busy and how much one commit holds."""
 _INBOX_MAX: Final = 10_000
@@ -131,6 +134,9 @@ class DispatcherService:
         self._has_room = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._failure: BusClosedError | None = None
+        self._saving: asyncio.Task[None] | None = None
+        self._told: dict[m.JobKey, Job] = {}
+        self._told_due_at_ms = 0
 
     # ---------------------------------------------------------------- life
 
@@ -151,14 +157,17 @@ class DispatcherService:
             self._lane = CompletionLane(self._outside.provider, tasks, self._report)
             pump = tasks.create_task(self._pump(), name="bus-pump")
             try:
-                await self._save_and_tell(recovered)
+                await self._hand_over(recovered)
                 await self._serve()
+                await self._finish()
             except StoppedError as error:
                 _log.warning("dispatcher.stopped_unsaved", code=error.code)
             except BusClosedError as error:
                 self._failure = error
             finally:
                 pump.cancel()
+                if self._saving is not None:
+                    self._saving.cancel()
                 self._lane.stop_all()
                 self._say_goodbye()
         if self._failure is not None:
@@ -212,6 +221,8 @@ class DispatcherService:
         engine_at_ms = self._engine.next_wake_at_ms()
         if engine_at_ms is not None:
             due_at_ms = min(due_at_ms, engine_at_ms)
+        if self._told:
+            due_at_ms = min(due_at_ms, self._told_due_at_ms)
         delay_s = max(0, due_at_ms - self._clock()) / 1_000
         if self._alarm is not None:
             self._alarm.cancel()
@@ -229,9 +240,8 @@ class DispatcherService:
         for event in await self._look_up(turn):
             current = self._with_known(event, turn) if turn.were_open else event
             turn.decide(current, self._engine.handle(current, turn.now_ms))
-        await self._save_and_tell(turn)
-        for request in turn.requests:
-            await self._answer(request)
+        self._put_off_told(turn)
+        await self._hand_over(turn)
 
     def _read(self, arrival: Arrival, turn: _Turn) -> None:
         if isinstance(arrival, Delivery):
@@ -251,6 +261,7 @@ class DispatcherService:
         elif isinstance(arrival, LinkUp):
             _log.info("link.up", session_present=arrival.session_present)
             self._publish_presence(m.DispatcherStatus.ONLINE)
+            self._insistence.announce()
             turn.events.append(e.LinkRestored(session_present=arrival.session_present))
         elif isinstance(arrival, LinkDown):
             _log.warning("link.down", reason=arrival.reason)
@@ -306,11 +317,52 @@ class DispatcherService:
         known = next((job for job in turn.saves.values() if (job.device, job.id) == name), None)
         return event if known is None else replace(event, known=known)
 
+    def _put_off_told(self, turn: _Turn) -> None:
+        """Nothing waits for the word that results were told: let it share the next commit.
+
+        Not for long: a result that is not saved as told is told again after a crash.
+        """
+        if turn.saves and all(job.told for job in turn.saves.values()):
+            if not self._told:
+                self._told_due_at_ms = turn.now_ms + _TOLD_WAIT_MS
+            self._told |= turn.saves
+            turn.saves = {}
+        if self._told and (turn.saves or turn.now_ms >= self._told_due_at_ms):
+            turn.saves = self._told | turn.saves
+            self._told = {}
+
+    async def _hand_over(self, turn: _Turn) -> None:
+        """Let a turn be saved and told while the next is decided. Turns are told in order."""
+        await self._saved()
+        if turn.saves or turn.requests:
+            work = self._save_and_tell(turn)
+            self._saving = asyncio.create_task(work, name="save-and-tell")
+        else:
+            self._tell(turn)
+
+    async def _saved(self) -> None:
+        """Wait for the turn that is being saved, if there is one."""
+        if self._saving is not None:
+            await self._saving
+            self._saving = None
+
+    async def _finish(self) -> None:
+        """Save and tell what was decided before the stop."""
+        turn = _Turn(self._clock())
+        turn.saves, self._told = self._told, {}
+        await self._hand_over(turn)
+        await self._saved()
+
     async def _save_and_tell(self, turn: _Turn) -> None:
         """Save before you tell. Nothing of a turn leaves before its commit returned."""
         if turn.saves:
             jobs = tuple(turn.saves.values())
             await self._insistence.on(lambda: self._store.commit(jobs))
+        self._tell(turn)
+        for request in turn.requests:
+            await self._answer(request)
+
+    def _tell(self, turn: _Turn) -> None:
         self._outside.bus.acknowledge(turn.deliveries)
         commands = [command for _event, commands in turn.decided for command in commands]
         for job in self._publisher.tell(commands):

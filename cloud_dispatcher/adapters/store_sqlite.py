@@ -112,8 +112,57 @@ def _migrations() -> Migrations:
     return steps
 
 
+class _Connection:
+    """One connection and the one named thread that uses it."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._conn: sqlite3.Connection | None = None
+
+    async def open(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        """Connect; raises as `run` does."""
+
+        def work() -> None:
+            self._conn = connect()
+
+        await self._in_thread(work)
+
+    async def run(self, work: Callable[[sqlite3.Connection], _R]) -> _R:
+        """Do something with the connection.
+
+        Raises:
+            StoreUnavailableError: It may work later.
+            ConfigError: The file is no database.
+        """
+        return await self._in_thread(lambda: work(self._opened()))
+
+    async def close(self) -> None:
+        """Disconnect; a second time: no effect."""
+        if self._conn is not None:
+            await self._in_thread(self._conn.close)
+            self._conn = None
+        self._executor.shutdown(wait=False)
+
+    async def _in_thread(self, work: Callable[[], _R]) -> _R:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # a defect of ours: to wait for it to pass would be to wait for ever
+        except (sqlite3.Error, OSError) as error:
+            raise _mapped(error, self._path) from error
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._conn is None:
+            raise sqlite3.ProgrammingError("the store is not open")
+        return self._conn
+
+
 class SqliteJobStore:
-    """A JobStore in one file. Its folder is made if it is missing; only we may read the file."""
+    """A JobStore in one file. Its folder is made if it is missing; only we may read the file.
+
+    Reads have a connection of their own: they never wait for a commit to reach the disk.
+    """
 
     def __init__(
         self, path: Path, *, synchronous: Synchronous = "full", busy_timeout_s: float = 5.0
@@ -121,8 +170,8 @@ class SqliteJobStore:
         self.path = path
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="job-store")
-        self._open_conn: sqlite3.Connection | None = None
+        self._writer = _Connection(path, "job-store-write")
+        self._reader = _Connection(path, "job-store-read")
         self._saved: dict[JobKey, Job] = {}
         """What the file holds of jobs that are not told yet: so only what changed is written."""
 
@@ -137,7 +186,9 @@ class SqliteJobStore:
             ConfigError: The file is no database, or a newer release wrote it.
         """
         try:
-            await self._run(self._open)
+            await self._writer.open(self._connect)
+            await self._writer.run(self._migrate)
+            await self._reader.open(self._connect)
         except FleetError:
             await self.__aexit__()
             raise
@@ -145,70 +196,63 @@ class SqliteJobStore:
 
     async def __aexit__(self, *exc: object) -> None:
         """Close."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
-        self._executor.shutdown(wait=False)
+        await self._reader.close()
+        await self._writer.close()
 
     async def commit(self, jobs: Sequence[Job]) -> None:
         """Save these values in one transaction, or none."""
-        await self._run(lambda: self._commit(jobs))
+        await self._writer.run(lambda conn: self._commit(conn, jobs))
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
         """Return those of the devices' jobs that exist, open or finished."""
-        return await self._run(lambda: self._find(tuple(ids)))
+        pairs = tuple(ids)
+        return await self._reader.run(
+            lambda conn: {pair: _job(row) for pair in pairs for row in _rows(conn, "find", pair)}
+        )
 
     async def get(self, key: JobKey) -> Job | None:
         """Return a job by its key."""
-        rows = await self._run(lambda: self._rows("get", (key,)))
+        rows = await self._reader.run(lambda conn: _rows(conn, "get", (key,)))
         return _job(rows[0]) if rows else None
 
     async def load_open(self) -> list[Job]:
         """Return open jobs and the outbox, oldest first."""
-        jobs = [_job(row) for row in await self._run(lambda: self._rows("load_open", ()))]
+        rows = await self._reader.run(lambda conn: _rows(conn, "load_open", ()))
+        jobs = [_job(row) for row in rows]
         self._saved = {job.key: job for job in jobs}
         return jobs
 
     async def select(self, query: JobQuery) -> list[Job]:
         """List jobs, newest first."""
-        return await self._run(lambda: self._select(query))
+        return await self._reader.run(lambda conn: _select(conn, query))
 
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
         """Forget finished, told jobs older than this, at most `limit`; return how many."""
-        return await self._run(lambda: self._prune(finished_before_ms, limit))
 
-    # ------------------------------------------------------------ in the store's own thread
+        def work(conn: sqlite3.Connection) -> int:
+            with conn:
+                return conn.execute(_statements()["prune"], (finished_before_ms, limit)).rowcount
 
-    async def _run(self, work: Callable[[], _R]) -> _R:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-            raise  # a defect of ours: to wait for it to pass would be to wait for ever
-        except (sqlite3.Error, OSError) as error:
-            raise _mapped(error, self.path) from error
+        return await self._writer.run(work)
 
-    def _open(self) -> None:
+    # ------------------------------------------------------------ in the writer's thread
+
+    def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._open_conn = conn = sqlite3.connect(self.path, timeout=self._busy_timeout_s)
+        conn = sqlite3.connect(self.path, timeout=self._busy_timeout_s)
         conn.execute("PRAGMA journal_mode = wal")
         conn.execute(f"PRAGMA synchronous = {self._synchronous}")
         conn.execute("PRAGMA foreign_keys = on")
+        return conn
+
+    def _migrate(self, conn: sqlite3.Connection) -> None:
         db = Database(conn, execute_plugins=False)
         _check_history(db, self.path)
         _migrations().apply(db)
 
-    def _close(self) -> None:
-        if self._open_conn is not None:
-            self._open_conn.close()
-            self._open_conn = None
-
-    @property
-    def _conn(self) -> sqlite3.Connection:
-        if self._open_conn is None:
-            raise sqlite3.ProgrammingError("the store is not open")
-        return self._open_conn
-
-    def _commit(self, jobs: Sequence[Job]) -> None:
-        sql, saved, conn = _statements(), self._saved, self._conn
+    def _commit(self, conn: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+        sql, saved = _statements(), self._saved
         writes: dict[str, list[tuple[object, ...]]] = {}
         latest = {job.key: job for job in jobs}.values()
         for job in latest:
@@ -230,33 +274,27 @@ class SqliteJobStore:
             else:
                 saved[job.key] = job
 
-    def _rows(self, name: str, values: Sequence[object]) -> list[Any]:
-        return self._conn.execute(_statements()[name], values).fetchall()
 
-    def _find(self, ids: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], Job]:
-        return {pair: _job(row) for pair in ids for row in self._rows("find", pair)}
+def _rows(conn: sqlite3.Connection, name: str, values: Sequence[object]) -> list[Any]:
+    return conn.execute(_statements()[name], values).fetchall()
 
-    def _select(self, query: JobQuery) -> list[Job]:
-        parts, values = ["select"], list[object]()
-        if query.device is not None:
-            parts.append("where_device")
-            values.append(query.device)
-        if query.dead:
-            parts.append("where_dead")
-        if query.status is not None:
-            parts.append("where_status")
-            values.append(query.status.value)
-            if query.status in _RARE:
-                parts.append("where_trouble")
-            elif not query.status.is_final:
-                parts.append("where_untold")
-        sql = "\n".join(_statements()[part] for part in [*parts, "newest"])
-        return [_job(row) for row in self._conn.execute(sql, (*values, query.limit))]
 
-    def _prune(self, finished_before_ms: int, limit: int) -> int:
-        with self._conn:
-            done = self._conn.execute(_statements()["prune"], (finished_before_ms, limit))
-        return done.rowcount
+def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
+    parts, values = ["select"], list[object]()
+    if query.device is not None:
+        parts.append("where_device")
+        values.append(query.device)
+    if query.dead:
+        parts.append("where_dead")
+    if query.status is not None:
+        parts.append("where_status")
+        values.append(query.status.value)
+        if query.status in _RARE:
+            parts.append("where_trouble")
+        elif not query.status.is_final:
+            parts.append("where_untold")
+    sql = "\n".join(_statements()[part] for part in [*parts, "newest"])
+    return [_job(row) for row in conn.execute(sql, (*values, query.limit))]
 
 
 def probe(path: Path) -> str:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -194,34 +195,34 @@ async def test_pruning_takes_the_oldest_told_results_and_nothing_else(store: Job
 async def test_a_failed_commit_leaves_nothing_and_works_later(store: JobStore) -> None:
     job, big = make_job(), make_job(submit=m.JobSubmit(prompt="x" * 400_000))
     await store.commit([job])
-    fill_up(store)
+    await fill_up(store)
     step = replace(job, status=m.JobStatus.RUNNING, attempt=1)
     with pytest.raises(StoreUnavailableError) as caught:
         await store.commit([step, big])
     assert "space" in caught.value.hint
     assert await store.get(job.key) == job
     assert await store.get(big.key) is None
-    free_up(store)
+    await free_up(store)
     await store.commit([step, big])
     assert await store.load_open() == [step, big]
 
 
-def fill_up(store: JobStore) -> None:
+async def fill_up(store: JobStore) -> None:
     """Let the disk be full: SQLite's own limit gives the same error."""
     if isinstance(store, MemoryJobStore):
         store.failures = 1
     elif isinstance(store, SqliteJobStore):
-        limit_pages(store, 20)
+        await limit_pages(store, 20)
 
 
-def free_up(store: JobStore) -> None:
+async def free_up(store: JobStore) -> None:
     if isinstance(store, SqliteJobStore):
-        limit_pages(store, 1_000_000)
+        await limit_pages(store, 1_000_000)
 
 
-def limit_pages(store: SqliteJobStore, pages: int) -> None:
+async def limit_pages(store: SqliteJobStore, pages: int) -> None:
     pragma = f"PRAGMA max_page_count = {pages}"
-    store._executor.submit(lambda: store._conn.execute(pragma).fetchone()).result()
+    await store._writer.run(lambda conn: conn.execute(pragma).fetchone())
 
 
 # -------------------------------------------------------------------- only a file can show these
@@ -237,10 +238,9 @@ async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> N
         still = replace(FULL, detail="told again")
         await store.commit([still])
         assert await store.get(FULL.key) == still
-    with sqlite3.connect(path) as conn:
+    with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (1,)
-    conn.close()
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -321,6 +321,8 @@ async def test_a_defect_is_no_matter_of_patience_and_leaves_nothing(tmp_path: Pa
         with pytest.raises(sqlite3.IntegrityError):
             await store.commit([make_job(), namesake])
         assert await store.load_open() == [job]
+        with closing(sqlite3.connect(store.path)) as conn:
+            assert conn.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
 
 
 async def test_a_step_rewrites_neither_prompt_nor_answer(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from fleet_protocol.memory import MemoryBus
 from tests.unit.service_house import QUESTION, TOPICS, House, Peer, Worker
 
 ALERT = TOPICS.name(t.ALERTS, "store")
+ANNOUNCED = 1
+"""Messages on the alert's topic at the start: it is cleared, an earlier run may have left it."""
 SUBMIT_J1 = TOPICS.name(t.SUBMIT, "d1", "j1")
 
 # ------------------------------------------------------------------------------ the store fails
@@ -26,14 +28,14 @@ async def test_nothing_is_told_until_the_store_has_it(
     house.store.failures = 2
     async with house.dispatcher():
         device.say(t.SUBMIT, QUESTION, "d1", "j1")
-        alert = await viewer.read(m.Alert, t.ALERTS, "store")
+        alert = await viewer.read(m.Alert, t.ALERTS, "store", after=ANNOUNCED)
         # The alert is out and the store still fails: this is when nothing else may be.
         assert house.store.failures > 0
         assert device.unheard() == [SUBMIT_J1], "only its own words"
         assert house.unacknowledged == 1
         assert (await device.ack("j1")).status is m.AckStatus.ACCEPTED
         assert len(await house.store.load_open()) == 1
-        assert (await viewer.hear_on(ALERT, after=1)).payload == b""
+        assert (await viewer.hear_on(ALERT, after=ANNOUNCED + 1)).payload == b""
         await worker.assignment()
     assert alert.severity is m.Severity.CRITICAL
     assert "free some space" in alert.detail
@@ -47,12 +49,41 @@ async def test_what_was_not_saved_is_not_acknowledged_and_comes_again(
     house.store.failures = 1_000
     async with house.dispatcher():
         device.say(t.SUBMIT, QUESTION, "d1", "j1")
-        await viewer.hear(t.ALERTS, "store")
+        await viewer.hear(t.ALERTS, "store", after=ANNOUNCED)
     assert house.unacknowledged == 1
     house.store.failures = 0
     async with house.dispatcher():
         await device.ack("j1")
     assert house.unacknowledged == 0
+
+
+async def test_the_next_turn_is_decided_while_this_one_is_saved_and_told_after_it(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    house.store.failures = 1
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        await house.until(lambda: house.store.failures == 0)
+        device.say(t.SUBMIT, QUESTION, "d1", "j2")
+        await device.ack("j2")
+        told = [d.topic.split("/")[-2] for d in device.heard if d.topic.endswith("/ack")]
+        assert told == ["j1", "j2"]
+        assert house.store.commits == 2
+        assert (await worker.assignment()).attempt == 1
+
+
+async def test_an_alert_of_an_earlier_run_does_not_stay(house: House) -> None:
+    house.store.failures = 1_000
+    first = house.build()
+    task = await house.start(first)
+    async with house.peer(Peer, "d1", "dev/d1") as device:
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        await house.until(lambda: bool(house.broker.retained(ALERT)))
+        await house.kill(task)
+    assert house.broker.retained(ALERT)
+    house.store.failures = 0
+    async with house.dispatcher():
+        assert house.broker.retained(ALERT) is None
 
 
 async def test_a_stop_does_not_wait_for_a_store_that_fails(house: House, device: Peer) -> None:
