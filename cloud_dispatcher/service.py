@@ -1,9 +1,9 @@
 """The shell: inbox -> engine -> store -> bus. The only loop that awaits.
 
 A turn takes everything that arrived, decides on it in order, saves in ONE transaction, and only
-then acknowledges, publishes and starts what was decided. While a commit runs, arrivals gather and
-the next turn is decided; it is saved and told after this one. The busier it is, the more jobs share
-a transaction.
+then acknowledges, publishes and starts what was decided. While a commit runs, the next turn is
+decided and grows with all that arrives; it is saved and told after this one. The busier it is, the
+more jobs share a transaction.
 """
 
 from __future__ import annotations
@@ -87,20 +87,18 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Turn:
-    """What one turn took in and decided."""
+    """What one turn took in and decided, each decision with its time."""
 
-    def __init__(self, now_ms: int) -> None:
-        self.now_ms = now_ms
+    def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
-        self.events: list[e.AnyEvent] = []
         self.requests: list[JobsListed | RequestMalformed] = []
-        self.decided: list[tuple[e.AnyEvent, Sequence[AnyCommand]]] = []
+        self.decided: list[tuple[e.AnyEvent, Sequence[AnyCommand], int]] = []
         self.saves: dict[m.JobKey, Job] = {}
         self.were_open: set[tuple[str, str]] = set()
 
-    def decide(self, event: e.AnyEvent, commands: Sequence[AnyCommand]) -> None:
+    def decide(self, event: e.AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
         """Note a decision; of several values of one job the last one is saved."""
-        self.decided.append((event, commands))
+        self.decided.append((event, commands, now_ms))
         for command in commands:
             if type(command) is SaveJob:
                 self.saves[command.job.key] = command.job
@@ -150,16 +148,15 @@ class DispatcherService:
         """
         jobs = await self._store.load_open()
         now_ms = self._clock()
-        recovered = _Turn(now_ms)
-        recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms))
+        recovered = _Turn()
+        recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms), now_ms)
         _log.info("dispatcher.recovered", jobs=len(jobs), epoch=self._outside.epoch)
         async with self._outside.bus, asyncio.TaskGroup() as tasks:
             self._lane = CompletionLane(self._outside.provider, tasks, self._report)
             pump = tasks.create_task(self._pump(), name="bus-pump")
             try:
                 await self._hand_over(recovered)
-                await self._serve()
-                await self._finish()
+                await self._finish(await self._serve())
             except StoppedError as error:
                 _log.warning("dispatcher.stopped_unsaved", code=error.code)
             except BusClosedError as error:
@@ -203,7 +200,9 @@ class DispatcherService:
         self._inbox.append(event)
         self._arrived.set()
 
-    async def _serve(self) -> None:
+    async def _serve(self) -> _Turn:
+        """Take turns until the stop; return the one that was not handed over yet."""
+        turn = _Turn()
         while not self._stopping.is_set():
             if not self._inbox:
                 self._set_alarm()
@@ -212,8 +211,12 @@ class DispatcherService:
             arrivals = self._inbox[:_TURN_MAX]
             del self._inbox[:_TURN_MAX]
             self._has_room.set()
-            await self._take_turn(arrivals)
+            await self._decide(arrivals, turn)
+            if not self._is_saving or len(turn.decided) >= _TURN_MAX:
+                await self._hand_over(turn)
+                turn = _Turn()
             await self._house.keep(self._clock())
+        return turn
 
     def _set_alarm(self) -> None:
         """Wake up when the engine, the overview or the pruning is due."""
@@ -221,7 +224,7 @@ class DispatcherService:
         engine_at_ms = self._engine.next_wake_at_ms()
         if engine_at_ms is not None:
             due_at_ms = min(due_at_ms, engine_at_ms)
-        if self._told:
+        if self._told and not self._is_saving:
             due_at_ms = min(due_at_ms, self._told_due_at_ms)
         delay_s = max(0, due_at_ms - self._clock()) / 1_000
         if self._alarm is not None:
@@ -230,61 +233,56 @@ class DispatcherService:
 
     # ---------------------------------------------------------------- one turn
 
-    async def _take_turn(self, arrivals: Iterable[Arrival]) -> None:
-        turn = _Turn(self._clock())
+    async def _decide(self, arrivals: Iterable[Arrival], turn: _Turn) -> None:
+        """Let a turn grow by what arrived."""
+        now_ms = self._clock()
+        events: list[e.AnyEvent] = []
         for arrival in arrivals:
-            self._read(arrival, turn)
+            event = self._read(arrival, turn, now_ms)
+            if event is not None:
+                events.append(event)
         engine_at_ms = self._engine.next_wake_at_ms()
-        if engine_at_ms is not None and engine_at_ms <= turn.now_ms:
-            turn.events.append(e.TimePassed())
-        for event in await self._look_up(turn):
+        if engine_at_ms is not None and engine_at_ms <= now_ms:
+            events.append(e.TimePassed())
+        for event in await self._look_up(events, turn):
             current = self._with_known(event, turn) if turn.were_open else event
-            turn.decide(current, self._engine.handle(current, turn.now_ms))
-        self._put_off_told(turn)
-        await self._hand_over(turn)
+            turn.decide(current, self._engine.handle(current, now_ms), now_ms)
 
-    def _read(self, arrival: Arrival, turn: _Turn) -> None:
+    def _read(self, arrival: Arrival, turn: _Turn, now_ms: int) -> e.AnyEvent | None:
+        """Return what the engine must hear of; deal with the rest."""
         if isinstance(arrival, Delivery):
             turn.deliveries.append(arrival)
-            meaning = self._intake.read(arrival, turn.now_ms)
-            if isinstance(meaning, e.Event):
-                turn.events.append(meaning)
-            elif isinstance(meaning, EchoAsked):
-                # At once: what a worker measures is its link, not our disk.
-                self._publisher.echo(meaning.worker, meaning.payload)
-            elif meaning is not None:
-                turn.requests.append(meaning)
-        elif isinstance(arrival, Confirmed):
-            turn.events.append(e.ResultConfirmed(job=m.JobKey(str(arrival.token))))
-        elif isinstance(arrival, Refused):
-            self._read_refusal(arrival, turn)
-        elif isinstance(arrival, LinkUp):
+            return self._read_delivery(arrival, turn, now_ms)
+        if isinstance(arrival, Confirmed):
+            return e.ResultConfirmed(job=m.JobKey(str(arrival.token)))
+        if isinstance(arrival, Refused):
+            return _read_refusal(arrival)
+        if isinstance(arrival, LinkUp):
             _log.info("link.up", session_present=arrival.session_present)
             self._publish_presence(m.DispatcherStatus.ONLINE)
             self._insistence.announce()
-            turn.events.append(e.LinkRestored(session_present=arrival.session_present))
-        elif isinstance(arrival, LinkDown):
+            return e.LinkRestored(session_present=arrival.session_present)
+        if isinstance(arrival, LinkDown):
             _log.warning("link.down", reason=arrival.reason)
-            turn.events.append(e.LinkLost())
+            return e.LinkLost()
+        return arrival
+
+    def _read_delivery(self, delivery: Delivery, turn: _Turn, now_ms: int) -> e.AnyEvent | None:
+        meaning = self._intake.read(delivery, now_ms)
+        if meaning is None or isinstance(meaning, e.Event):
+            return meaning
+        if isinstance(meaning, EchoAsked):
+            # At once: what a worker measures is its link, not our disk.
+            self._publisher.echo(meaning.worker, meaning.payload)
         else:
-            turn.events.append(arrival)
+            turn.requests.append(meaning)
+        return None
 
-    def _read_refusal(self, refused: Refused, turn: _Turn) -> None:
-        _log.error(
-            "publication.refused",
-            code=refused.code,
-            topic=refused.topic,
-            hint="the broker's access list must let the dispatcher write below the topic root",
-        )
-        if refused.token is not None:
-            job = m.JobKey(str(refused.token))
-            turn.events.append(e.ResultRefused(job=job, code=refused.code))
-
-    async def _look_up(self, turn: _Turn) -> list[e.AnyEvent]:
+    async def _look_up(self, events: list[e.AnyEvent], turn: _Turn) -> list[e.AnyEvent]:
         """Add what the store knows of jobs that are named but not open in memory."""
         ids: dict[tuple[m.DeviceId, m.JobId], None] = {}
         asked: list[e.AdminAsked] = []
-        for event in turn.events:
+        for event in events:
             if isinstance(event, _NAMING):
                 name = (event.device, event.id)
                 if self._engine.find_open(*name) is None:
@@ -294,12 +292,12 @@ class DispatcherService:
             elif isinstance(event, e.AdminAsked):
                 asked.append(event)
         if not ids and not asked:
-            return turn.events
+            return events
         known = await self._insistence.on(lambda: self._store.find(ids)) if ids else {}
         found = {event.request.job: await self._find_asked(event) for event in asked}
         if not known and not found:
-            return turn.events
-        return [_informed(event, known, found) for event in turn.events]
+            return events
+        return [_informed(event, known, found) for event in events]
 
     async def _find_asked(self, event: e.AdminAsked) -> Job | None:
         key = event.request.job
@@ -317,26 +315,32 @@ class DispatcherService:
         known = next((job for job in turn.saves.values() if (job.device, job.id) == name), None)
         return event if known is None else replace(event, known=known)
 
-    def _put_off_told(self, turn: _Turn) -> None:
+    def _put_off_told(self, turn: _Turn, now_ms: int) -> None:
         """Nothing waits for the word that results were told: let it share the next commit.
 
         Not for long: a result that is not saved as told is told again after a crash.
         """
         if turn.saves and all(job.told for job in turn.saves.values()):
             if not self._told:
-                self._told_due_at_ms = turn.now_ms + _TOLD_WAIT_MS
+                self._told_due_at_ms = now_ms + _TOLD_WAIT_MS
             self._told |= turn.saves
             turn.saves = {}
-        if self._told and (turn.saves or turn.now_ms >= self._told_due_at_ms):
+        if self._told and (turn.saves or now_ms >= self._told_due_at_ms):
             turn.saves = self._told | turn.saves
             self._told = {}
+
+    @property
+    def _is_saving(self) -> bool:
+        return self._saving is not None and not self._saving.done()
 
     async def _hand_over(self, turn: _Turn) -> None:
         """Let a turn be saved and told while the next is decided. Turns are told in order."""
         await self._saved()
+        self._put_off_told(turn, self._clock())
         if turn.saves or turn.requests:
             work = self._save_and_tell(turn)
             self._saving = asyncio.create_task(work, name="save-and-tell")
+            self._saving.add_done_callback(lambda _: self._arrived.set())
         else:
             self._tell(turn)
 
@@ -346,10 +350,9 @@ class DispatcherService:
             await self._saving
             self._saving = None
 
-    async def _finish(self) -> None:
+    async def _finish(self, turn: _Turn) -> None:
         """Save and tell what was decided before the stop."""
-        turn = _Turn(self._clock())
-        turn.saves, self._told = self._told, {}
+        self._told_due_at_ms = 0
         await self._hand_over(turn)
         await self._saved()
 
@@ -364,7 +367,7 @@ class DispatcherService:
 
     def _tell(self, turn: _Turn) -> None:
         self._outside.bus.acknowledge(turn.deliveries)
-        commands = [command for _event, commands in turn.decided for command in commands]
+        commands = [command for _event, commands, _at in turn.decided for command in commands]
         for job in self._publisher.tell(commands):
             self._report(e.ResultRefused(job=job, code="bus_full"))
         for command in commands:
@@ -372,9 +375,9 @@ class DispatcherService:
                 self._lane.start(command)
             elif type(command) is StopCompletion:
                 self._lane.stop(command.job)
-        for event, decided in turn.decided:
+        for event, decided, now_ms in turn.decided:
             for observer in self._observers:
-                observer.observe(event, decided, turn.now_ms)
+                observer.observe(event, decided, now_ms)
 
     # ---------------------------------------------------------------- past the engine
 
@@ -405,6 +408,18 @@ class DispatcherService:
             self._alarm.cancel()
         if self._failure is None:
             self._publish_presence(m.DispatcherStatus.OFFLINE)
+
+
+def _read_refusal(refused: Refused) -> e.ResultRefused | None:
+    _log.error(
+        "publication.refused",
+        code=refused.code,
+        topic=refused.topic,
+        hint="the broker's access list must let the dispatcher write below the topic root",
+    )
+    if refused.token is None:
+        return None
+    return e.ResultRefused(job=m.JobKey(str(refused.token)), code=refused.code)
 
 
 def _informed(
