@@ -186,7 +186,7 @@ class SqliteJobStore:
             ConfigError: The file is no database, or a newer release wrote it.
         """
         try:
-            await self._writer.open(self._connect)
+            await self._writer.open(self._make_and_connect)
             await self._writer.run(self._migrate)
             await self._reader.open(self._connect)
         except FleetError:
@@ -237,9 +237,15 @@ class SqliteJobStore:
 
     # ------------------------------------------------------------ in the writer's thread
 
-    def _connect(self) -> sqlite3.Connection:
+    def _make_and_connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        if not self.path.exists():
+            # Never while a connection is open: to close any descriptor of the file drops the locks
+            # of the whole process on it, and then another program may delete the log under us.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
         conn = sqlite3.connect(self.path, timeout=self._busy_timeout_s)
         conn.execute("PRAGMA journal_mode = wal")
         conn.execute(f"PRAGMA synchronous = {self._synchronous}")

@@ -273,6 +273,29 @@ async def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
         assert [job.key for job in await store.load_open()] == ["k0", "k1", "k2"]
 
 
+_LOOKER = """
+import sqlite3, sys
+conn = sqlite3.connect(sys.argv[1])
+print(conn.execute("SELECT count(*) FROM jobs").fetchone()[0])
+conn.close()
+"""
+
+
+async def test_somebody_who_looks_into_the_file_takes_nothing_away(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with SqliteJobStore(path) as store:
+        for expected in (1, 2, 3):
+            await store.commit([make_job()])
+            looker = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", _LOOKER, path, stdout=asyncio.subprocess.PIPE
+            )
+            async with asyncio.timeout(60):
+                said, _ = await looker.communicate()
+            assert int(said) == expected
+    async with SqliteJobStore(path) as store:
+        assert len(await store.load_open()) == 3
+
+
 async def test_a_file_that_is_no_database_is_a_matter_of_settings(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("This is my diary, not a job store. " * 100)
