@@ -12,7 +12,7 @@ from tests.integration.link import Link
 pytestmark = [pytest.mark.model, pytest.mark.broker, pytest.mark.timeout(180)]
 
 LONG = {"prompt": "Tell me a story about a lighthouse.", "max_tokens": 100, "stream": True}
-SHORT = {"prompt": "Name three colours.", "max_tokens": 12}
+SHORT = {"prompt": "Name three colours.", "max_tokens": 12, "escalate": "never"}
 
 
 def holder(device: Device, job: str, workers: tuple[str, ...]) -> str:
