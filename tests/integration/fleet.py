@@ -85,6 +85,8 @@ class Device:
         """Disconnect."""
         self._client.disconnect()
         self._client.loop_stop()
+        # paho leaves its wake-up sockets to the garbage collector, which warns of them.
+        self._client._reset_sockets()
 
 
 class Fleet:
