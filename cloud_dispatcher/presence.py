@@ -35,4 +35,9 @@ def session_of(topics: Topics, epoch: str, *, client_id: str, expiry_s: int) -> 
         for channel in channels.CATALOGUE
         if Role.DISPATCHER in channel.receivers
     )
-    return Session(client_id=client_id, subscriptions=subscriptions, will=will, expiry_s=expiry_s)
+    return Session(
+        client_id=topics.client_id(client_id),
+        subscriptions=subscriptions,
+        will=will,
+        expiry_s=expiry_s,
+    )

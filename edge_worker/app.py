@@ -274,7 +274,7 @@ def _bus_session(settings: WorkerSettings, names: topics.Topics, *, boot: str) -
         topic=names.name(topics.PRESENCE, settings.worker), payload=encode(gone), retain=True
     )
     return bus.Session(
-        client_id=settings.worker,
+        client_id=names.client_id(settings.worker),
         subscriptions=subscriptions(names, settings.worker),
         will=will,
         expiry_s=SESSION_EXPIRY_S,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 from collections.abc import Mapping
@@ -124,10 +123,7 @@ def load_settings(
                 f"{config} cannot be read: {error}", hint="give --config a readable TOML file"
             ) from error
     given = {
-        # Quoted, for a text stays a text even if it looks like a number.
-        f"{PREFIX}_{name.upper()}": json.dumps(value)
-        for name, value in flags.items()
-        if value is not None
+        f"{PREFIX}_{name.upper()}": str(value) for name, value in flags.items() if value is not None
     }
     return parse_settings(
         WorkerSettings,

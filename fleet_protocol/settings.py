@@ -93,8 +93,8 @@ def parse_settings(
 ) -> _S:
     """Build `kind` from TOML text, with environment variables on top.
 
-    `PREFIX_BROKER__URL=mqtt://…` sets `url` in table `broker`; values are read as TOML where that
-    works (numbers, booleans, lists) and as text where not.
+    `PREFIX_BROKER__URL=mqtt://…` sets `url` in table `broker`. A value is text, which becomes a
+    number or a boolean where the setting is one; lists and tables are written as in TOML.
 
     Raises:
         ConfigError: Naming the setting, what is wrong with it and where it came from.
@@ -107,7 +107,7 @@ def parse_settings(
         if name.startswith(f"{prefix}_"):
             _put(tree, name.removeprefix(f"{prefix}_").lower().split("__"), text, name)
     try:
-        return msgspec.convert(tree, kind)
+        return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(
             f"{origin}: {error}", hint="compare with the example file beside the program's docs"
@@ -124,6 +124,8 @@ def _put(tree: dict[str, Any], path: list[str], text: str, name: str) -> None:
 
 
 def _value(text: str) -> Any:
+    if not text.lstrip().startswith(("[", "{")):
+        return text  # a password of digits must stay one
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:

@@ -187,6 +187,10 @@ class Topics:
         places = channel.template.count("{")
         return self._formats[channel.name].format(*ids, *["+"] * (places - len(ids)))
 
+    def client_id(self, identity: str) -> str:
+        """Return the MQTT client id of a program: fleets that share a broker differ by root."""
+        return identity if self.root == DEFAULT_ROOT else f"{self.root}/{identity}"
+
     def parse(self, topic: str) -> Address:
         """Read a topic.
 

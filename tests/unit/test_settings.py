@@ -116,3 +116,14 @@ def test_a_password_never_shows() -> None:
     with pytest.raises(ValueError, match="broker url") as caught:
         BrokerSettings(url="http://me:hidden3@broker")
     assert "hidden" not in str(caught.value)
+
+
+def test_a_password_of_digits_stays_a_text() -> None:
+    class Door(msgspec.Struct):
+        password: str
+        port: int
+        is_open: bool
+
+    environ = {"X_PASSWORD": "0123", "X_PORT": "8", "X_IS_OPEN": "true"}
+    door = parse_settings(Door, toml="", environ=environ, prefix="X")
+    assert (door.password, door.port, door.is_open) == ("0123", 8, True)

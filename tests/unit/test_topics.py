@@ -135,3 +135,8 @@ def test_a_reply_may_not_go_where_the_dispatcher_listens(channel: Channel) -> No
 
 def test_a_reply_may_not_go_to_a_topic_with_a_bad_job_id() -> None:
     assert not Topics().accepts_reply("d1", "fleet/v1/dev/d1/jobs/a b/submit")
+
+
+def test_fleets_that_share_a_broker_have_clients_of_their_own() -> None:
+    assert Topics().client_id("w1") == "w1"
+    assert Topics("lab/v1").client_id("w1") != Topics("hall/v1").client_id("w1")
