@@ -290,9 +290,4 @@ def _broker_environment(prefix: str, broker: BrokerSettings) -> dict[str, str]:
         "PASSWORD": secret,
         "TLS__CA_FILE": broker.tls.ca_file if broker.tls else None,
     }
-    return {f"{prefix}_BROKER__{name}": _as_toml(v) for name, v in extra.items() if v is not None}
-
-
-def _as_toml(text: str) -> str:
-    """Quote a text: a password of digits must not be read as a number."""
-    return msgspec.json.encode(text).decode()
+    return {f"{prefix}_BROKER__{name}": v for name, v in extra.items() if v is not None}
