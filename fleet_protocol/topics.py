@@ -188,8 +188,13 @@ class Topics:
         return self._formats[channel.name].format(*ids, *["+"] * (places - len(ids)))
 
     def client_id(self, identity: str) -> str:
-        """Return the MQTT client id of a program: fleets that share a broker differ by root."""
-        return identity if self.root == DEFAULT_ROOT else f"{self.root}/{identity}"
+        """Return the MQTT client id of a program: fleets that share a broker differ by root.
+
+        Without slashes: the embedded broker refuses them in a client id.
+        """
+        if self.root == DEFAULT_ROOT:
+            return identity
+        return f"{self.root.replace('/', '.')}.{identity}"
 
     def parse(self, topic: str) -> Address:
         """Read a topic.
