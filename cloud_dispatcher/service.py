@@ -23,6 +23,7 @@ from cloud_dispatcher.core.admin import view_of
 from cloud_dispatcher.core.commands import AnyCommand, SaveJob, StartCompletion, StopCompletion
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.outbox import UNHEARD
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.insistence import Insistence, StoppedError
 from cloud_dispatcher.intake import EchoAsked, Intake, JobsListed, RequestMalformed
@@ -254,7 +255,7 @@ class DispatcherService:
             turn.deliveries.append(arrival)
             return self._read_delivery(arrival, turn, now_ms)
         if isinstance(arrival, Confirmed):
-            return e.ResultConfirmed(job=m.JobKey(str(arrival.token)))
+            return _read_confirmation(arrival)
         if isinstance(arrival, Refused):
             return _read_refusal(arrival)
         if isinstance(arrival, LinkUp):
@@ -408,6 +409,11 @@ class DispatcherService:
             self._alarm.cancel()
         if self._failure is None:
             self._publish_presence(m.DispatcherStatus.OFFLINE)
+
+
+def _read_confirmation(confirmed: Confirmed) -> e.AnyEvent:
+    job = m.JobKey(str(confirmed.token))
+    return e.ResultConfirmed(job=job) if confirmed.heard else e.ResultRefused(job=job, code=UNHEARD)
 
 
 def _read_refusal(refused: Refused) -> e.ResultRefused | None:

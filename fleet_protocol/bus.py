@@ -31,9 +31,15 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Confirmed(msgspec.Struct, frozen=True):
-    """The broker has the QoS 1 publication that carried this `token`."""
+    """The broker has the QoS 1 publication that carried this `token`.
+
+    Attributes:
+        heard: False: the broker has it, and nobody who would be given it. True says nothing: not
+            every broker tells.
+    """
 
     token: object
+    heard: bool = True
 
 
 class Refused(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ _CODES: Final = {
     mqtt5.PubAckReasonCode.QUOTA_EXCEEDED.value: "quota_exceeded",
     mqtt5.PubAckReasonCode.TOPIC_NAME_INVALID.value: "topic_invalid",
 }
+_NOBODY: Final = mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS.value
 # Topic, properties and header around the payload, at most: enough for a bound on memory.
 _OVERHEAD_BYTES: Final = 256
 
@@ -154,7 +155,7 @@ class Outbox:
         if reason >= _FAILURE:
             self._refuse(publication, _CODES.get(reason, "refused"))
         elif publication.token is not None:
-            self._notify(Confirmed(publication.token))
+            self._notify(Confirmed(publication.token, heard=reason != _NOBODY))
 
     def _send_item(self, item: Unconfirmed, limits: ServerLimits, now_s: float) -> None:
         expiry_s: int | None = None

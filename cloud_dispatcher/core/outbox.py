@@ -15,6 +15,8 @@ from fleet_protocol.messages import JobKey, JobResult, JobStatus
 
 _RETELL_CAP_MS = 300_000
 _FULL_CODE = "bus_full"
+UNHEARD = "unheard"
+"""The broker has the result, but its device was not subscribed: it may be on its way back."""
 
 
 class Outbox:
@@ -105,7 +107,8 @@ class Outbox:
             return
         refusals = self._refusals.get(job.key, 0) + (event.code != _FULL_CODE)
         self._refusals[job.key] = refusals
-        if refusals >= settings.result_tells_max:
+        unheard = event.code == UNHEARD
+        if refusals >= (settings.result_unheard_max if unheard else settings.result_tells_max):
             self._let_go(job)
             return
         pause_ms = backoff_ms(

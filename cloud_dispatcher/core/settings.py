@@ -69,6 +69,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         held_grace_ms: An assignment this young may have crossed the worker's report of what it
             holds on the wire, so its absence there says nothing.
         result_retell_ms: Pause before a result that the broker refused is told again; doubles.
+        result_unheard_max: Tells to nobody after which a result only waits in the store: a device
+            that lost its broker needs a moment to come back, one that never listens costs no more.
         result_tells_max: Refusals after which a result only waits in the store to be asked for.
     """
 
@@ -81,6 +83,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     worker_silence_ms: _SpanMs = 20_000
     held_grace_ms: _SpanMs = 2_000
     result_retell_ms: _SpanMs = 5_000
+    result_unheard_max: Annotated[int, msgspec.Meta(ge=1)] = 4
     result_tells_max: Annotated[int, msgspec.Meta(ge=1)] = 8
     weight: WeightSettings = msgspec.field(default_factory=WeightSettings)
     retry: RetrySettings = msgspec.field(default_factory=RetrySettings)

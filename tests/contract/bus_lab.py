@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from fleet_cli.broker import BrokerProcess
-from fleet_protocol.bus import BusEvent, Delivery, LinkDown, LinkUp, MessageBus, Session
+from fleet_protocol.bus import BusEvent, Confirmed, Delivery, LinkDown, LinkUp, MessageBus, Session
 from fleet_protocol.memory import MemoryBroker, MemoryBus
 from fleet_protocol.mqtt import BusLimits, MqttBus
 from fleet_protocol.settings import BrokerSettings
@@ -175,6 +175,11 @@ class Cable:
                 sink.write(data)
                 await sink.drain()
         sink.close()
+
+
+def confirmed(token: object, events: list[BusEvent]) -> bool:
+    """Whether the broker confirmed this publication, heard by somebody or by nobody."""
+    return any(isinstance(event, Confirmed) and event.token == token for event in events)
 
 
 class Reader:

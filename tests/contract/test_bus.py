@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fleet_protocol.bus import Confirmed, LinkDown, Publication, Refused, Session
+from fleet_protocol.bus import LinkDown, Publication, Refused, Session
 from fleet_protocol.errors import BusClosedError, BusFullError
-from tests.contract.bus_lab import Lab, Reader, messages
+from tests.contract.bus_lab import Lab, Reader, confirmed, messages
 
 
 def message(topic: str, payload: bytes = b"x", **fields: object) -> Publication:
@@ -25,10 +25,10 @@ async def test_a_message_arrives_and_its_sender_is_told(lab: Lab, name: str) -> 
     async with lab.bus(receiver(name, f"{name}/a")) as rx, lab.bus(sender(name)) as tx:
         tx.publish(message(f"{name}/a", b"\x00\xffbytes", token="mine"))
         (delivery,) = await Reader(rx).deliveries(1)
-        events = await Reader(tx).until(lambda got: Confirmed("mine") in got)
+        events = await Reader(tx).until(lambda got: confirmed("mine", got))
     assert (delivery.topic, delivery.payload) == (f"{name}/a", b"\x00\xffbytes")
     assert delivery.receipt is not None
-    assert Confirmed("mine") in events
+    assert confirmed("mine", events)
 
 
 async def test_a_qos_0_message_asks_for_no_acknowledgement(strict_lab: Lab, name: str) -> None:
@@ -55,7 +55,7 @@ async def test_a_late_subscriber_gets_the_retained_message(lab: Lab, name: str) 
     async with lab.bus(sender(name)) as tx:
         tx.publish(message(topic, b"old", retain=True))
         tx.publish(message(topic, b"new", retain=True, token=1))
-        await Reader(tx).until(lambda got: Confirmed(1) in got)
+        await Reader(tx).until(lambda got: confirmed(1, got))
         async with lab.bus(receiver(name, topic)) as rx:
             reader = Reader(rx)
             (kept,) = await reader.deliveries(1)
@@ -70,7 +70,7 @@ async def test_an_empty_retained_message_clears_the_topic(lab: Lab, name: str) -
     async with lab.bus(sender(name)) as tx:
         tx.publish(message(f"{name}/kept", b"old", retain=True))
         tx.publish(message(f"{name}/kept", b"", retain=True, token=1))
-        await Reader(tx).until(lambda got: Confirmed(1) in got)
+        await Reader(tx).until(lambda got: confirmed(1, got))
         async with lab.bus(receiver(name, f"{name}/#")) as rx:
             tx.publish(message(f"{name}/mark"))
             (delivery,) = await Reader(rx).deliveries(1)
@@ -122,7 +122,7 @@ async def test_a_kept_session_gets_what_came_while_it_was_away(lab: Lab, name: s
             first = await Reader(rx).up()
         for number in range(20):
             tx.publish(message(f"{name}/a", b"%d" % number, token=number))
-        await Reader(tx).until(lambda got: Confirmed(19) in got)
+        await Reader(tx).until(lambda got: confirmed(19, got))
         async with lab.bus(receiver(name, f"{name}/a")) as rx:
             reader = Reader(rx)
             again = await reader.up()
@@ -137,7 +137,7 @@ async def test_a_session_that_is_not_kept_starts_clean(lab: Lab, name: str) -> N
         async with lab.bus(receiver(name, f"{name}/a", expiry_s=0)):
             pass
         tx.publish(message(f"{name}/a", b"missed", token=1))
-        await Reader(tx).until(lambda got: Confirmed(1) in got)
+        await Reader(tx).until(lambda got: confirmed(1, got))
         async with lab.bus(receiver(name, f"{name}/a", expiry_s=0)) as rx:
             reader = Reader(rx)
             up = await reader.up()
@@ -156,7 +156,7 @@ async def test_exactly_what_was_not_acknowledged_comes_again(lab: Lab, name: str
         rx.acknowledge(got[:20])
         # Once the broker answers this, it has read the acknowledgements before it.
         rx.publish(message(f"{name}/mark", token="mark"))
-        await reader.until(lambda events: Confirmed("mark") in events)
+        await reader.until(lambda events: confirmed("mark", events))
         lab.cut(f"{name}-rx")
         await reader.down()
         lab.heal(f"{name}-rx")
@@ -200,7 +200,7 @@ async def test_an_acknowledgement_of_an_earlier_connection_does_nothing(
             rx.acknowledge(stale)
             # Once the broker answers this, it has read whatever was sent before it.
             rx.publish(message(f"{name}/mark", token="mark"))
-            await reader.until(lambda events: Confirmed("mark") in events)
+            await reader.until(lambda events: confirmed("mark", events))
     assert [item.payload for item in fresh] == [b"%d" % number for number in range(5)]
 
 
@@ -231,7 +231,7 @@ async def test_qos_1_waits_for_the_link_and_qos_0_does_not(lab: Lab, name: str) 
         tx.publish(message(f"{name}/a", b"maybe", qos=0))
         tx.publish(message(f"{name}/a", b"stale", token=2, expiry_s=0))
         lab.heal(f"{name}-tx")
-        events = await reader.until(lambda got: Confirmed(1) in got)
+        events = await reader.until(lambda got: confirmed(1, got))
         tx.publish(message(f"{name}/a", b"mark"))
         got = await Reader(rx).deliveries(2)
     assert [item.payload for item in got] == [b"sure", b"mark"]
@@ -269,7 +269,7 @@ async def test_a_message_of_10_mb_is_refused_and_harms_nobody(lab: Lab, name: st
         reader = Reader(tx)
         tx.publish(message(f"{name}/a", bytes(10_000_000), token="big"))
         tx.publish(message(f"{name}/a", b"small", token="small"))
-        events = await reader.until(lambda got: Confirmed("small") in got)
+        events = await reader.until(lambda got: confirmed("small", got))
         (delivery,) = await Reader(rx).deliveries(1)
     assert Refused("big", "too_large", f"{name}/a") in events
     assert not any(isinstance(event, LinkDown) for event in events)
@@ -289,7 +289,7 @@ async def test_a_topic_that_cannot_be_is_refused(lab: Lab, name: str, topic: str
     async with lab.bus(sender(name)) as tx:
         tx.publish(message(topic, token=1))
         tx.publish(message(f"{name}/a", token=2))
-        events = await Reader(tx).until(lambda got: Confirmed(2) in got)
+        events = await Reader(tx).until(lambda got: confirmed(2, got))
     assert Refused(1, "topic_invalid", topic) in events
     assert not any(isinstance(event, LinkDown) for event in events)
 
@@ -331,7 +331,7 @@ async def test_a_message_that_waited_too_long_is_not_delivered(strict_lab: Lab, 
             pass
         tx.publish(message(f"{name}/a", b"old", expiry_s=1))
         tx.publish(message(f"{name}/a", b"good", expiry_s=3_600, token=1))
-        await Reader(tx).until(lambda got: Confirmed(1) in got)
+        await Reader(tx).until(lambda got: confirmed(1, got))
         await strict_lab.let_expire(2_100)
         async with strict_lab.bus(receiver(name, f"{name}/a")) as rx:
             tx.publish(message(f"{name}/a", b"new"))

@@ -12,11 +12,11 @@ import pytest
 
 from fleet_cli.broker import BrokerKind, BrokerProcess
 from fleet_protocol import mqtt_link
-from fleet_protocol.bus import Confirmed, Publication, Session
+from fleet_protocol.bus import Publication, Session
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings
 from tests.conftest import require
-from tests.contract.bus_lab import PATIENCE_S, QUICK, MqttLab, Reader, messages
+from tests.contract.bus_lab import PATIENCE_S, QUICK, MqttLab, Reader, confirmed, messages
 
 
 def receiver(name: str) -> Session:
@@ -60,7 +60,7 @@ async def test_unconfirmed_publications_survive_a_dead_link(mqtt_lab: MqttLab, n
             reader = Reader(tx)
             await reader.down()
             mqtt_lab.heal(f"{name}-tx")
-            await reader.until(lambda got: Confirmed(49) in got)
+            await reader.until(lambda got: confirmed(49, got))
         got = await Reader(rx).deliveries(50)
     assert [item.payload for item in got] == [b"%d" % number for number in range(50)]
 
@@ -81,7 +81,7 @@ async def test_a_broker_that_was_killed_and_starts_again_finds_us_back(
             me.publish(Publication(topic=f"{name}/a", payload=b"kept", token=1))
             process.start()
             up = await reader.up()
-            events = await reader.until(lambda got: Confirmed(1) in got and bool(messages(got)))
+            events = await reader.until(lambda got: confirmed(1, got) and bool(messages(got)))
     assert not up.session_present
     assert [item.payload for item in messages(events)] == [b"kept"]
 
@@ -123,7 +123,7 @@ async def test_a_3_1_1_client_gets_what_was_retained_with_properties(
     )
     async with mqtt_lab.bus(receiver(name)) as me:
         me.publish(said)
-        await Reader(me).until(lambda got: Confirmed(1) in got)
+        await Reader(me).until(lambda got: confirmed(1, got))
         async with plain_client(mqtt_lab, name) as (reader, _), asyncio.timeout(PATIENCE_S):
             assert b"kept" in await reader.readuntil(b"kept")
         me.publish(msgspec.structs.replace(said, payload=b""))

@@ -17,7 +17,7 @@ from fleet_protocol.errors import BusClosedError, ConfigError, FleetError, Rejec
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings, TlsSettings
 from tests.conftest import require
-from tests.contract.bus_lab import QUICK, Reader
+from tests.contract.bus_lab import QUICK, Reader, confirmed
 
 Start: TypeAlias = Callable[[BrokerOptions], BrokerProcess]
 
@@ -111,9 +111,19 @@ async def test_a_publication_the_access_list_denies_is_refused(start: Start) -> 
     async with MqttBus(settings, session(), limits=QUICK) as me:
         me.publish(Publication(topic="a/theirs", payload=b"", token=1))
         me.publish(Publication(topic="a/mine/1", payload=b"", token=2))
-        events = await Reader(me).until(lambda got: Confirmed(2) in got)
+        events = await Reader(me).until(lambda got: confirmed(2, got))
     assert Refused(1, "not_authorized", "a/theirs") in events
     assert not any(isinstance(event, LinkDown) for event in events)
+
+
+async def test_a_publication_that_nobody_hears_is_confirmed_as_such(start: Start) -> None:
+    broker = start(BrokerOptions())
+    async with MqttBus(BrokerSettings(url=broker.url), session(), limits=QUICK) as bus:
+        bus.publish(Publication(topic="b/unheard", payload=b"", token=1))
+        bus.publish(Publication(topic="a/heard", payload=b"", token=2))
+        events = await Reader(bus).until(lambda got: confirmed(2, got))
+    assert Confirmed(1, heard=False) in events
+    assert Confirmed(2, heard=True) in events
 
 
 async def test_tls_carries_messages(start: Start, tmp_path: Path, authority: trustme.CA) -> None:
@@ -197,7 +207,7 @@ async def test_a_persistent_broker_remembers_through_kill_9(start: Start) -> Non
             await Reader(rx).up()
         tx.publish(Publication(topic="a/b", payload=b"queued"))
         tx.publish(Publication(topic="a/kept", payload=b"kept", retain=True, token=1))
-        await Reader(tx).until(lambda got: Confirmed(1) in got)
+        await Reader(tx).until(lambda got: confirmed(1, got))
         wait_for_save(broker.folder / "mosquitto.db", b"queued", b"kept")
         broker.kill()
         broker.start()

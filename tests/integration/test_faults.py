@@ -138,3 +138,18 @@ def test_a_job_is_cancelled_in_mid_generation(tmp_path: Path) -> None:
         assert len(device.said("story", "res")) == 1
         done = [t for t in device.heard if t.endswith("/done")]
         assert len(done) == 1, "only the job behind it was answered"
+
+
+def test_a_device_that_comes_back_late_still_hears_its_result(tmp_path: Path) -> None:
+    with fleet(tmp_path, "w1") as (running, device):
+        away = running.device("d2")
+        away.submit("story", escalate="never", **LONG)
+        away.wait(lambda: away.said("story", "ack"), "the job to be accepted")
+        away.close()
+        running.devices.remove(away)
+        name = "workers/w1/jobs/"
+        device.wait(
+            lambda: any(t.startswith(name) and t.endswith("/done") for t in list(device.heard)),
+            "the answer that its device is not there to hear",
+        )
+        assert running.device("d2").result("story")["status"] == "ok"

@@ -216,6 +216,20 @@ def test_a_refused_result_is_told_again_later_and_in_the_end_only_kept() -> None
     assert desk.sent(topics.RESULT, m.JobResult)[0].status is m.JobStatus.CANCELLED
 
 
+def test_a_result_that_nobody_heard_is_told_again_for_a_while() -> None:
+    desk = Desk(EngineSettings(result_unheard_max=2))
+    desk.submit()
+    desk.cancel()
+    unheard = e.ResultRefused(job=m.JobKey("K1"), code="unheard")
+    desk.handle(unheard)
+    desk.wake()
+    assert len(desk.sent(topics.RESULT, m.JobResult)) == 1
+    desk.handle(unheard)
+    assert desk.engine.next_wake_at_ms() is None
+    desk.submit()
+    assert desk.sent(topics.RESULT, m.JobResult)[0].status is m.JobStatus.CANCELLED
+
+
 def test_a_full_bus_never_uses_up_the_tells() -> None:
     desk = Desk(EngineSettings(result_tells_max=2))
     desk.submit()
