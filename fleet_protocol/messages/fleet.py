@@ -1,0 +1,228 @@
+"""What the dispatcher says to everybody, and what operators ask of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from fleet_protocol.messages.jobs import JobResult, JobStatus
+from fleet_protocol.messages.words import (
+    Code,
+    Count,
+    Id,
+    InstantMs,
+    Measure,
+    Message,
+    Note,
+    Part,
+    Share,
+)
+from fleet_protocol.messages.workers import PresenceStatus, WorkerInfo, WorkerState
+
+
+class DispatcherStatus(StrEnum):
+    """Whether the dispatcher is there."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class DispatcherPresence(Message, frozen=True, kw_only=True):
+    """Retained; its `offline` form is the dispatcher's will.
+
+    Attributes:
+        epoch: Name of this run of the dispatcher; on a new one workers send `HeldJobs`.
+    """
+
+    status: DispatcherStatus
+    epoch: Id
+    since_at_ms: InstantMs = 0
+    software: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+class Quantiles(Part, frozen=True, kw_only=True):
+    """Milliseconds over the last minute."""
+
+    p50: Measure = 0.0
+    p95: Measure = 0.0
+    p99: Measure = 0.0
+
+
+class FleetSummary(Message, frozen=True, kw_only=True):
+    """Once a second, retained: the numbers of an overview page.
+
+    Attributes:
+        queued: Jobs waiting for a slot.
+        inflight: Jobs assigned or running.
+        escalated: Jobs in the cloud lane now.
+        workers: Number of workers by presence.
+        finished: Final results by status since the dispatcher started.
+        answered_by: `ok` results by who gave them since then.
+        reasons: Escalations by reason since then.
+        jobs_per_s: Final results per second over the last 10 s.
+        latency_ms: Receipt to result.
+        cost_usd: Spent since the dispatcher started.
+    """
+
+    at_ms: InstantMs
+    queued: Count = 0
+    inflight: Count = 0
+    escalated: Count = 0
+    workers: dict[str, int] = msgspec.field(default_factory=dict)
+    finished: dict[str, int] = msgspec.field(default_factory=dict)
+    answered_by: dict[str, int] = msgspec.field(default_factory=dict)
+    reasons: dict[str, int] = msgspec.field(default_factory=dict)
+    jobs_per_s: Measure = 0.0
+    latency_ms: Quantiles = msgspec.field(default_factory=Quantiles)
+    cost_usd: Measure = 0.0
+
+
+class RosterShard(Message, frozen=True, kw_only=True):
+    """One of 16 shards of the worker table, column by column; each re-sent every 4 s.
+
+    Attributes:
+        columns: Names; `rows` has one list a worker in the same order.
+    """
+
+    MAX_BYTES: ClassVar[int] = 1_048_576
+
+    at_ms: InstantMs
+    shard: Annotated[int, msgspec.Meta(ge=0, le=15)]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...] = ()
+
+
+class FleetEvent(Part, frozen=True, kw_only=True):
+    """One thing that happened, for a time line."""
+
+    at_ms: InstantMs
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    worker: Id | None = None
+    job: Id | None = None
+    detail: Note = ""
+
+
+class FleetEvents(Message, frozen=True, kw_only=True):
+    """Batched, at most four a second."""
+
+    MAX_BYTES: ClassVar[int] = 262_144
+
+    events: tuple[FleetEvent, ...]
+
+
+class Severity(StrEnum):
+    """How much an alert matters."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Alert(Message, frozen=True, kw_only=True):
+    """Retained while it fires; an empty payload on its topic clears it."""
+
+    id: Id
+    severity: Severity
+    title: Note
+    since_at_ms: InstantMs
+    detail: Note = ""
+
+
+class AdminOp(StrEnum):
+    """What an operator can ask of the dispatcher."""
+
+    JOBS_LIST = "jobs.ls"
+    JOB_SHOW = "jobs.show"
+    JOB_CANCEL = "jobs.cancel"
+    JOB_RETRY = "jobs.retry"
+    WORKERS_LIST = "workers.ls"
+    WORKER_SHOW = "workers.show"
+    WORKER_DRAIN = "workers.drain"
+    WORKER_RESUME = "workers.resume"
+    WORKER_RELOAD = "workers.reload"
+
+
+class AdminRequest(Message, frozen=True, kw_only=True):
+    """An operator's request.
+
+    Attributes:
+        req: Names the request; the reply carries it.
+        job: A job key, for the `jobs.*` operations on one job.
+        worker: A worker id, for the `workers.*` operations on one worker.
+        status: Filter of `jobs.ls`.
+        dead: Filter of `jobs.ls`: only dead letters.
+        limit: Most rows to return.
+    """
+
+    req: Id
+    op: AdminOp
+    job: Id | None = None
+    worker: Id | None = None
+    device: Id | None = None
+    status: JobStatus | None = None
+    dead: bool = False
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 50
+
+
+class JobView(Part, frozen=True, kw_only=True):
+    """A job as an operator sees it: everything but the prompt.
+
+    Attributes:
+        dead: It failed for good and can be inspected and retried.
+    """
+
+    job: Id
+    device: Id
+    id: Id
+    status: JobStatus
+    priority: int
+    prompt_chars: Count
+    received_at_ms: InstantMs
+    finished_at_ms: InstantMs | None = None
+    deadline_at_ms: InstantMs | None = None
+    attempts: Count = 0
+    worker: Id | None = None
+    dead: bool = False
+    result: JobResult | None = None
+
+
+class WorkerView(Part, frozen=True, kw_only=True):
+    """A worker as an operator sees it.
+
+    Attributes:
+        weight: 0.6 x compute + 0.4 x bandwidth with the default coefficients.
+        compute: Measured decode tokens/s over the reference board's, clipped to 0..1.
+        bandwidth: Measured Mbit/s over the reference link's, clipped to 0..1.
+        inflight: The dispatcher's own count of leases.
+    """
+
+    worker: Id
+    status: PresenceStatus
+    weight: Share
+    compute: Share
+    bandwidth: Share
+    inflight: Count
+    slots: Count
+    seen_at_ms: InstantMs | None = None
+    info: WorkerInfo | None = None
+    state: WorkerState | None = None
+
+
+class AdminReply(Message, frozen=True, kw_only=True):
+    """The answer to an `AdminRequest`.
+
+    Attributes:
+        code: Empty when `ok`.
+        message: For people: what happened and what to do next.
+    """
+
+    MAX_BYTES: ClassVar[int] = 4_194_304
+
+    req: Id
+    ok: bool
+    code: Code = ""
+    message: Note = ""
+    jobs: tuple[JobView, ...] = ()
+    workers: tuple[WorkerView, ...] = ()

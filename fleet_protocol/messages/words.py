@@ -1,0 +1,44 @@
+"""Ids, bounds and units that messages are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, NewType
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+DeviceId = NewType("DeviceId", str)
+WorkerId = NewType("WorkerId", str)
+JobId = NewType("JobId", str)
+"""The device's own name for a job; unique for that device."""
+JobKey = NewType("JobKey", str)
+"""The dispatcher's name for a job (a ULID): unique in the fleet, sortable by time."""
+
+# `$` alone would let one newline follow; `\Z` is not for the JSON Schema this ends up in.
+ID_PATTERN = r"^[A-Za-z0-9_-]{1,36}$(?!\n)"
+PROMPT_MAX_CHARS = 1_000_000
+TEXT_MAX_CHARS = 1_000_000
+
+Id = Annotated[str, msgspec.Meta(pattern=ID_PATTERN)]
+Code = Annotated[str, msgspec.Meta(max_length=64)]
+Note = Annotated[str, msgspec.Meta(max_length=2_000)]
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_MAX_CHARS)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+SpanMs = Annotated[int, msgspec.Meta(ge=0, le=30 * 86_400_000)]
+InstantMs = Annotated[int, msgspec.Meta(ge=0)]
+Attempt = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Measure = Annotated[float, msgspec.Meta(ge=0.0)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all top-level messages. `v` is the protocol version the sender speaks."""
+
+    MAX_BYTES: ClassVar[int] = 16_384
+
+    v: int = PROTOCOL_VERSION
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the structs that live inside messages."""
