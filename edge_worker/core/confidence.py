@@ -19,6 +19,10 @@ NOVELTY_EXPECTED = 0.6
 Plain prose has more than 0.9; a JSON list of objects with the same keys about 0.6.
 """
 
+_HALF_CHARS = SHINGLE_CHARS // 2
+_SEARCHED_CHARS = 1_024
+"""Longest text that is searched for its own pieces: that is quick, but grows with the square."""
+
 
 def confidence(text: str, logprobs: Sequence[float]) -> float:
     """Return the confidence in an answer, 0..1; 0 for an empty one.
@@ -40,4 +44,38 @@ def novelty(text: str) -> float:
     count = len(text) - SHINGLE_CHARS + 1
     if count <= SHINGLE_CHARS:
         return 1.0
-    return len({text[at : at + SHINGLE_CHARS] for at in range(count)}) / count
+    if len(text) > _SEARCHED_CHARS:
+        return len({text[at : at + SHINGLE_CHARS] for at in range(count)}) / count
+    return _new_pieces(text, count) / count
+
+
+def _new_pieces(text: str, count: int) -> int:
+    """Return how many of the pieces occur nowhere before: the number of different ones.
+
+    Taken in strides, as each answer passes here: where half a piece is new, so is every piece
+    around it; where a piece is not, what follows often is not either.
+    """
+    new = at = 0
+    while at < count:
+        half = at + _HALF_CHARS
+        if text.find(text[half : at + SHINGLE_CHARS]) == half:
+            stride = min(_HALF_CHARS + 1, count - at)
+            new += stride
+        else:
+            first = text.find(text[at : at + SHINGLE_CHARS])
+            stride = 1 if first == at else _same_chars(text, first, at) - SHINGLE_CHARS + 1
+            new += first == at
+        at += stride
+    return new
+
+
+def _same_chars(text: str, first: int, at: int) -> int:
+    """Return for how many characters the text goes on at `at` as it did at `first`."""
+    least, most = SHINGLE_CHARS, len(text) - at
+    while least < most:
+        middle = (least + most + 1) // 2
+        if text.startswith(text[at : at + middle], first):
+            least = middle
+        else:
+            most = middle - 1
+    return least

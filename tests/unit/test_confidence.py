@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_worker.core.confidence import confidence, novelty
+from edge_worker.core.confidence import SHINGLE_CHARS, confidence, novelty
 
 PROSE = (
     "A thermostat measures the temperature of a room and switches the heating on when it falls "
@@ -45,6 +45,14 @@ def test_more_repetition_is_less_novel() -> None:
     shares = [novelty(PROSE * times) for times in (1, 2, 3, 6)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0
+
+
+@given(st.text("ab\u00e9", max_size=200), st.sampled_from(["", PROSE, READINGS]), st.integers(1, 9))
+def test_novelty_is_the_share_of_different_pieces(some: str, more: str, times: int) -> None:
+    text = (some + more) * times + some[::-1]
+    pieces = [text[at : at + SHINGLE_CHARS] for at in range(len(text) - SHINGLE_CHARS + 1)]
+    expected = len(set(pieces)) / len(pieces) if len(pieces) > SHINGLE_CHARS else 1.0
+    assert novelty(text) == expected
 
 
 @given(st.text(max_size=300), st.lists(st.floats(-50.0, 1e-6), max_size=40))
