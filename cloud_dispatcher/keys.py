@@ -8,6 +8,8 @@ from typing import Final
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
 _RANDOM_BITS: Final = 80
+_LOW_BITS: Final = 20
+_LOW_MASK: Final = (1 << _LOW_BITS) - 1
 
 
 class KeyMint:
@@ -18,6 +20,8 @@ class KeyMint:
         self._random_bits = random_bits
         self._at_ms = -1
         self._last = 0
+        self._high = -1
+        self._head = ""
 
     def mint(self, now_ms: int) -> str:
         """Return a ULID: 48 bits of time, 80 of chance, as 26 characters of Crockford base32."""
@@ -27,5 +31,9 @@ class KeyMint:
             self._last = now_ms << _RANDOM_BITS | self._random_bits(_RANDOM_BITS - 1)
         else:
             self._last += 1
-        value = self._last
-        return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
+        low, high = self._last & _LOW_MASK, self._last >> _LOW_BITS
+        if high != self._high:
+            # The keys of one millisecond differ in their last four characters, hardly ever in more.
+            self._high = high
+            self._head = "".join([_PAIRS[high >> shift & 1023] for shift in range(100, -1, -10)])
+        return f"{self._head}{_PAIRS[low >> 10]}{_PAIRS[low & 1023]}"

@@ -40,11 +40,13 @@ def just_finished(
 ) -> Sequence[tuple[Job, m.JobResult]]:
     """Return the jobs that got their one result by this decision."""
     finished: list[tuple[Job, m.JobResult]] = []
+    if type(event) in _TELLING:
+        return finished
     for command in commands:
-        if type(command) is SaveJob and command.job.result is not None:
-            job, result = command.job, command.job.result
-            repeated = job.told or type(event) in _TELLING
-            if job.finished_at_ms == now_ms and not repeated:
+        if type(command) is SaveJob:
+            job = command.job
+            result = job.result
+            if result is not None and job.finished_at_ms == now_ms and not job.told:
                 finished.append((job, result))
     return finished
 
@@ -60,9 +62,9 @@ class JobLog:
                 job=job.key,
                 device=job.device,
                 id=job.id,
-                status=result.status.value,
-                answered_by=result.answered_by and result.answered_by.value,
-                reason=result.reason and result.reason.value,
+                status=str(result.status),
+                answered_by=result.answered_by and str(result.answered_by),
+                reason=result.reason and str(result.reason),
                 code=result.code,
                 degraded=result.degraded,
                 worker=result.worker,
@@ -115,9 +117,9 @@ class FleetFigures:
         )
 
     def _finish(self, job: Job, result: m.JobResult, now_ms: int) -> None:
-        self._finished[result.status.value] += 1
+        self._finished[result.status] += 1
         if result.status is m.JobStatus.OK and result.answered_by is not None:
-            self._answered_by[result.answered_by.value] += 1
+            self._answered_by[result.answered_by] += 1
         self._cost_usd += result.cost_usd
         self._latencies.append((now_ms, now_ms - job.received_at_ms))
         second = now_ms // 1_000

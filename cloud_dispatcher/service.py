@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeAlias
 
 import msgspec
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from cloud_dispatcher.completions import CompletionLane
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.admin import view_of
-from cloud_dispatcher.core.commands import AnyCommand, SaveJob, StartCompletion, StopCompletion
+from cloud_dispatcher.core.commands import StartCompletion
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.outbox import UNHEARD
@@ -37,6 +37,7 @@ from cloud_dispatcher.ports import (
 )
 from cloud_dispatcher.presence import presence_of
 from cloud_dispatcher.publisher import Publisher
+from cloud_dispatcher.turn import Turn
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
 from fleet_protocol.bus import (
@@ -87,24 +88,6 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     observers: tuple[Observer, ...] = ()
 
 
-class _Turn:
-    """What one turn took in and decided, each decision with its time."""
-
-    def __init__(self) -> None:
-        self.deliveries: list[Delivery] = []
-        self.requests: list[JobsListed | RequestMalformed] = []
-        self.decided: list[tuple[e.AnyEvent, Sequence[AnyCommand], int]] = []
-        self.saves: dict[m.JobKey, Job] = {}
-        self.were_open: set[tuple[str, str]] = set()
-
-    def decide(self, event: e.AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
-        """Note a decision; of several values of one job the last one is saved."""
-        self.decided.append((event, commands, now_ms))
-        for command in commands:
-            if type(command) is SaveJob:
-                self.saves[command.job.key] = command.job
-
-
 class DispatcherService:
     """Runs the dispatcher, once, from `run` until `stop`."""
 
@@ -149,7 +132,7 @@ class DispatcherService:
         """
         jobs = await self._store.load_open()
         now_ms = self._clock()
-        recovered = _Turn()
+        recovered = Turn()
         recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms), now_ms)
         _log.info("dispatcher.recovered", jobs=len(jobs), epoch=self._outside.epoch)
         async with self._outside.bus, asyncio.TaskGroup() as tasks:
@@ -201,9 +184,9 @@ class DispatcherService:
         self._inbox.append(event)
         self._arrived.set()
 
-    async def _serve(self) -> _Turn:
+    async def _serve(self) -> Turn:
         """Take turns until the stop; return the one that was not handed over yet."""
-        turn = _Turn()
+        turn = Turn()
         while not self._stopping.is_set():
             if not self._inbox:
                 self._set_alarm()
@@ -215,7 +198,7 @@ class DispatcherService:
             await self._decide(arrivals, turn)
             if not self._is_saving or len(turn.decided) >= _TURN_MAX:
                 await self._hand_over(turn)
-                turn = _Turn()
+                turn = Turn()
             await self._house.keep(self._clock())
         return turn
 
@@ -234,7 +217,7 @@ class DispatcherService:
 
     # ---------------------------------------------------------------- one turn
 
-    async def _decide(self, arrivals: Iterable[Arrival], turn: _Turn) -> None:
+    async def _decide(self, arrivals: Iterable[Arrival], turn: Turn) -> None:
         """Let a turn grow by what arrived."""
         now_ms = self._clock()
         events: list[e.AnyEvent] = []
@@ -249,7 +232,7 @@ class DispatcherService:
             current = self._with_known(event, turn) if turn.were_open else event
             turn.decide(current, self._engine.handle(current, now_ms), now_ms)
 
-    def _read(self, arrival: Arrival, turn: _Turn, now_ms: int) -> e.AnyEvent | None:
+    def _read(self, arrival: Arrival, turn: Turn, now_ms: int) -> e.AnyEvent | None:
         """Return what the engine must hear of; deal with the rest."""
         if isinstance(arrival, Delivery):
             turn.deliveries.append(arrival)
@@ -268,7 +251,7 @@ class DispatcherService:
             return e.LinkLost()
         return arrival
 
-    def _read_delivery(self, delivery: Delivery, turn: _Turn, now_ms: int) -> e.AnyEvent | None:
+    def _read_delivery(self, delivery: Delivery, turn: Turn, now_ms: int) -> e.AnyEvent | None:
         meaning = self._intake.read(delivery, now_ms)
         if meaning is None or isinstance(meaning, e.Event):
             return meaning
@@ -279,7 +262,7 @@ class DispatcherService:
             turn.requests.append(meaning)
         return None
 
-    async def _look_up(self, events: list[e.AnyEvent], turn: _Turn) -> list[e.AnyEvent]:
+    async def _look_up(self, events: list[e.AnyEvent], turn: Turn) -> list[e.AnyEvent]:
         """Add what the store knows of jobs that are named but not open in memory."""
         ids: dict[tuple[m.DeviceId, m.JobId], None] = {}
         asked: list[e.AdminAsked] = []
@@ -306,7 +289,7 @@ class DispatcherService:
             return None
         return await self._insistence.on(lambda: self._store.get(m.JobKey(key)))
 
-    def _with_known(self, event: e.AnyEvent, turn: _Turn) -> e.AnyEvent:
+    def _with_known(self, event: e.AnyEvent, turn: Turn) -> e.AnyEvent:
         """A job that was open when we looked may have been let go earlier in this turn."""
         if not isinstance(event, _NAMING):
             return event
@@ -316,7 +299,7 @@ class DispatcherService:
         known = next((job for job in turn.saves.values() if (job.device, job.id) == name), None)
         return event if known is None else replace(event, known=known)
 
-    def _put_off_told(self, turn: _Turn, now_ms: int) -> None:
+    def _put_off_told(self, turn: Turn, now_ms: int) -> None:
         """Nothing waits for the word that results were told: let it share the next commit.
 
         Not for long: a result that is not saved as told is told again after a crash.
@@ -334,7 +317,7 @@ class DispatcherService:
     def _is_saving(self) -> bool:
         return self._saving is not None and not self._saving.done()
 
-    async def _hand_over(self, turn: _Turn) -> None:
+    async def _hand_over(self, turn: Turn) -> None:
         """Let a turn be saved and told while the next is decided. Turns are told in order."""
         await self._saved()
         self._put_off_told(turn, self._clock())
@@ -351,13 +334,13 @@ class DispatcherService:
             await self._saving
             self._saving = None
 
-    async def _finish(self, turn: _Turn) -> None:
+    async def _finish(self, turn: Turn) -> None:
         """Save and tell what was decided before the stop."""
         self._told_due_at_ms = 0
         await self._hand_over(turn)
         await self._saved()
 
-    async def _save_and_tell(self, turn: _Turn) -> None:
+    async def _save_and_tell(self, turn: Turn) -> None:
         """Save before you tell. Nothing of a turn leaves before its commit returned."""
         if turn.saves:
             jobs = tuple(turn.saves.values())
@@ -366,16 +349,15 @@ class DispatcherService:
         for request in turn.requests:
             await self._answer(request)
 
-    def _tell(self, turn: _Turn) -> None:
+    def _tell(self, turn: Turn) -> None:
         self._outside.bus.acknowledge(turn.deliveries)
-        commands = [command for _event, commands, _at in turn.decided for command in commands]
-        for job in self._publisher.tell(commands):
+        for job in self._publisher.tell(turn.messages):
             self._report(e.ResultRefused(job=job, code="bus_full"))
-        for command in commands:
-            if type(command) is StartCompletion:
-                self._lane.start(command)
-            elif type(command) is StopCompletion:
-                self._lane.stop(command.job)
+        for call in turn.calls:
+            if isinstance(call, StartCompletion):
+                self._lane.start(call)
+            else:
+                self._lane.stop(call.job)
         for event, decided, now_ms in turn.decided:
             for observer in self._observers:
                 observer.observe(event, decided, now_ms)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import MutableMapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -33,7 +35,7 @@ def set_up_logging(*, level: str = "info", json: bool | None = None) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _stamp,
             _hide_texts,
             structlog.processors.format_exc_info,
             renderer,
@@ -46,6 +48,20 @@ def set_up_logging(*, level: str = "info", json: bool | None = None) -> None:
     )
 
 
+def _stamp(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """ISO 8601 in UTC. The lines of one second share all but its fraction."""
+    at_s, at_us = divmod(time.time_ns() // 1_000, 1_000_000)
+    event["timestamp"] = f"{_second(at_s)}.{at_us:06d}Z"
+    return event
+
+
+@lru_cache(maxsize=1)
+def _second(at_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_s))
+
+
 def _to_json(event: MutableMapping[str, Any], **_options: object) -> str:
     """Three times as fast as the standard library; a log line is a tenth of a job's cost."""
     return msgspec.json.encode(event, enc_hook=repr).decode()
@@ -55,6 +71,8 @@ def _hide_texts(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     """The last gate: whatever slipped in under these names leaves as a length."""
+    if _SECRET_KEYS.isdisjoint(event):
+        return event
     for key in _SECRET_KEYS & event.keys():
         value = event.pop(key)
         event[f"{key}_chars"] = len(value) if isinstance(value, str | bytes) else None

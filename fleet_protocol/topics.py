@@ -16,6 +16,10 @@ from fleet_protocol.errors import ConfigError, ProtocolError
 
 DEFAULT_ROOT = "fleet/v1"
 _ID: Final = re.compile(m.ID_PATTERN)
+# What nearly all messages have for a topic, read in one go; the rest is taken level by level.
+_OWNED: Final = re.compile(
+    r"(dev|workers)/([A-Za-z0-9_-]{1,36})/(?:jobs/([A-Za-z0-9_-]{1,36})/)?([a-z]+)"
+)
 _LEVEL: Final = re.compile(r"^[^/+#\x00\s][^/+#\x00]*$")
 
 
@@ -205,6 +209,14 @@ class Topics:
         """
         if not topic.startswith(self._prefix):
             raise _unknown(topic)
+        owned = _OWNED.fullmatch(topic, self._prefix_chars)
+        if owned is not None:
+            family, owner, job, verb = owned.groups()
+            own_channel = self._by_shape.get(
+                (5, family, "jobs", verb) if job else (3, family, verb)
+            )
+            if own_channel is not None:
+                return Address(own_channel, owner, job or "")
         levels = topic[self._prefix_chars :].split("/")
         channel = self._by_shape.get(_key(levels))
         if channel is None:

@@ -1,0 +1,54 @@
+"""One turn of the shell: what it took in, what it decided, and what that asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from cloud_dispatcher.core.commands import (
+    AnyCommand,
+    Reply,
+    SaveJob,
+    Send,
+    StartCompletion,
+    StopCompletion,
+)
+from cloud_dispatcher.core.events import AnyEvent
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.intake import JobsListed, RequestMalformed
+from fleet_protocol.bus import Delivery
+from fleet_protocol.messages import JobKey
+
+_SPOKEN: Final = (Send, Reply)
+
+
+class Turn:
+    """What one turn took in and decided, each decision with its time.
+
+    Attributes:
+        requests: What the engine has no part in.
+        saves: The value to be saved of each job.
+        messages: What is to be published, in order.
+        calls: Provider calls to be started or given up, in order.
+        were_open: Names of jobs that were in memory when the turn looked for them.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.requests: list[JobsListed | RequestMalformed] = []
+        self.decided: list[tuple[AnyEvent, Sequence[AnyCommand], int]] = []
+        self.saves: dict[JobKey, Job] = {}
+        self.messages: list[Send | Reply] = []
+        self.calls: list[StartCompletion | StopCompletion] = []
+        self.were_open: set[tuple[str, str]] = set()
+
+    def decide(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
+        """Note a decision; of several values of one job the last one is saved."""
+        self.decided.append((event, commands, now_ms))
+        for command in commands:
+            if isinstance(command, SaveJob):
+                self.saves[command.job.key] = command.job
+            elif isinstance(command, _SPOKEN):
+                self.messages.append(command)
+            else:
+                self.calls.append(command)
