@@ -43,12 +43,12 @@ class Publisher:
         refused: list[m.JobKey] = []
         settled: dict[tuple[str, ...], list[m.AttemptRef]] = {}
         for command in commands:
-            if type(command) is Send:
+            if isinstance(command, Send):
                 if command.channel is topics.SETTLED and type(command.message) is m.Settled:
                     settled.setdefault(command.ids, []).extend(command.message.jobs)
                 elif not self._publish(self._publication(command)) and command.confirms:
                     refused.append(command.confirms)
-            elif type(command) is Reply:
+            elif isinstance(command, Reply):
                 self._publish(_reply(command))
         for ids, attempts in settled.items():
             for start in range(0, len(attempts), _SETTLED_MAX):

@@ -111,6 +111,7 @@ class MqttBus:
             max_messages=limits.max_unconfirmed,
             max_bytes=limits.max_unconfirmed_bytes,
         )
+        self._now_s: Callable[[], float] = _loop_time
         self._link: Link | None = None
         self._is_up = False
         self._up_at_s = 0.0
@@ -142,7 +143,8 @@ class MqttBus:
             ConfigError: The TLS settings cannot work, or the broker's certificate is not trusted.
             RetryableError: `broker_unreachable` for `connect_timeout_s`.
         """
-        deadline_s = asyncio.get_running_loop().time() + self._limits.connect_timeout_s
+        self._now_s = asyncio.get_running_loop().time
+        deadline_s = self._now_s() + self._limits.connect_timeout_s
         await self._connect_until(deadline_s)
         self._backoff.reset()
         self._keeper = asyncio.create_task(self._keep_connected(), name="mqtt-keep-connected")
@@ -190,8 +192,7 @@ class MqttBus:
             raise self._closed
         is_congested = self._link is not None and self._link.is_congested
         if publication.qos:
-            now_s = asyncio.get_running_loop().time()
-            self._outbox.send_surely(publication, now_s=now_s, hold=is_congested)
+            self._outbox.send_surely(publication, now_s=self._now_s(), hold=is_congested)
         elif is_congested or not self._outbox.send_once(publication):
             self.dropped += 1
 
@@ -238,7 +239,7 @@ class MqttBus:
         if len(self._outbox) == 0:
             self._settled.set()
         elif self._link is not None and not self._link.is_congested:
-            self._outbox.send_waiting(asyncio.get_running_loop().time())
+            self._outbox.send_waiting(self._now_s())
 
     def link_lost(self, reason: str, *, is_silent: bool) -> None:
         """Take everything back and let the keeper reconnect; see `LinkListener`."""
@@ -412,3 +413,7 @@ class MqttBus:
         self._early.clear()
         if link is not None:
             link.discard()
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

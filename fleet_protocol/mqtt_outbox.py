@@ -123,9 +123,11 @@ class Outbox:
             BusFullError: Nothing was taken.
         """
         size = len(publication.payload) + _OVERHEAD_BYTES
-        if len(self) >= self._max_messages or self._held_bytes + size > self._max_bytes:
+        inflight, waiting = self._inflight, self._waiting
+        count = len(inflight) + len(waiting)
+        if count >= self._max_messages or self._held_bytes + size > self._max_bytes:
             raise BusFullError(
-                f"{len(self)} publications ({self._held_bytes} bytes) wait for the broker",
+                f"{count} publications ({self._held_bytes} bytes) wait for the broker",
                 hint="try again when some of them are confirmed",
                 retry_after_ms=100,
             )
@@ -133,8 +135,8 @@ class Outbox:
         expiry_s = publication.expiry_s
         item = Unconfirmed(publication, None if expiry_s is None else now_s + expiry_s)
         limits = self._limits
-        if limits is None or hold or self._waiting or len(self._inflight) >= limits.window:
-            self._waiting.append(item)
+        if limits is None or hold or waiting or len(inflight) >= limits.window:
+            waiting.append(item)
         else:
             self._send_item(item, limits, now_s)
 

@@ -59,7 +59,13 @@ class Worker:
     @property
     def is_free(self) -> bool:
         """Whether it can be given a job now."""
-        return len(self.leases) < self.capacity and self.status is PresenceStatus.ONLINE
+        return (
+            len(self.leases) < self.capacity
+            and not self.is_silent
+            and not self.is_held_back
+            and self.presence is not None
+            and self.presence.status is PresenceStatus.ONLINE
+        )
 
     def serves(self, need: Need) -> bool:
         """Whether one of its models answers such a job."""
