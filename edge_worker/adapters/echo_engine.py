@@ -140,7 +140,7 @@ class EchoEngine:
             text += answer.take(some[-1], to_bytes(some), count=len(some))
         if answer.finish is None and answer.tokens == len(prompt):
             text += answer.end()
-        if text:
+        if text and (request.stream or answer.finish is None):
             events.append(Grew(request.id, text, answer.tokens))
         if answer.finish is not None:
             events.append(

@@ -16,12 +16,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         id: Name of the request, unique in the engine while it is there.
         prompt_tokens: Token ids of the whole prompt, chat template applied.
         priority: 0..9, higher is admitted first.
+        stream: Somebody watches the text grow. If not, an engine may spare the `Grew` of the step
+            that finishes: `Finished` says it all.
     """
 
     id: str
     prompt_tokens: tuple[int, ...]
     generation: Generation
     priority: int = 5
+    stream: bool = True
 
 
 class Grew(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ While the link is down nothing is sent at all: when it is back, `held` and every
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -64,7 +65,8 @@ class Session:
         self._model = info.models[0].name
         self._jobs: dict[str, HeldJob] = {}
         self._by_id: dict[str, HeldJob] = {}
-        self._closed: dict[str, int] = {}
+        # Not a dict: looking for its first key walks over all that were deleted before it.
+        self._closed: OrderedDict[str, int] = OrderedDict()
         self._generations = 0
         self._epoch: str | None = None
         self._dispatcher_online = False
@@ -269,6 +271,7 @@ class Session:
             prompt_tokens=event.tokens,
             generation=assignment.generation,
             priority=assignment.priority,
+            stream=assignment.stream,
         )
         self._teller.out.append(c.StartGeneration(request))
 
@@ -378,7 +381,7 @@ class Session:
         attempt = max(attempt, self._closed.pop(job, 0))
         self._closed[job] = attempt
         if len(self._closed) > CLOSED_REMEMBERED:
-            del self._closed[next(iter(self._closed))]
+            self._closed.popitem(last=False)
 
     def _finish(self, held: HeldJob, outcome: Outcome, now_ms: int) -> None:
         held.phase = Phase.FINISHED

@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -41,8 +41,6 @@ BACKLOG_MOST: Final = 20_000
 """Events waiting here until the bus is read no further; it then holds the broker back."""
 RETRY_FIRST_MS: Final = 500
 RETRY_MOST_MS: Final = 10_000
-
-_FOR_THE_TURN: Final = (c.KeepJob, c.ForgetJob, c.Send)
 
 _log = structlog.get_logger()
 
@@ -94,7 +92,26 @@ class WorkerService:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._turn = Turn()
+        self._turn = turn = Turn()
+        self._group: asyncio.TaskGroup | None = None
+        # By type and not by a chain of questions: each event and command of each job passes here.
+        self._readers: dict[type, Callable[[Any], e.AnyEvent | None]] = {
+            Delivery: self._read_delivery,
+            LinkUp: lambda _: e.LinkRestored(),
+            LinkDown: lambda _: e.LinkLost(),
+            Refused: self._note_refusal,
+            Confirmed: lambda _: None,
+        }
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            c.KeepJob: turn.add_keep,
+            c.ForgetJob: turn.add_forget,
+            c.Send: turn.add_send,
+            c.EncodePrompt: parts.runner.order,
+            c.StartGeneration: parts.runner.order,
+            c.StopGeneration: parts.runner.order,
+            c.MeasureBandwidth: self._start_measuring,
+            c.StopWorker: self._end,
+        }
         self._unsent: deque[Publication] = deque()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="edge-spool")
         self._retry_ms = 0
@@ -126,8 +143,9 @@ class WorkerService:
             spooled = await loop.run_in_executor(self._executor, parts.spool.load)
             self._carry_out(self._session.recover(spooled, parts.now_ms()))
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 tasks = self._start(group)
-                await self._work(group)
+                await self._work()
                 for task in tasks:
                     task.cancel()
         finally:
@@ -147,52 +165,44 @@ class WorkerService:
 
     # ------------------------------------------------------------ the loop
 
-    async def _work(self, group: asyncio.TaskGroup) -> None:
+    async def _work(self) -> None:
         while not self._is_over and self._failure is None:
             await self._wake.wait()
             self._wake.clear()
             while self._inbox:
-                self._decide(group)
+                self._decide()
                 await self._save_and_tell()
             await self._save_and_tell()
         if self._measuring is not None:
             self._measuring.cancel()
 
-    def _decide(self, group: asyncio.TaskGroup) -> None:
+    def _decide(self) -> None:
         """Feed the session one turn's events; all of one turn happen at one instant."""
         now_ms = self._parts.now_ms()
-        for _ in range(min(len(self._inbox), TURN_EVENTS)):
-            event = self._read(self._inbox.popleft())
+        inbox, readers, handle = self._inbox, self._readers, self._session.handle
+        for _ in range(min(len(inbox), TURN_EVENTS)):
+            item: Any = inbox.popleft()
+            reader = readers.get(type(item))
+            event = item if reader is None else reader(item)
             if event is not None:
-                self._carry_out(self._session.handle(event, now_ms), group)
+                self._carry_out(handle(event, now_ms))
         if len(self._inbox) < BACKLOG_MOST:
             self._room.set()
 
-    def _read(self, item: BusEvent | e.AnyEvent) -> e.AnyEvent | None:
-        if isinstance(item, Delivery):
-            self._turn.deliveries.append(item)
-            return self.intake.read(item)
-        if isinstance(item, LinkUp):
-            return e.LinkRestored()
-        if isinstance(item, LinkDown):
-            return e.LinkLost()
-        if isinstance(item, Refused):
-            _log.error("publication.refused", code=item.code, topic=item.topic)
-            return None
-        return None if isinstance(item, Confirmed) else item
+    def _read_delivery(self, delivery: Delivery) -> e.AnyEvent | None:
+        self._turn.deliveries.append(delivery)
+        return self.intake.read(delivery)
 
-    def _carry_out(
-        self, commands: list[c.AnyCommand], group: asyncio.TaskGroup | None = None
-    ) -> None:
+    def _note_refusal(self, refused: Refused) -> None:
+        _log.error("publication.refused", code=refused.code, topic=refused.topic)
+
+    def _carry_out(self, commands: list[c.AnyCommand]) -> None:
+        carriers = self._carriers
         for command in commands:
-            if isinstance(command, _FOR_THE_TURN):
-                self._turn.add(command)
-            elif isinstance(command, c.MeasureBandwidth):
-                self._start_measuring(group)
-            elif isinstance(command, c.StopWorker):
-                self._is_over = True
-            else:
-                self._parts.runner.order(command)
+            carriers[type(command)](command)
+
+    def _end(self, _command: c.StopWorker) -> None:
+        self._is_over = True
 
     async def _save_and_tell(self) -> None:
         """Save, and only then acknowledge and tell; if the disk refuses, do neither."""
@@ -267,7 +277,6 @@ class WorkerService:
 
     def _say_goodbye(self) -> None:
         """Whatever ended the run: say offline ourselves, for a clean disconnect sends no will."""
-        self._turn = Turn()
         gone = m.Presence(
             status=m.PresenceStatus.OFFLINE,
             boot=self._session.info.boot,
@@ -316,10 +325,10 @@ class WorkerService:
                 self._put([e.HostRead(reading)])
                 await asyncio.sleep(pace.heartbeat_s * self._parts.rng.uniform(0.8, 1.2))
 
-    def _start_measuring(self, group: asyncio.TaskGroup | None) -> None:
-        if group is None or (self._measuring is not None and not self._measuring.done()):
+    def _start_measuring(self, _command: c.MeasureBandwidth) -> None:
+        if self._group is None or (self._measuring is not None and not self._measuring.done()):
             return
-        self._measuring = group.create_task(self._measure(), name="worker-bandwidth")
+        self._measuring = self._group.create_task(self._measure(), name="worker-bandwidth")
 
     async def _measure(self) -> None:
         mbps = await self._meter.measure()

@@ -25,19 +25,22 @@ class Turn:
         self.sends: list[Send] = []
         self.deliveries: list[Delivery] = []
 
-    def add(self, command: KeepJob | ForgetJob | Send) -> None:
-        """Take a command in."""
-        if isinstance(command, Send):
-            self.sends.append(command)
-        elif isinstance(command, KeepJob):
-            assignment = command.job.assignment
-            ref = (JobKey(assignment.job), assignment.attempt)
-            self.keep[ref] = command.job
-            self.forget.pop(ref, None)
-        else:
-            ref = (command.job, command.attempt)
-            self.keep.pop(ref, None)
-            self.forget[ref] = None
+    def add_keep(self, command: KeepJob) -> None:
+        """Save this value of an attempt, and none before it."""
+        spooled, assignment = command.job, command.job.assignment
+        ref = (JobKey(assignment.job), assignment.attempt)
+        self.keep[ref] = spooled
+        self.forget.pop(ref, None)
+
+    def add_forget(self, command: ForgetJob) -> None:
+        """Save nothing of an attempt, and let what is saved go."""
+        ref = (command.job, command.attempt)
+        self.keep.pop(ref, None)
+        self.forget[ref] = None
+
+    def add_send(self, command: Send) -> None:
+        """Tell this after what was to be told before."""
+        self.sends.append(command)
 
     def saved(self) -> None:
         """Take note that all that was to be saved is."""

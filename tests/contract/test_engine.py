@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,15 @@ def test_the_shown_pieces_are_the_answer(engine: InferenceEngine) -> None:
     assert "".join(pieces) == finished(events)["a"].text
     assert all(pieces)
     assert "\ufffd" not in "".join(pieces)
+
+
+def test_an_answer_that_nobody_watches_is_the_same(engine: InferenceEngine) -> None:
+    watched = ask(engine, "a")
+    text = finished(drain(engine))["a"].text
+    engine.add(msgspec.structs.replace(watched, stream=False))
+    events = drain(engine)
+    assert finished(events)["a"].text == text
+    assert text.startswith("".join(event.text for event in events if isinstance(event, Grew)))
 
 
 def test_the_end_is_told_once_and_last(engine: InferenceEngine) -> None:
