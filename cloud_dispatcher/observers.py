@@ -137,7 +137,7 @@ class FleetFigures:
     def _quantiles(self, now_ms: int) -> m.Quantiles:
         """Of the newest finished jobs of the last minute."""
         since_ms = now_ms - _LATENCY_WINDOW_MS
-        spans = sorted(span for at_ms, span in self._latencies if at_ms >= since_ms)
+        spans = sorted([span for at_ms, span in self._latencies if at_ms >= since_ms])
         if not spans:
             return m.Quantiles()
         last = len(spans) - 1

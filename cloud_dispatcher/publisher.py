@@ -71,14 +71,15 @@ class Publisher:
         self._publish(Publication(topic=topic, payload=b"", qos=1, retain=True))
 
     def _publication(self, send: Send) -> Publication:
-        channel, message = send.channel, send.message
+        channel, expiry_ms = send.channel, send.expiry_ms
+        payload, content_type = codec.pack(send.message)
         return Publication(
             topic=self._topics.name(channel, *send.ids),
-            payload=codec.encode(message),
+            payload=payload,
             qos=channel.qos,
             retain=channel.retain,
-            expiry_s=None if send.expiry_ms is None else -(-send.expiry_ms // 1_000),
-            content_type=codec.content_type(message),
+            expiry_s=None if expiry_ms is None else -(-expiry_ms // 1_000),
+            content_type=content_type,
             token=send.confirms,
         )
 
@@ -93,9 +94,10 @@ class Publisher:
 
 
 def _reply(command: Reply) -> Publication:
+    payload, content_type = codec.pack(command.message)
     return Publication(
         topic=command.topic,
-        payload=codec.encode(command.message),
-        content_type=codec.content_type(command.message),
+        payload=payload,
+        content_type=content_type,
         correlation_data=command.correlation_data,
     )

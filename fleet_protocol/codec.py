@@ -41,6 +41,13 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
+def pack(message: Message) -> tuple[bytes, str]:
+    """Return the payload of a message and its MQTT 5 Content Type."""
+    if isinstance(message, PlainText):
+        return message.text.encode(), CONTENT_TYPE_TEXT
+    return _encoder.encode(message), CONTENT_TYPE_JSON
+
+
 def content_type(message: Message) -> str:
     """Return the MQTT 5 Content Type of a message's payload."""
     return CONTENT_TYPE_TEXT if isinstance(message, PlainText) else CONTENT_TYPE_JSON

@@ -152,7 +152,7 @@ class Outbox:
         if item is None:
             return
         publication = item.publication
-        self._let_go(item)
+        self._held_bytes -= len(publication.payload) + _OVERHEAD_BYTES
         reason = ack.reason_code.value
         if reason >= _FAILURE:
             self._refuse(publication, _CODES.get(reason, "refused"))
@@ -196,16 +196,17 @@ class Outbox:
 
         Sending it anyway would make the broker end the connection, again and again.
         """
+        topic, names = publication.topic, limits.properties
         try:
             data = mqtt5.PublishPacket(
-                publication.topic,
+                topic,
                 publication.payload,
                 qos=_AT_MOST_ONCE if packet_id is None else _AT_LEAST_ONCE,
                 retain=publication.retain,
                 packet_id=packet_id,
                 duplicate=duplicate,
-                message_expiry_interval=expiry_s if limits.properties else None,
-                content_type=publication.content_type if limits.properties else None,
+                message_expiry_interval=expiry_s if names else None,
+                content_type=publication.content_type if names else None,
                 response_topic=publication.response_topic,
                 correlation_data=publication.correlation_data,
             ).write()
@@ -215,7 +216,7 @@ class Outbox:
         if len(data) > limits.max_packet_bytes:
             self._refuse(publication, "too_large")
             return None
-        if "\0" in publication.topic:
+        if "\0" in topic:
             self._refuse(publication, "topic_invalid")
             return None
         return data

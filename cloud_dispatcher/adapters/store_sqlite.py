@@ -267,8 +267,12 @@ class SqliteJobStore:
         conn.execute("BEGIN IMMEDIATE")
         try:
             for name in _WRITE_ORDER:
-                if name in writes:
-                    conn.executemany(sql[name], writes[name])
+                if name not in writes:
+                    continue
+                changed = conn.executemany(sql[name], writes[name]).rowcount
+                if name == "insert_prompt" and changed == len(writes[name]):
+                    # All new: none has an old answer to forget.
+                    writes.pop("forget_answer", None)
             conn.execute("COMMIT")
         except BaseException:
             if conn.in_transaction:

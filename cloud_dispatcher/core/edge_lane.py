@@ -53,8 +53,9 @@ class EdgeLane:
         """Give waiting jobs to free workers until one of both runs out."""
         ledger = self._ledger
         queue, fleet = ledger.queue, ledger.fleet
-        while queue.has_ready and fleet.has_free and ledger.is_linked and self._assign_next():
-            pass
+        if ledger.is_linked:
+            while queue.has_ready and fleet.has_free and self._assign_next():
+                pass
 
     def send_assignment(self, job: Job, worker: WorkerId) -> None:
         """Send a job to the holder of its lease; on (job, attempt) that is idempotent."""

@@ -80,14 +80,19 @@ class Ledger:
 
     def put(self, job: Job, *, save: bool = True) -> None:
         """Let this be the value of the job, here and (if `save`) in the store."""
-        old = self.jobs.get(job.key)
+        key, counts = job.key, self.counts
+        old = self.jobs.get(key)
         if old is None:
-            self._keys[job.device, job.id] = job.key
+            self._keys[job.device, job.id] = key
         else:
-            self.counts[old.status] -= 1
-        self.counts[job.status] += 1
-        self.jobs[job.key] = job
-        self._set_alarm(job)
+            counts[old.status] -= 1
+        counts[job.status] += 1
+        self.jobs[key] = job
+        due_ms = self._due_at_ms(job)
+        if due_ms is None:
+            self.job_alarms.clear(key)
+        else:
+            self.job_alarms.set(key, due_ms)
         if save:
             self._commands.append(SaveJob(job=job))
 
@@ -148,17 +153,13 @@ class Ledger:
             return None
         return max(job.deadline_at_ms - self.now_ms, 1)
 
-    def _set_alarm(self, job: Job) -> None:
+    def _due_at_ms(self, job: Job) -> int | None:
         if job.result is not None:
-            self.job_alarms.clear(job.key)
-            return
+            return None
         due_ms = job.deadline_at_ms
         own_ms = job.lease_until_ms
         if own_ms is None and job.not_before_ms > self.now_ms:
             own_ms = job.not_before_ms
         if own_ms is not None and (due_ms is None or own_ms < due_ms):
             due_ms = own_ms
-        if due_ms is None:
-            self.job_alarms.clear(job.key)
-        else:
-            self.job_alarms.set(job.key, due_ms)
+        return due_ms

@@ -81,12 +81,13 @@ class FreeWorkers:
     def file(self, worker: WorkerId, rank: Rank, serves: _Serves) -> None:
         """Let a worker be free with this rank, for the needs that it `serves`."""
         self._serial += 1
-        entry = (rank, worker, self._serial)
-        self._filed[worker] = (entry, serves)
+        entry, filed = (rank, worker, self._serial), self._filed
+        filed[worker] = (entry, serves)
+        most = 2 * len(filed) + 64
         for need, heap in self._heaps.items():
             if serves(need):
                 heappush(heap, entry)
-                if len(heap) > 2 * len(self._filed) + 64:
+                if len(heap) > most:
                     heap[:] = [kept for kept in heap if self._is_valid(kept)]
                     heapify(heap)
 
