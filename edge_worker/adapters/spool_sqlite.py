@@ -40,6 +40,10 @@ _KEEP: Final = """
     VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (job, attempt) DO UPDATE SET kind = excluded.kind, outcome = excluded.outcome
 """
+_BEGIN: Final = """
+    INSERT INTO attempts (job, attempt, received_at_ms, assignment) VALUES (?, ?, ?, ?)
+    ON CONFLICT (job, attempt) DO UPDATE SET kind = NULL, outcome = NULL
+"""
 _CONCLUDE: Final = "UPDATE attempts SET kind = ?, outcome = ? WHERE job = ? AND attempt = ?"
 _FORGET: Final = "DELETE FROM attempts WHERE job = ? AND attempt = ?"
 _LOAD: Final = """
@@ -54,7 +58,7 @@ _KINDS: Final[dict[str, type[Outcome]]] = {
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 
 _log = structlog.get_logger()
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
 _Row = tuple[str, int, int, bytes, str | None, bytes | None]
 
 
@@ -169,29 +173,29 @@ class SqliteSpool:
 
 def _keep(cursor: sqlite3.Cursor, jobs: list[SpooledJob]) -> None:
     """Write attempts. One with an outcome is nearly always there: then only that is written."""
-    over = [job for job in jobs if job.outcome is not None]
+    cursor.executemany(_BEGIN, [_beginning(job) for job in jobs if job.outcome is None])
+    over = [(job, _outcome(job.outcome)) for job in jobs if job.outcome is not None]
     cursor.executemany(
-        _CONCLUDE, [(*_outcome(job), job.assignment.job, job.assignment.attempt) for job in over]
+        _CONCLUDE, [(*said, job.assignment.job, job.assignment.attempt) for job, said in over]
     )
-    were_there = not over or cursor.rowcount == len(over)
-    fresh = [job for job in jobs if job.outcome is None] if were_there else jobs
-    cursor.executemany(_KEEP, [_row(job) for job in fresh])
+    if cursor.rowcount < len(over):
+        cursor.executemany(_KEEP, [(*_beginning(job), *said) for job, said in over])
 
 
-def _row(job: SpooledJob) -> _Row:
+def _beginning(job: SpooledJob) -> tuple[str, int, int, bytearray]:
     assignment = job.assignment
-    return (
-        assignment.job,
-        assignment.attempt,
-        job.received_at_ms,
-        _encode(assignment),
-        *_outcome(job),
-    )
+    return assignment.job, assignment.attempt, job.received_at_ms, _encode(assignment)
 
 
-def _outcome(job: SpooledJob) -> tuple[str | None, bytes | None]:
-    outcome = job.outcome
-    return (None, None) if outcome is None else (_NAMES[type(outcome)], _encode(outcome))
+def _outcome(outcome: Outcome) -> tuple[str, bytearray]:
+    return _NAMES[type(outcome)], _encode(outcome)
+
+
+def _encode(value: Assignment | Outcome) -> bytearray:
+    """Return JSON as SQLite's driver takes it at once: it asks all around how to adapt `bytes`."""
+    data = bytearray()
+    _encoder.encode_into(value, data)
+    return data
 
 
 def _job(row: _Row) -> SpooledJob:

@@ -56,13 +56,14 @@ def _new_pieces(text: str, count: int) -> int:
     around it; where a piece is not, what follows often is not either.
     """
     new = at = 0
+    find = text.find
     while at < count:
         half = at + _HALF_CHARS
-        if text.find(text[half : at + SHINGLE_CHARS]) == half:
+        if find(text[half : at + SHINGLE_CHARS]) == half:
             stride = min(_HALF_CHARS + 1, count - at)
             new += stride
         else:
-            first = text.find(text[at : at + SHINGLE_CHARS])
+            first = find(text[at : at + SHINGLE_CHARS])
             stride = 1 if first == at else _same_chars(text, first, at) - SHINGLE_CHARS + 1
             new += first == at
         at += stride
@@ -72,10 +73,11 @@ def _new_pieces(text: str, count: int) -> int:
 def _same_chars(text: str, first: int, at: int) -> int:
     """Return for how many characters the text goes on at `at` as it did at `first`."""
     least, most = SHINGLE_CHARS, len(text) - at
+    middle = most  # First of all: a model that loops does so to the end.
     while least < most:
-        middle = (least + most + 1) // 2
         if text.startswith(text[at : at + middle], first):
             least = middle
         else:
             most = middle - 1
+        middle = (least + most + 1) // 2
     return least
