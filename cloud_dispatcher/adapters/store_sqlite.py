@@ -44,6 +44,7 @@ _MIGRATION_SET: Final = "cloud_dispatcher.jobs"
 _STEPS: Final = frozenset({"001_jobs"})
 _WRITE_ORDER: Final = (
     "upsert_job", "step", "finish_ok", "tell", "insert_prompt", "forget_answer", "upsert_answer",
+    "upsert_result",
 )  # fmt: skip
 _RARE: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
 _HINTS: Final = {
@@ -78,7 +79,7 @@ _State: Final = msgspec.defstruct(
 """The rest of a `Job`, so that a new field with a default needs no new schema."""
 
 _state_of: Final = attrgetter(*(f.name for f in _STATE_FIELDS))
-_encode: Final = msgspec.msgpack.Encoder().encode
+_encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _decode_state: Final = msgspec.msgpack.Decoder(_State).decode
 _decode_submit: Final = msgspec.msgpack.Decoder(JobSubmit).decode
 _decode_kept: Final = msgspec.msgpack.Decoder(LocalAnswer).decode
@@ -372,28 +373,38 @@ def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ..
     if before[0] is not job.kept or before[1] is not job.result:
         kept = None if job.kept is None else _encode(job.kept)
         result = None if job.result is None else _encode(job.result)
-        yield "upsert_answer", (job.key, kept, result)
+        if kept is None and result is not None:
+            yield "upsert_result", (job.key, result)
+        else:
+            yield "upsert_answer", (job.key, kept, result)
+
+
+def _encode(value: object) -> bytearray:
+    """Return msgpack as SQLite's driver takes it at once: it asks how to adapt `bytes`."""
+    data = bytearray()
+    _encode_into(value, data)
+    return data
 
 
 def _changing(job: Job) -> tuple[object, ...]:
-    return job.status.value, job.attempt, job.worker, _encode(_State(*_state_of(job)))
+    return str(job.status), job.attempt, job.worker, _encode(_State(*_state_of(job)))
 
 
 def _columns(job: Job) -> tuple[object, ...]:
-    """The row of `jobs`, in the order of `upsert_job`."""
+    """The row of `jobs`, in the order of `upsert_job`. Ints, for the driver would adapt a bool."""
     return (
         job.key,
         job.device,
         job.id,
-        job.status.value,
+        str(job.status),
         job.submit.priority,
         job.received_at_ms,
         job.finished_at_ms,
         job.attempt,
         job.worker,
-        job.dead,
-        job.told,
-        job.status in _RARE,
+        int(job.dead),
+        int(job.told),
+        int(job.status in _RARE),
         _encode(_State(*_state_of(job))),
     )
 

@@ -85,6 +85,10 @@ INSERT INTO prompts (key, submit) VALUES (?, ?) ON CONFLICT (key) DO NOTHING
 INSERT INTO answers (key, kept, result) VALUES (?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET kept = excluded.kept, result = excluded.result
 
+-- name: upsert_result
+INSERT INTO answers (key, result) VALUES (?, ?)
+ON CONFLICT (key) DO UPDATE SET kept = NULL, result = excluded.result
+
 -- name: forget_answer
 DELETE FROM answers WHERE key = ?
 
