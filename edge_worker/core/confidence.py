@@ -60,14 +60,14 @@ def _new_pieces(text: str, count: int) -> int:
     while at < count:
         half = at + _HALF_CHARS
         if find(text[half : at + SHINGLE_CHARS]) == half:
-            stride = min(_HALF_CHARS + 1, count - at)
+            stride = _HALF_CHARS + 1
             new += stride
         else:
             first = find(text[at : at + SHINGLE_CHARS])
             stride = 1 if first == at else _same_chars(text, first, at) - SHINGLE_CHARS + 1
             new += first == at
         at += stride
-    return new
+    return new - (at - count)  # The last stride may have gone beyond the end.
 
 
 def _same_chars(text: str, first: int, at: int) -> int:

@@ -372,8 +372,9 @@ class Session:
         """Forget an attempt, wherever it stands."""
         if held.phase is not Phase.FINISHED:
             self._teller.out.append(c.StopGeneration(held.id))
-        self._teller.out.append(c.ForgetJob(held.job, held.attempt))
-        del self._jobs[held.job]
+        job = held.job
+        self._teller.out.append(c.ForgetJob(job, held.attempt))
+        del self._jobs[job]
         del self._by_id[held.id]
 
     def _close(self, job: str, attempt: int) -> None:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from fleet_protocol.messages import FinishReason
+
+# Looked up once: it goes through the registry of all encodings.
+_Decoder: Final = codecs.getincrementaldecoder("utf-8")
 
 
 class StopRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +46,7 @@ class AnswerText:
         self.finish: FinishReason | None = None
         self.tokens = 0
         self._rule = rule
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        self._decoder = _Decoder(errors="ignore")
         self._shown: list[str] = []
         self._pending = ""
 

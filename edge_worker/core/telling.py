@@ -52,7 +52,10 @@ class Teller:
         if outcome is None:
             self._send(topics.STARTED, m.JobStarted(attempt=held.attempt), held.job)
             return
-        held.repeat_at_ms = now_ms + min(REPEAT_MS << min(held.repeats, 8), REPEAT_MOST_MS)
+        wait_ms = REPEAT_MS
+        if held.repeats:
+            wait_ms = min(REPEAT_MS << min(held.repeats, 8), REPEAT_MOST_MS)
+        held.repeat_at_ms = now_ms + wait_ms
         self._send(outcomes.channel_of(outcome), outcome, held.job)
 
     def tell_tokens(self, held: HeldJob, now_ms: int) -> None:
