@@ -20,7 +20,7 @@ Plain prose has more than 0.9; a JSON list of objects with the same keys about 0
 """
 
 _HALF_CHARS = SHINGLE_CHARS // 2
-_SEARCHED_CHARS = 1_024
+_SEARCHED_CHARS = 512
 """Longest text that is searched for its own pieces: that is quick, but grows with the square."""
 
 
