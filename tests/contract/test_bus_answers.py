@@ -215,7 +215,7 @@ async def test_nobody_listening_is_no_refusal() -> None:
 
     async with ScriptedBroker(script) as broker, bus(broker) as me:
         me.publish(Publication(topic="a", payload=b"", token=7))
-        await Reader(me).until(lambda got: Confirmed(7) in got)
+        await Reader(me).until(lambda got: Confirmed(7, heard=False) in got)
 
 
 async def test_no_more_is_sent_ahead_than_the_broker_allows() -> None:
