@@ -14,7 +14,7 @@ from fleet_protocol.bus import Confirmed, LinkUp, Publication, Refused, Session
 from fleet_protocol.errors import BusClosedError, BusFullError, RejectedError, RetryableError
 from fleet_protocol.mqtt import BusLimits, MqttBus
 from fleet_protocol.settings import BrokerSettings
-from tests.contract.bus_lab import QUICK, Reader, messages
+from tests.contract.bus_lab import QUICK, Reader, confirmed, messages
 from tests.contract.scripted_broker import (
     SUBSCRIBED,
     WELCOME,
@@ -215,7 +215,8 @@ async def test_nobody_listening_is_no_refusal() -> None:
 
     async with ScriptedBroker(script) as broker, bus(broker) as me:
         me.publish(Publication(topic="a", payload=b"", token=7))
-        await Reader(me).until(lambda got: Confirmed(7, heard=False) in got)
+        events = await Reader(me).until(lambda got: confirmed(7, got))
+    assert Confirmed(7, heard=False) in events
 
 
 async def test_no_more_is_sent_ahead_than_the_broker_allows() -> None:
