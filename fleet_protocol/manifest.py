@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -65,6 +66,36 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
     max_prompt_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class CpuClass(StrEnum):
+    """What a processor must be able to do for a graph to be worth running on it.
+
+    Attributes:
+        DOT: Multiplies 8-bit numbers by the dozen: x86-64 with AVX2, ARM with dotprod or i8mm
+            (Raspberry Pi 5, Jetson Orin).
+        BASELINE: ARMv8.0 without them (Raspberry Pi 4, Jetson Nano).
+    """
+
+    DOT = "dot"
+    BASELINE = "baseline"
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """Another graph of the same weights, for another class of processor.
+
+    Attributes:
+        name: Short, unique within the artefact, e.g. `dynamic-u8`.
+        graph: Path of the ONNX graph; its external data lies beside it.
+        quantization: For people.
+        memory_mb: Resident memory to expect with one slot.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    cpu_class: CpuClass
+    graph: str
+    quantization: str
+    memory_mb: Annotated[int, msgspec.Meta(ge=1)]
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A model artefact.
 
@@ -81,6 +112,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         source: Where the weights came from.
         licence: SPDX expression of the weights.
         quantization: For people, e.g. `int8 weight-only, block 32`.
+        cpu_class: Which processors `graph` is for.
+        variants: Graphs for other processors; a worker takes the one that suits it.
+        refusals: Answers by which this model says that it should not try; a worker hands such a
+            job to the cloud as `unsupported`.
     """
 
     format: int = MANIFEST_FORMAT
@@ -101,3 +136,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden: tuple[GoldenPrompt, ...] = ()
     routing: Routing = msgspec.field(default_factory=Routing)
     languages: tuple[str, ...] = ("en",)
+    cpu_class: CpuClass = CpuClass.DOT
+    variants: tuple[Variant, ...] = ()
+    refusals: tuple[str, ...] = ()
