@@ -1,6 +1,6 @@
 """A model graph in onnxruntime, with one buffer of keys and values whose rows are requests.
 
-The only importer of onnxruntime on a board. The graph reads and writes keys and values in place
+The graph reads and writes keys and values in place
 (past and present are the same memory, bound by pointer), takes each row's own length, and so needs
 neither padding nor a copy per token.
 """
@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-import psutil
 
+from edge_worker.adapters.onnx_session import REBUILD_HINT, open_session
 from edge_worker.core.batching import EngineSettings
 from edge_worker.core.sampling import Float32Array, Int64Array
 from edge_worker.ports import ModelError
 from fleet_protocol.manifest import Architecture
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]
-
-REBUILD_HINT = "build or fetch the model again"
-
-
-def count_cores() -> int:
-    """Return the physical cores this process may use.
-
-    Two threads on one core slow each other's matrix products down.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 
 
 class KvGraph:
@@ -60,7 +48,7 @@ class KvGraph:
         self.lengths: Int32Array = np.zeros(settings.slots, np.int32)
         self._slots = settings.slots
         self._architecture = architecture
-        self._session = _open_session(path, settings)
+        self._session = open_session(path, settings)
         _check_shapes(self._session, architecture)
         self._kv = _reserve(
             (
@@ -154,37 +142,6 @@ def _reserve(shape: tuple[int, ...]) -> Float32Array:
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, np.float32).reshape(shape)
-
-
-def _open_session(path: Path, settings: EngineSettings) -> ort.InferenceSession:
-    provider = _find_provider(settings.provider)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_threads or count_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if not path.is_file():
-        raise ModelError(f"{path} is missing", code="model_missing", hint=REBUILD_HINT)
-    try:
-        return ort.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # onnxruntime's errors share no base of their own
-        raise ModelError(
-            f"{path} cannot be loaded: {error}", code="model_damaged", hint=REBUILD_HINT
-        ) from error
-
-
-def _find_provider(name: str) -> str:
-    available: dict[str, str] = {
-        provider.removesuffix("ExecutionProvider").lower(): provider
-        for provider in ort.get_available_providers()
-    }
-    provider = available.get(name.lower().removesuffix("executionprovider"))
-    if provider is None:
-        raise ModelError(
-            f"this onnxruntime has no execution provider {name!r}",
-            code="provider_missing",
-            hint=f"install a build that has it, or set one of: {', '.join(sorted(available))}",
-        )
-    return provider
 
 
 def _check_shapes(session: ort.InferenceSession, architecture: Architecture) -> None:
