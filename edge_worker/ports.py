@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_worker.core.attempt import Outcome, SpooledJob
 from edge_worker.core.generation import Broke, EngineEvent, Finished, GenerationRequest, Grew
 from edge_worker.core.health import HostReading
 from fleet_protocol.errors import FleetError, RetryableError
-from fleet_protocol.messages import ChatMessage, JobKey, ModelInfo
+from fleet_protocol.messages import ChatMessage, JobKey, ModelInfo, OutputFormat
 
 # The core's values that cross these ports, under one roof for the adapters.
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "InferenceEngine",
     "ModelError",
     "Outcome",
+    "OutputGuide",
+    "OutputGuides",
     "Spool",
     "SpoolUnavailableError",
     "SpooledJob",
@@ -63,7 +67,17 @@ class InferenceEngine(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do: `step` would return nothing."""
+        """Whether there is nothing to do: `step` would return nothing.
+
+        So it is while requests wait and `limit_slots` lets none of them begin.
+        """
+        ...
+
+    def limit_slots(self, count: int) -> None:
+        """Let no further request begin while `count` or more are worked on; 0: none at all.
+
+        What runs is not touched. More than `slots` is as many as `slots`.
+        """
         ...
 
     def encode(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:

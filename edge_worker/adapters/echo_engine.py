@@ -58,7 +58,7 @@ class EchoEngine:
             context_tokens: Most tokens of prompt and answer together.
             tokens_per_step: Tokens each of them grows by in one step.
         """
-        self._slots = slots
+        self._slots = self._limit = slots
         self._tokens_per_step = tokens_per_step
         self._model = ModelInfo(name="echo", version="1", context_tokens=context_tokens)
         self._line = WaitingLine()
@@ -80,8 +80,12 @@ class EchoEngine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits or generates."""
-        return not self._requests
+        """Whether nothing generates, nor could begin to."""
+        return not self._rows and (not self._requests or self._limit == 0)
+
+    def limit_slots(self, count: int) -> None:
+        """Let no further request begin while `count` generate; 0: none at all."""
+        self._limit = max(0, min(count, self._slots))
 
     def encode(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Return the tokens of all turns' text, one turn a line."""
@@ -111,7 +115,7 @@ class EchoEngine:
 
     def step(self) -> list[EngineEvent]:
         """Let every slot's answer grow by `tokens_per_step` tokens."""
-        while len(self._rows) < self._slots:
+        while len(self._rows) < self._limit:
             name = self._line.take()
             if name is None:
                 break

@@ -88,6 +88,7 @@ class OnnxEngine:
             context_tokens=context_tokens,
             sha256=artefact.graph_sha256,
         )
+        self._limit = settings.slots
         self._line = WaitingLine()
         self._requests: dict[str, GenerationRequest] = {}
         self._reading: _Row | None = None
@@ -111,8 +112,13 @@ class OnnxEngine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits, is read or generates."""
-        return not self._requests
+        """Whether nothing is read or generates, nor could begin to."""
+        at_work = self._reading is not None or bool(self._generating)
+        return not at_work and (not self._requests or self._limit == 0)
+
+    def limit_slots(self, count: int) -> None:
+        """Let no further request begin while `count` rows are in use; 0: none at all."""
+        self._limit = max(0, min(count, self._settings.slots))
 
     def encode(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Return the prompt tokens of a conversation, the answer's beginning included.
@@ -171,7 +177,7 @@ class OnnxEngine:
         self._line = WaitingLine()
 
     def _admit(self) -> None:
-        if self._reading is None and len(self._generating) < self._settings.slots:
+        if self._reading is None and len(self._generating) < self._limit:
             name = self._line.take()
             if name is not None:
                 self._reading = _Row(self._requests[name], self._stop_tokens)
