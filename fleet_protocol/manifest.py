@@ -27,9 +27,10 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
 
     The graph's inputs are `input_ids` int64 [batch, tokens], `seqlens_k` int32 [batch] (valid
     tokens of the row including the new ones, minus 1), `total_len` int32 [1] (longest row
-    including the new tokens) and per layer `past.N.key` and `past.N.value` float32
-    [batch, kv_heads, max_len, head_dim]. Its outputs are `logits` float32 [batch, 1, vocab] (of
-    the last position) and `present.N.key`, `present.N.value` in the same buffers.
+    including the new tokens), `logit_tokens` int64 [1] (of how many of the new tokens, counted
+    from the last one, logits are wanted) and per layer `past.N.key` and `past.N.value` float32
+    [batch, kv_heads, max_len, head_dim]. Its outputs are `logits` float32
+    [batch, logit_tokens, vocab] and `present.N.key`, `present.N.value` in the same buffers.
     """
 
     layers: Annotated[int, msgspec.Meta(ge=1)]

@@ -136,9 +136,11 @@ class GraphBuilder:
         return self._matmul(f"{at}.gated", f"{at}.down", self._layer(layer, "down"))
 
     def _head(self, normed: str) -> None:
-        """Only the last position's logits: the rest of a prompt needs none."""
-        self._constant("last", np.array([-1], np.int64))
-        self._node("Gather", [normed, "last"], ["last_hidden"], axis=1)
+        """Only the last `logit_tokens` positions' logits: the rest of a prompt needs none."""
+        self._constant("last.end", np.array([np.iinfo(np.int64).max], np.int64))
+        self._constant("last.axis", np.array([1], np.int64))
+        self._node("Neg", ["logit_tokens"], ["last.start"])
+        self._node("Slice", [normed, "last.start", "last.end", "last.axis"], ["last_hidden"])
         self._matmul_node("last_hidden", "head", "logits", (self._shape.vocab, self._shape.hidden))
 
     def _first_norm(self, hidden: str, name: str) -> str:
@@ -224,8 +226,9 @@ def graph_signature(
         value("input_ids", TensorProto.INT64, ["batch", "tokens"]),
         value("seqlens_k", TensorProto.INT32, ["batch"]),
         value("total_len", TensorProto.INT32, [1]),
+        value("logit_tokens", TensorProto.INT64, [1]),
     ]
-    outputs = [value("logits", TensorProto.FLOAT, ["batch", 1, shape.vocab])]
+    outputs = [value("logits", TensorProto.FLOAT, ["batch", "logit_tokens", shape.vocab])]
     for layer in range(shape.layers):
         for part in ("key", "value"):
             past: list[str | int | None] = ["batch", shape.kv_heads, "past_len", shape.head_dim]

@@ -65,30 +65,44 @@ class GraphRunner:
         }
 
     def step(self, token_ids: Int64Array, lengths: list[int], *, row: int = 0) -> Float32Array:
-        """Return logits [batch, vocab] after token_ids [batch, tokens].
+        """Return logits [batch, vocab] after token_ids [batch, tokens]; arguments as for `read`."""
+        return self.read(token_ids, lengths, row=row)[:, 0]
+
+    def read(
+        self,
+        token_ids: Int64Array,
+        lengths: list[int],
+        *,
+        row: int = 0,
+        logit_tokens: int = 1,
+    ) -> Float32Array:
+        """Return logits [batch, logit_tokens, vocab] of the last ones of token_ids [batch, tokens].
 
         Args:
             token_ids: New tokens of rows `row`, `row` + 1, ...
             lengths: Of each of them, the tokens that are in the cache already.
             row: First row of the cache that takes part.
+            logit_tokens: 1 to tokens.
         """
         new = token_ids.shape[1]
         if max(lengths) + new > self.max_len:
             raise ValueError(f"{max(lengths)} + {new} tokens exceed the cache's {self.max_len}")
         seqlens = np.array([length + new - 1 for length in lengths], np.int32)
         total = np.array([max(lengths) + new], np.int32)
-        logits = np.empty((len(lengths), 1, self._vocab), np.float32)
+        wanted = np.array([logit_tokens], np.int64)
+        logits = np.empty((len(lengths), logit_tokens, self._vocab), np.float32)
         binding = self._session.io_binding()
         _bind_input(binding, "input_ids", np.ascontiguousarray(token_ids))
         _bind_input(binding, "seqlens_k", seqlens)
         _bind_input(binding, "total_len", total)
+        _bind_input(binding, "logit_tokens", wanted)
         _bind_output(binding, "logits", logits)
         for name, buffer in self._cache.items():
             rows = buffer[row : row + len(lengths)]
             _bind_input(binding, f"past.{name}", rows)
             _bind_output(binding, f"present.{name}", rows)
         self._session.run_with_iobinding(binding)
-        return logits[:, 0]
+        return logits
 
     def prefill(
         self, prompt: list[int], *, row: int = 0, chunk: int = PREFILL_CHUNK_TOKENS

@@ -62,6 +62,7 @@ class KvGraph:
         )
         self._logits: Float32Array = np.empty((settings.slots, 1, architecture.vocab), np.float32)
         self._totals: Int32Array = np.zeros(1, np.int32)
+        self._logit_tokens: Int64Array = np.ones(1, np.int64)
         self._decoders: dict[int, Any] = {}
         self._probe()
 
@@ -106,7 +107,12 @@ class KvGraph:
     def _bind(self, row: int, *, ids: Int64Array, last: Int32Array, logits: Float32Array) -> Any:
         """Bind the graph to rows `row` to `row + len(ids)`. The arrays must outlive its runs."""
         binding = self._session.io_binding()
-        for name, array in (("input_ids", ids), ("seqlens_k", last), ("total_len", self._totals)):
+        for name, array in (
+            ("input_ids", ids),
+            ("seqlens_k", last),
+            ("total_len", self._totals),
+            ("logit_tokens", self._logit_tokens),
+        ):
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         for layer in range(self._architecture.layers):
@@ -148,7 +154,8 @@ def _check_shapes(session: ort.InferenceSession, architecture: Architecture) -> 
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name for node in session.get_outputs()}
     names = [f"{n}.{side}" for n in range(architecture.layers) for side in ("key", "value")]
-    wanted_inputs = {"input_ids", "seqlens_k", "total_len", *(f"past.{name}" for name in names)}
+    wanted_inputs = {"input_ids", "seqlens_k", "total_len", "logit_tokens"}
+    wanted_inputs |= {f"past.{name}" for name in names}
     wanted_outputs = {"logits", *(f"present.{name}" for name in names)}
     if inputs.keys() != wanted_inputs or outputs != wanted_outputs:
         odd = sorted((inputs.keys() ^ wanted_inputs) | (outputs ^ wanted_outputs))

@@ -148,8 +148,11 @@ def build_graph(said: list[int], *, vocab: int, seed: int) -> onnx.ModelProto:
     graph.weight("sin", np.sin(angles).astype(np.float32))
     for layer in range(LAYERS):
         current = _add_layer(graph, current, layer)
-    graph.weight("last", np.array([-1], np.int64))
-    last = graph.add("Gather", [graph.norm(current, "xn"), "last"], ["xl"], domain="", axis=1)
+    graph.weight("end", np.array([np.iinfo(np.int64).max], np.int64))
+    graph.weight("axis", np.array([1], np.int64))
+    graph.add("Neg", ["logit_tokens"], ["start"], domain="")
+    parts = [graph.norm(current, "xn"), "start", "end", "axis"]
+    last = graph.add("Slice", parts, ["xl"], domain="")
     head = np.zeros((vocab, HIDDEN), np.float32)
     head[said] = graph.random.normal(0, 0.6, (len(said), HIDDEN))
     graph.matrix(last, "logits", head)
@@ -183,8 +186,9 @@ def _finish(graph: _Graph, vocab: int) -> onnx.ModelProto:
         value("input_ids", TensorProto.INT64, ["batch", "tokens"]),
         value("seqlens_k", TensorProto.INT32, ["batch"]),
         value("total_len", TensorProto.INT32, [1]),
+        value("logit_tokens", TensorProto.INT64, [1]),
     ]
-    outputs = [value("logits", TensorProto.FLOAT, ["batch", 1, vocab])]
+    outputs = [value("logits", TensorProto.FLOAT, ["batch", "logit_tokens", vocab])]
     shape = ["batch", KV_HEADS, "max_len", HEAD_DIM]
     for layer in range(LAYERS):
         for side in ("key", "value"):

@@ -74,6 +74,16 @@ def test_a_prompt_in_chunks_gives_the_same_as_at_once(
     )
 
 
+@pytest.mark.parametrize("wanted", [1, 2, 5])
+def test_the_logits_of_as_many_last_positions_as_wanted_are_given(
+    runner_of: RunnerOf, checkpoint: TinyCheckpoint, wanted: int
+) -> None:
+    runner = runner_of(checkpoint)
+    runner.prefill(_SEQUENCE[:6])
+    ours = runner.read(np.array([_SEQUENCE[6:]]), [6], logit_tokens=wanted)[0]
+    np.testing.assert_allclose(ours, exact(checkpoint, _SEQUENCE)[-wanted:], atol=_CLOSE)
+
+
 def test_rows_of_different_length_decode_together_as_alone(
     runner_of: RunnerOf, checkpoint: TinyCheckpoint
 ) -> None:
@@ -135,8 +145,8 @@ def test_inputs_and_outputs_are_the_ones_that_the_manifest_promises(
 ) -> None:
     save_graph(GraphBuilder(checkpoint, block=_BLOCK).build(SilentProgress()), tmp_path)
     graph = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False).graph
-    assert [item.name for item in graph.input[:5]] == [
-        *("input_ids", "seqlens_k", "total_len", "past.0.key", "past.0.value")
+    assert [item.name for item in graph.input[:6]] == [
+        *("input_ids", "seqlens_k", "total_len", "logit_tokens", "past.0.key", "past.0.value")
     ]
     assert [item.name for item in graph.output[:3]] == [
         "logits",
