@@ -46,10 +46,10 @@ _KEPT_MAX_BYTES: Final = 1_000_000_000
 _LICENCE_UNKNOWN: Final = "NOASSERTION"
 # What decides the bytes of a step's outcome: a change in one of them makes the step again.
 _CONVERTED_BY: Final = (
-    *("checkpoint", "gguf_reader", "safetensors_reader", "chat"),
+    *("checkpoint", "gguf_reader", "safetensors_reader", "tensor_folder", "chat"),
     *("reference", "smooth", "quantize", "graph"),
 )
-_TEXT_BY: Final = ("gguf_reader", "safetensors_reader", "tokenizer")
+_TEXT_BY: Final = ("gguf_reader", "safetensors_reader", "tensor_folder", "tokenizer")
 _VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure")
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from models.checkpoint import EMBEDDING, FINAL_NORM, HEAD, Float32Array, LlamaShape, TextParts
 from models.errors import CheckpointError
+from models.tensor_folder import TensorFolder
 
 HF_TOP_NAMES: Final[dict[str, str]] = {
     EMBEDDING: "model.embed_tokens.weight",
@@ -28,36 +27,16 @@ HF_LAYER_NAMES: Final[dict[str, str]] = {
     "up": "mlp.up_proj.weight",
     "down": "mlp.down_proj.weight",
 }
-_HEADER_LENGTH_BYTES: Final = 8
-_HEADER_MAX_BYTES: Final = 100_000_000
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
-
-
-class _Tensor(msgspec.Struct, frozen=True):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+_HINT: Final = "use a complete checkpoint of a Llama-like model, with safetensors weights"
 
 
 class FolderSource:
-    """A checkpoint folder as `save_pretrained` leaves it.
-
-    numpy alone reads it: the `safetensors` library has no bfloat16 for numpy, and the format is a
-    JSON header before the raw numbers.
-    """
+    """A checkpoint folder as `save_pretrained` leaves it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._config = self._json("config.json")
-        self._tensors: dict[str, tuple[Path, int, _Tensor]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            self._read_header(path)
-        if not self._tensors:
-            raise self._broken("has no *.safetensors file")
+        self._tensors = TensorFolder(folder, hint=_HINT)
         self._refuse_foreign()
         self.shape = self._read_shape()
 
@@ -73,27 +52,7 @@ class FolderSource:
 
     def weight(self, name: str) -> Float32Array:
         """Return one weight; q and k lie in the graph's row order already."""
-        stored = self._stored_name(name)
-        if stored not in self._tensors:
-            raise self._broken(f"has no tensor {stored}")
-        path, start, tensor = self._tensors[stored]
-        dtype = _DTYPES.get(tensor.dtype)
-        if dtype is None:
-            raise self._broken(f"stores {stored} as {tensor.dtype}")
-        begin, end = tensor.data_offsets
-        count = int(np.prod(tensor.shape))
-        if end - begin != count * dtype.itemsize:
-            raise self._broken(f"gives {stored} a wrong size")
-        try:
-            raw = np.fromfile(path, dtype, count=count, offset=start + begin)
-        except OSError as error:
-            raise self._broken(f"cannot be read: {error}") from error
-        if raw.size != count:
-            raise self._broken(f"is cut off in {stored}")
-        if tensor.dtype == "BF16":
-            # A bfloat16 is the upper half of a float32.
-            raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        return np.asarray(raw.astype(np.float32).reshape(tensor.shape))
+        return self._tensors.weight(self._stored_name(name))
 
     def text_parts(self) -> TextParts:
         """Take the tokenizer and the template as they are."""
@@ -129,7 +88,9 @@ class FolderSource:
             raise self._broken(f"is of type {kind}, which the graph builder does not know")
         if config.get("rope_scaling") or config.get("hidden_act", "silu") != "silu":
             raise self._broken("scales its rotary embedding or has another activation than SiLU")
-        biased = next((name for name in self._tensors if name.endswith(".bias")), None)
+        biased = next(
+            (name for name in sorted(self._tensors.names) if name.endswith(".bias")), None
+        )
         if biased is not None:
             raise self._broken(f"has {biased}, which the graph builder does not know")
 
@@ -148,7 +109,7 @@ class FolderSource:
                 context_tokens=int(config["max_position_embeddings"]),
                 norm_epsilon=float(config["rms_norm_eps"]),
                 rope_base=self._rope_base(),
-                ties_embedding=HF_TOP_NAMES[HEAD] not in self._tensors,
+                ties_embedding=HF_TOP_NAMES[HEAD] not in self._tensors.names,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._broken(f"has a config.json without a usable {error}") from error
@@ -159,20 +120,6 @@ class FolderSource:
         if table.get("rope_type", "default") != "default":
             raise self._broken("scales its rotary embedding")
         return float(table.get("rope_theta") or self._config.get("rope_theta") or 10_000.0)
-
-    def _read_header(self, path: Path) -> None:
-        try:
-            with path.open("rb") as handle:
-                length = int.from_bytes(handle.read(_HEADER_LENGTH_BYTES), "little")
-                if length > _HEADER_MAX_BYTES:
-                    raise self._broken(f"has a damaged {path.name}")
-                header = json.loads(handle.read(length))
-            header.pop("__metadata__", None)
-            tensors = msgspec.convert(header, dict[str, _Tensor])
-        except (OSError, ValueError, AttributeError, msgspec.ValidationError) as error:
-            raise self._broken(f"has a damaged {path.name}: {error}") from error
-        start = _HEADER_LENGTH_BYTES + length
-        self._tensors |= {name: (path, start, tensor) for name, tensor in tensors.items()}
 
     def _json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
         path = self._folder / name
@@ -190,7 +137,4 @@ class FolderSource:
         return f"model.layers.{layer}.{HF_LAYER_NAMES[part]}"
 
     def _broken(self, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"the checkpoint {self._folder.name} {what}",
-            hint="use a complete checkpoint of a Llama-like model, with safetensors weights",
-        )
+        return CheckpointError(f"the checkpoint {self._folder.name} {what}", hint=_HINT)
