@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edge_worker.core.attempt import Outcome, SpooledJob
 from edge_worker.core.generation import Broke, EngineEvent, Finished, GenerationRequest, Grew
 from edge_worker.core.health import HostReading
+from edge_worker.core.sampling import Float32Array
 from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.messages import ChatMessage, JobKey, ModelInfo, OutputFormat
 
@@ -102,6 +101,64 @@ class InferenceEngine(Protocol):
 
     def close(self) -> None:
         """Release the model's memory."""
+        ...
+
+
+class OutputGuide(Protocol):
+    """Holds one answer to its form while it is generated; for one request, used by one thread.
+
+    Nothing of it knows the probability of a token: it says which tokens may come, the engine
+    chooses among them.
+    """
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end may follow: the engine may end the answer without a token."""
+        ...
+
+    @property
+    def may_end(self) -> bool:
+        """Whether what was accepted is a whole answer already, though more may follow."""
+        ...
+
+    def allow(self, logits: Float32Array) -> None:
+        """Set the logits [vocab] of all tokens that may not come next to -inf, in place.
+
+        At least one token stays: where the answer may end, the end-of-answer token among them.
+        """
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take a token as the next one; it must be allowed. The end-of-answer token is, at an end.
+
+        Raises:
+            RejectedError: `output_broken`: the token is not allowed, or the guide gave up.
+        """
+        ...
+
+    def forced(self) -> tuple[int, ...]:
+        """Return tokens that must come next, in this order; empty where there is a choice.
+
+        They are what the tokenizer itself would make of the forced text. The state is not changed:
+        `accept` them one by one. Other tokens of the same text may be allowed, too.
+        """
+        ...
+
+    def allowed_prefix(self, tokens: Sequence[int]) -> int:
+        """Return how many of these tokens in a row would be accepted; the state is not changed."""
+        ...
+
+
+class OutputGuides(Protocol):
+    """Makes guides for one model's vocabulary; compiled forms are kept for the next request."""
+
+    def guide(self, output: OutputFormat) -> OutputGuide:
+        """Return a guide at the beginning of an answer.
+
+        Raises:
+            RejectedError: `bad_output_format`: the schema or expression is wrong;
+                `unsupported_output_format`: it is beyond what can be enforced here.
+        """
         ...
 
 

@@ -47,6 +47,8 @@ class Finished(msgspec.Struct, frozen=True):
         prompt_tokens: Read; `cached_tokens` of them came from the prefix cache.
         logprobs: Natural log-probability of each generated token under the model, before
             temperature; the end-of-answer token included.
+        fits_output: Whether the text is a whole answer of the form that was asked for; always,
+            where none was. False where `max_tokens` ended it halfway.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Finished(msgspec.Struct, frozen=True):
     cached_tokens: int
     tokens: int
     logprobs: tuple[float, ...]
+    fits_output: bool = True
 
 
 class Broke(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from fleet_protocol.messages.fleet import (
 )
 from fleet_protocol.messages.jobs import (
     FINAL_STATUSES,
+    SCHEMA_MAX_BYTES,
     AckStatus,
     AnsweredBy,
     ChatMessage,
@@ -40,6 +41,7 @@ from fleet_protocol.messages.jobs import (
     JobResult,
     JobStatus,
     JobSubmit,
+    OutputFormat,
     PlainText,
     Privacy,
     Reason,
@@ -101,6 +103,7 @@ __all__ = [
     "ID_PATTERN",
     "PROMPT_MAX_CHARS",
     "PROTOCOL_VERSION",
+    "SCHEMA_MAX_BYTES",
     "TEXT_MAX_CHARS",
     "AckStatus",
     "Activity",
@@ -149,6 +152,7 @@ __all__ = [
     "Message",
     "ModelInfo",
     "Note",
+    "OutputFormat",
     "Part",
     "PlainText",
     "Presence",

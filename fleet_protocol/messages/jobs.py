@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
@@ -94,6 +94,68 @@ class ChatMessage(Part, frozen=True, kw_only=True):
     content: Annotated[str, msgspec.Meta(max_length=PROMPT_MAX_CHARS)]
 
 
+SCHEMA_MAX_BYTES: Final = 16_384
+"""Longest JSON schema of an answer, as compact JSON: a board compiles it in milliseconds."""
+SCHEMA_MAX_DEPTH: Final = 64
+"""Deepest nesting of a JSON schema, so that no later reader of the job runs out of stack."""
+
+
+class OutputFormat(Part, frozen=True, kw_only=True, omit_defaults=True):
+    """The form an answer must have. Exactly one of the four is given.
+
+    Attributes:
+        json_schema: The answer is JSON on one line, valid under this schema, its properties in the
+            schema's order.
+        choices: The answer is one of these texts.
+        regex: The whole answer matches it; Rust's syntax, without look-around and back-references.
+        json: The answer is a JSON object, of whatever content.
+    """
+
+    json_schema: dict[str, Any] | None = None
+    choices: (
+        Annotated[
+            tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=256)], ...],
+            msgspec.Meta(min_length=1, max_length=256),
+        ]
+        | None
+    ) = None
+    regex: Annotated[str, msgspec.Meta(min_length=1, max_length=1_024)] | None = None
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        given = (self.json_schema is not None, self.choices is not None, self.regex is not None)
+        if sum(given) + self.json != 1:
+            raise ValueError("give exactly one of `json_schema`, `choices`, `regex` and `json`")
+        if self.json_schema is not None:
+            _check_schema(self.json_schema)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether an answer of this form is JSON."""
+        return self.json or self.json_schema is not None
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    level: list[Any] = [schema]
+    for _ in range(SCHEMA_MAX_DEPTH):
+        level = [
+            part
+            for value in level
+            for part in (value.values() if isinstance(value, dict) else value)
+            if isinstance(part, dict | list | tuple)
+        ]
+    if level:
+        raise ValueError(f"the JSON schema is nested deeper than {SCHEMA_MAX_DEPTH} levels")
+    try:
+        size_bytes = len(msgspec.json.encode(schema))
+    except (OverflowError, RecursionError, TypeError) as error:
+        raise ValueError(f"the JSON schema cannot be written as JSON: {error}") from error
+    if size_bytes > SCHEMA_MAX_BYTES:
+        raise ValueError(
+            f"the JSON schema has {size_bytes} bytes, at most {SCHEMA_MAX_BYTES} are allowed"
+        )
+
+
 class Generation(Part, frozen=True, kw_only=True, omit_defaults=True):
     """How the answer is to be produced.
 
@@ -103,6 +165,7 @@ class Generation(Part, frozen=True, kw_only=True, omit_defaults=True):
         top_p: Nucleus mass, above 0 up to 1.
         seed: Makes sampling above temperature 0 repeatable.
         stop: Texts that end the answer; they are not part of it.
+        output: The form that the answer is held to while it is generated; None: free text.
     """
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 64
@@ -113,6 +176,7 @@ class Generation(Part, frozen=True, kw_only=True, omit_defaults=True):
         tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], ...],
         msgspec.Meta(max_length=8),
     ] = ()
+    output: OutputFormat | None = None
 
 
 class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -122,7 +186,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         prompt: What to answer, as one user turn.
         messages: A conversation instead, oldest first.
         model: Name of the model to use; None takes the fleet's default.
-        max_tokens: See `Generation`; so are temperature, top_p, seed and stop.
+        max_tokens: See `Generation`; so are temperature, top_p, seed, stop and output. `output`
+            and `stop` exclude each other: a stop text would cut the form in two.
         stream: Send `TokenChunk`s while the answer grows.
         escalate: Whether the cloud may answer.
         privacy: Whether the prompt may leave the site.
@@ -147,6 +212,7 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], ...],
         msgspec.Meta(max_length=8),
     ] = ()
+    output: OutputFormat | None = None
     stream: bool = False
     escalate: Escalate = Escalate.AUTO
     privacy: Privacy = Privacy.ANY
@@ -157,6 +223,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of `prompt` and `messages`")
+        if self.output is not None and self.stop:
+            raise ValueError("give `output` or `stop`, not both: a stop text would cut the form")
 
     @property
     def conversation(self) -> tuple[ChatMessage, ...]:
@@ -181,6 +249,7 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
             top_p=self.top_p,
             seed=self.seed,
             stop=self.stop,
+            output=self.output,
         )
 
 

@@ -27,7 +27,22 @@ def _submits(given: str, missing: str) -> st.SearchStrategy[m.JobSubmit]:
     fields = _fields(m.JobSubmit)
     fields[given] = fields[given].filter(lambda value: value is not None)
     fields[missing] = st.none()
-    return st.fixed_dictionaries(fields).map(lambda values: m.JobSubmit(**values))
+    fields["output"] = st.none() | _forms()
+    # Of a form and stop texts at most one may be given.
+    both = st.fixed_dictionaries(fields)
+    either = both.map(lambda values: values if values["output"] is None else values | {"stop": ()})
+    return either.map(lambda values: m.JobSubmit(**values))
+
+
+def _forms() -> st.SearchStrategy[m.OutputFormat]:
+    fields = _fields(m.OutputFormat)
+    given = {
+        name: values.filter(lambda value: value is not None)
+        for name, values in {**fields, "json": st.just(True)}.items()  # noqa: FBT003 - a field's value
+    }
+    return st.one_of(
+        [st.builds(m.OutputFormat, **{name: values}) for name, values in given.items()]
+    )
 
 
 def _structs(kind: Any) -> st.SearchStrategy[Any]:
@@ -43,11 +58,15 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str, st.SearchStrategy[Any]]:
     return fields
 
 
-def _values(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
+def _values(  # noqa: PLR0911  # one a type
+    info: msgspec.inspect.Type,
+) -> st.SearchStrategy[Any]:
     simple = _scalars(info)
     if simple is not None:
         return simple
     match info:
+        case msgspec.inspect.StructType(cls=m.OutputFormat):
+            return _forms()
         case msgspec.inspect.StructType():
             return _structs(info.cls)
         case msgspec.inspect.VarTupleType():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -38,6 +40,73 @@ def test_how_to_generate_travels_with_the_submission() -> None:
     assert submit.generation == m.Generation(
         max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("END",)
     )
+
+
+def test_the_form_of_the_answer_travels_with_the_submission() -> None:
+    output = m.OutputFormat(choices=("yes", "no"))
+    assert m.JobSubmit(prompt="x", output=output).generation.output == output
+    assert m.JobSubmit(prompt="x").generation.output is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"json": False},
+        {"json": True, "regex": "a"},
+        {"choices": ("a",), "json_schema": {}},
+        {"choices": ("a",), "regex": "a", "json": True, "json_schema": {}},
+    ],
+)
+def test_an_answer_has_exactly_one_form(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        m.OutputFormat(**fields)
+
+
+def test_an_empty_schema_is_a_form() -> None:
+    assert m.OutputFormat(json_schema={}).is_json
+    assert m.OutputFormat(json=True).is_json
+    assert not m.OutputFormat(regex="a").is_json
+
+
+@pytest.mark.parametrize("field", ["choices", "regex"])
+def test_a_form_that_no_answer_could_have_is_refused(field: str) -> None:
+    payload = msgspec.json.encode({field: [] if field == "choices" else ""})
+    with pytest.raises(msgspec.ValidationError, match="length >= 1"):
+        msgspec.json.decode(payload, type=m.OutputFormat)
+
+
+def test_a_form_and_stop_texts_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="not both"):
+        m.JobSubmit(prompt="x", output=m.OutputFormat(json=True), stop=("}",))
+
+
+def test_a_schema_is_bounded_in_size() -> None:
+    m.OutputFormat(json_schema={"description": "x" * (m.SCHEMA_MAX_BYTES - 30)})
+    with pytest.raises(ValueError, match="at most 16384"):
+        m.OutputFormat(json_schema={"description": "x" * m.SCHEMA_MAX_BYTES})
+
+
+def test_a_schema_is_bounded_in_depth() -> None:
+    def nested(levels: int) -> dict[str, Any]:
+        return {} if levels == 1 else {"items": nested(levels - 1)}
+
+    deepest = m.OutputFormat(json_schema=nested(64))
+    generation = m.Generation(output=deepest)
+    assignment = m.Assignment(job="1", attempt=1, lease_ms=1, messages=(), generation=generation)
+    assert msgspec.json.decode(msgspec.json.encode(assignment), type=m.Assignment) == assignment
+    with pytest.raises(ValueError, match="deeper than 64"):
+        m.OutputFormat(json_schema=nested(65))
+
+
+def test_a_schema_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be written"):
+        m.OutputFormat(json_schema={"enum": [object()]})
+
+
+def test_a_generation_of_an_earlier_release_has_no_form() -> None:
+    assert msgspec.json.decode(b'{"max_tokens":3}', type=m.Generation) == m.Generation(max_tokens=3)
+    assert b"output" not in msgspec.json.encode(m.JobSubmit(prompt="x"))
 
 
 def test_exactly_four_states_are_final() -> None:
