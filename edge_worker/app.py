@@ -21,6 +21,7 @@ from edge_worker.adapters.host_linux import LinuxHost
 from edge_worker.adapters.spool_sqlite import SqliteSpool
 from edge_worker.config import EngineName, WorkerSettings, broker_password, data_folder
 from edge_worker.core.batching import EngineSettings
+from edge_worker.core.health import HeatLimits, limits_of
 from edge_worker.core.session import Session, SessionRules
 from edge_worker.ports import HostFacts, InferenceEngine
 from edge_worker.service import EngineRunner, ServiceParts, WorkerService, measure_speed
@@ -262,10 +263,17 @@ def _session(
 ) -> Session:
     rules = SessionRules(
         policy=policy,
-        limit_c=settings.limit_c,
+        heat=_heat_limits(settings, board=info.board),
         drain_timeout_ms=int(settings.drain_timeout_s * 1_000),
     )
     return Session(worker=settings.worker, info=info, rules=rules, started_at_ms=started_at_ms)
+
+
+def _heat_limits(settings: WorkerSettings, *, board: str) -> HeatLimits:
+    try:
+        return limits_of(board, soft_c=settings.limit_c, critical_c=settings.critical_c)
+    except ValueError as error:
+        raise ConfigError(str(error), hint="see example.toml") from error
 
 
 def _bus_session(settings: WorkerSettings, names: topics.Topics, *, boot: str) -> bus.Session:

@@ -52,7 +52,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         provider: Execution provider of the ONNX runtime, e.g. `cpu`.
         min_confidence: Answers below it are escalated, 0..1; None: as the model's manifest says.
         drain_timeout_s: How long running jobs get to finish when the worker is told to stop.
-        limit_c: Temperature in degrees Celsius at which the worker says that it is hot.
+        limit_c: Temperature in degrees Celsius from which on fewer jobs are answered at once;
+            None: 80 on a Raspberry Pi, 90 elsewhere.
+        critical_c: Temperature from which on none is begun; None: 84 on a Raspberry Pi, 97
+            elsewhere, and in any case above `limit_c`.
         spool_max_mb: Bound of the spool's file.
         labels: The operator's own names for the board.
     """
@@ -70,7 +73,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     provider: str = "cpu"
     min_confidence: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
     drain_timeout_s: Annotated[float, msgspec.Meta(ge=0.0, le=3_600.0)] = 30.0
-    limit_c: Annotated[float, msgspec.Meta(ge=30.0, le=120.0)] = 80.0
+    limit_c: Annotated[float, msgspec.Meta(ge=30.0, le=120.0)] | None = None
+    critical_c: Annotated[float, msgspec.Meta(ge=30.0, le=130.0)] | None = None
     spool_max_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     log_level: LogLevel = LogLevel.INFO

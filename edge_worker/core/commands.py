@@ -66,6 +66,22 @@ class Send(Command, frozen=True):
     expiry_ms: int | None = None
 
 
+class LimitSlots(Command, frozen=True):
+    """Let the engine begin no further request while so many are worked on; 0: none at all.
+
+    Attributes:
+        slots: As `InferenceEngine.limit_slots` takes it.
+        temp_c: Degrees Celsius, for the log; None: the host cannot say.
+    """
+
+    slots: int
+    temp_c: float | None = None
+
+
+class MeasureSpeed(Command, frozen=True):
+    """Measure the idle engine; comes back as `SpeedMeasured`."""
+
+
 class MeasureBandwidth(Command, frozen=True):
     """Send probes to the dispatcher; comes back as `BandwidthMeasured`."""
 
@@ -81,6 +97,8 @@ AnyCommand: TypeAlias = (
     | StartGeneration
     | StopGeneration
     | Send
+    | LimitSlots
+    | MeasureSpeed
     | MeasureBandwidth
     | StopWorker
 )

@@ -80,6 +80,18 @@ class BandwidthMeasured(Event, frozen=True):
     mbps: float | None
 
 
+class SpeedMeasured(Event, frozen=True, kw_only=True):
+    """The engine was measured in an idle moment.
+
+    Attributes:
+        speed: None: it did not come to an end.
+        is_steady: The machine had nothing else to do; otherwise it is worth another try.
+    """
+
+    speed: m.Benchmark | None
+    is_steady: bool = False
+
+
 class SpoolFailed(Event, frozen=True):
     """The spool cannot be written; nothing new is promised until it can."""
 
@@ -110,6 +122,7 @@ AnyEvent: TypeAlias = (
     | Broke
     | HostRead
     | BandwidthMeasured
+    | SpeedMeasured
     | SpoolFailed
     | SpoolRecovered
     | StopRequested

@@ -60,6 +60,18 @@ def before_generation(held: HeldJob, *, model: str, policy: routing.RoutePolicy)
             return failure(held, code=reason.value, message=detail, retryable=False)
 
 
+def when_overheated(held: HeldJob, *, model: str) -> m.Escalation | None:
+    """Return the outcome of an attempt that is not begun for the heat; None: it has to wait."""
+    if not query_of(held, model=model).may_escalate:
+        return None
+    return m.Escalation(
+        attempt=held.attempt,
+        reason=m.Reason.OVERHEATED,
+        detail="the board is at its critical temperature and begins nothing",
+        prompt_tokens=held.prompt_tokens,
+    )
+
+
 def after_generation(
     held: HeldJob, finished: Finished, *, model: str, policy: routing.RoutePolicy
 ) -> m.JobDone | m.Escalation:

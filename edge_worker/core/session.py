@@ -20,7 +20,8 @@ from edge_worker.core import events as e
 from edge_worker.core import outcomes
 from edge_worker.core.attempt import HeldJob, Outcome, Phase, SpooledJob
 from edge_worker.core.generation import Broke, Finished, GenerationRequest, Grew
-from edge_worker.core.health import is_hot
+from edge_worker.core.health import Heat, HeatLimits, HostReading, next_heat
+from edge_worker.core.measuring import Measuring
 from edge_worker.core.telling import REPEAT_MS, Standing, Teller
 from fleet_protocol import messages as m
 from fleet_protocol.routing import RoutePolicy
@@ -32,8 +33,6 @@ STARTED_AFTER_MS: Final = 250
 any lease; it spares a fast engine a sixth of the messages of a job."""
 SETTLE_GRACE_MS: Final = 3_000
 """How long a drained worker waits for `settled` once nothing runs; its spool waits longer."""
-BANDWIDTH_EVERY_MS: Final = 3_600_000
-BANDWIDTH_RETRY_MS: Final = 60_000
 CLOSED_REMEMBERED: Final = 4_096
 HELD_MOST: Final = 4_096
 """A bound on memory and disk: no sane dispatcher gives a worker more than slots + prefetch."""
@@ -44,12 +43,14 @@ class SessionRules(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         policy: What the model is trusted with.
-        limit_c: Temperature at which the host counts as hot.
+        heat: When the host is too hot for all its slots.
+        speed_due_at_ms: From when on the speed is worth another measurement; None: never.
         drain_timeout_ms: Longest time running jobs get to finish when the worker stops.
     """
 
     policy: RoutePolicy
-    limit_c: float = 80.0
+    heat: HeatLimits = msgspec.field(default_factory=HeatLimits)
+    speed_due_at_ms: int | None = None
     drain_timeout_ms: int = 30_000
 
 
@@ -75,10 +76,10 @@ class Session:
         self._stop_at_ms: int | None = None
         self._quiet_since_ms: int | None = None
         self._stopped = False
-        self._hot = False
+        self._slots, self._heat = info.slots, Heat(slots=info.slots)
         self._tokens = 0
         self._tokens_since_ms: int | None = None
-        self._measure_at_ms: int | None = None
+        self._measuring = Measuring(speed_due_at_ms=rules.speed_due_at_ms)
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             e.AssignmentReceived: self._on_assignment,
             e.CancelReceived: self._on_cancel,
@@ -93,6 +94,7 @@ class Session:
             Broke: self._on_broke,
             e.HostRead: self._on_host_read,
             e.BandwidthMeasured: self._on_bandwidth,
+            e.SpeedMeasured: self._on_speed,
             e.SpoolFailed: self._on_spool_failed,
             e.SpoolRecovered: self._on_spool_recovered,
             e.StopRequested: self._on_stop_requested,
@@ -207,7 +209,7 @@ class Session:
             return
         self._epoch = event.presence.epoch
         self._teller.tell_held(self._jobs.values(), now_ms)
-        if self._measure_at_ms is None:
+        if not self._measuring.has_begun:
             self._measure(now_ms)
 
     # ------------------------------------------------------------ from the link, the host, the disk
@@ -221,22 +223,33 @@ class Session:
 
     def _on_host_read(self, event: e.HostRead, now_ms: int) -> None:
         reading = event.reading
-        self._hot = is_hot(reading, limit_c=self._rules.limit_c, was_hot=self._hot)
+        self._mind_heat(reading, now_ms)
         since_ms = self._tokens_since_ms
         tok_s = 0.0 if not since_ms else self._tokens * 1_000 / max(1, now_ms - since_ms)
         self._tokens, self._tokens_since_ms = 0, now_ms
-        standing = Standing(running=self.running, is_hot=self._hot, tok_s=tok_s)
+        standing = Standing(running=self.running, is_hot=self._heat.is_hot, tok_s=tok_s)
         self._teller.tell_state(reading, standing, now_ms)
 
+    def _mind_heat(self, reading: HostReading, now_ms: int) -> None:
+        """Have fewer slots, or more again; the fleet is told, or it would keep them all filled."""
+        before = self._heat
+        self._heat = heat = next_heat(
+            before, reading, limits=self._rules.heat, slots=self._slots, now_ms=now_ms
+        )
+        if heat.open_slots != before.open_slots:
+            self._teller.out.append(c.LimitSlots(heat.open_slots, reading.temp_c))
+        if heat.slots != before.slots:
+            self._teller.tell_slots(heat.slots)
+
     def _on_bandwidth(self, event: e.BandwidthMeasured, now_ms: int) -> None:
-        benchmark = self._teller.info.benchmark
-        if event.mbps is None or benchmark is None:
-            self._measure_at_ms = now_ms + BANDWIDTH_RETRY_MS
-            return
-        self._measure_at_ms = now_ms + BANDWIDTH_EVERY_MS
-        benchmark = msgspec.structs.replace(benchmark, bandwidth_mbps=event.mbps)
-        self._teller.info = msgspec.structs.replace(self._teller.info, benchmark=benchmark)
-        self._teller.tell_info()
+        self._measuring.end_bandwidth(now_ms, is_known=event.mbps is not None)
+        if event.mbps is not None:
+            self._teller.tell_bandwidth(event.mbps)
+
+    def _on_speed(self, event: e.SpeedMeasured, now_ms: int) -> None:
+        self._measuring.end_speed(now_ms, is_steady=event.is_steady)
+        if event.speed is not None:
+            self._teller.tell_speed(event.speed)
 
     def _on_spool_failed(self, _event: e.SpoolFailed, _now_ms: int) -> None:
         self._spool_ok = False
@@ -261,6 +274,8 @@ class Session:
             return
         held.prompt_tokens = len(event.tokens)
         outcome = outcomes.before_generation(held, model=self._model, policy=self._rules.policy)
+        if outcome is None and self._heat.is_critical:
+            outcome = outcomes.when_overheated(held, model=self._model)
         if outcome is not None:
             self._finish(held, outcome, now_ms)
             return
@@ -313,8 +328,11 @@ class Session:
             else:
                 self._show_life(held, now_ms)
         reachable = self._teller.is_linked and self._dispatcher_online
-        if reachable and self._measure_at_ms is not None and now_ms >= self._measure_at_ms:
+        if reachable and self._measuring.bandwidth_is_due(now_ms):
             self._measure(now_ms)
+        is_idle = not self._jobs and not self._heat.is_hot and self._stop_at_ms is None
+        if self._measuring.speed_is_due(now_ms, is_idle=is_idle):
+            self._teller.out.append(c.MeasureSpeed())
 
     def _repeat_if_due(self, held: HeldJob, now_ms: int) -> None:
         if now_ms >= held.repeat_at_ms and self._dispatcher_online:
@@ -416,5 +434,5 @@ class Session:
         self._teller.tell_presence(is_ready=self._spool_ok and not self._draining)
 
     def _measure(self, now_ms: int) -> None:
-        self._measure_at_ms = now_ms + BANDWIDTH_RETRY_MS
+        self._measuring.begin_bandwidth(now_ms)
         self._teller.out.append(c.MeasureBandwidth())

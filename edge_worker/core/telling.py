@@ -92,6 +92,26 @@ class Teller:
         """Say what this worker is."""
         self._send(topics.INFO, self.info)
 
+    def tell_slots(self, slots: int) -> None:
+        """Say that this worker works on so many jobs at once from now on."""
+        self.info = msgspec.structs.replace(self.info, slots=slots)
+        self.tell_info()
+
+    def tell_speed(self, speed: m.Benchmark) -> None:
+        """Say how fast it is; what is known of the line stays."""
+        known = self.info.benchmark
+        if known is not None:
+            speed = msgspec.structs.replace(speed, bandwidth_mbps=known.bandwidth_mbps)
+        self.info = msgspec.structs.replace(self.info, benchmark=speed)
+        self.tell_info()
+
+    def tell_bandwidth(self, mbps: float) -> None:
+        """Say how fast the line is; nothing without a benchmark that it could be part of."""
+        if self.info.benchmark is not None:
+            benchmark = msgspec.structs.replace(self.info.benchmark, bandwidth_mbps=mbps)
+            self.info = msgspec.structs.replace(self.info, benchmark=benchmark)
+            self.tell_info()
+
     def tell_held(self, jobs: Iterable[HeldJob], now_ms: int) -> None:
         """Say all that is held, and every outcome again."""
         running: list[HeldJob] = []

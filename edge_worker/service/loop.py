@@ -109,6 +109,8 @@ class WorkerService:
             c.EncodePrompt: parts.runner.order,
             c.StartGeneration: parts.runner.order,
             c.StopGeneration: parts.runner.order,
+            c.LimitSlots: parts.runner.order,
+            c.MeasureSpeed: parts.runner.order,
             c.MeasureBandwidth: self._start_measuring,
             c.StopWorker: self._end,
         }

@@ -11,12 +11,18 @@ from typing import Final, TypeAlias, TypeVar
 
 import structlog
 
-from edge_worker.core.commands import EncodePrompt, StartGeneration, StopGeneration
-from edge_worker.core.events import AnyEvent, PromptEncoded
+from edge_worker.core.commands import (
+    EncodePrompt,
+    LimitSlots,
+    MeasureSpeed,
+    StartGeneration,
+    StopGeneration,
+)
+from edge_worker.core.events import AnyEvent, PromptEncoded, SpeedMeasured
 from edge_worker.ports import Broke, Grew, InferenceEngine
 from fleet_protocol.errors import FleetError
 
-Order: TypeAlias = EncodePrompt | StartGeneration | StopGeneration
+Order: TypeAlias = EncodePrompt | StartGeneration | StopGeneration | LimitSlots | MeasureSpeed
 
 TURN_S: Final = 0.01
 """How long the thread works before it hands over what came of it: many steps of a fast engine,
@@ -29,8 +35,15 @@ _T = TypeVar("_T")
 class EngineRunner:
     """Owns an engine. `run` drives it until it is cancelled; all engine calls are in one thread."""
 
-    def __init__(self, engine: InferenceEngine) -> None:
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        *,
+        measure: Callable[[InferenceEngine], SpeedMeasured] | None = None,
+    ) -> None:
+        """`measure` measures the idle engine when it is ordered; None: nobody will."""
         self._engine = engine
+        self._measure = measure
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="edge-engine")
         self._orders: deque[Order] = deque()
         self._wanted = asyncio.Event()
@@ -79,10 +92,29 @@ class EngineRunner:
                 return events
 
     def _carry_out(self, order: Order, events: list[AnyEvent]) -> None:
-        if isinstance(order, StopGeneration):
-            self._engine.cancel(order.id)
-            self._inside.discard(order.id)
-            return
+        match order:
+            case StopGeneration():
+                self._engine.cancel(order.id)
+                self._inside.discard(order.id)
+            case LimitSlots():
+                self._engine.limit_slots(order.slots)
+                _log.warning("slots.limited", slots=order.slots, temp_c=order.temp_c)
+            case MeasureSpeed():
+                events.append(self._measured())
+            case _:
+                self._begin(order, events)
+
+    def _measured(self) -> SpeedMeasured:
+        """Measure, unless a job was quicker."""
+        if self._measure is None or self._inside:
+            return SpeedMeasured(speed=None)
+        try:
+            return self._measure(self._engine)
+        except Exception as error:  # noqa: BLE001 - the worker lives on with the speed it knows
+            _log.error("speed.unknown", error=f"{type(error).__name__}: {error}")
+            return SpeedMeasured(speed=None)
+
+    def _begin(self, order: EncodePrompt | StartGeneration, events: list[AnyEvent]) -> None:
         name = order.id if isinstance(order, EncodePrompt) else order.request.id
         try:
             if isinstance(order, EncodePrompt):

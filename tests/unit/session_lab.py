@@ -10,7 +10,7 @@ from edge_worker.core import commands as c
 from edge_worker.core import events as e
 from edge_worker.core.attempt import SpooledJob
 from edge_worker.core.generation import EngineEvent, Finished, GenerationRequest, Grew
-from edge_worker.core.health import HostReading
+from edge_worker.core.health import HeatLimits, HostReading
 from edge_worker.core.session import Session, SessionRules
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
@@ -26,6 +26,7 @@ INFO = m.WorkerInfo(
     benchmark=m.Benchmark(decode_tok_s=50.0, prefill_tok_s=200.0),
 )
 POLICY = RoutePolicy(context_tokens=100, min_confidence=0.5)
+HEAT = HeatLimits(soft_c=80.0, critical_c=90.0)
 SURE, UNSURE = (0.0,), (-5.0,)
 
 
@@ -60,6 +61,8 @@ class SessionLab:
         disk: What is kept.
         encoding: Messages by generation id, asked for and not answered yet.
         engine: Requests by generation id that the engine has.
+        limits: What the engine was told of its slots.
+        measured, timed: How often bandwidth and speed were to be measured.
         sent: All messages, as (channel name, job or "", message).
     """
 
@@ -67,8 +70,9 @@ class SessionLab:
         self.now_ms = 1_000_000
         self.disk: dict[tuple[str, int], SpooledJob] = {} if disk is None else disk
         self.sent: list[tuple[str, str, m.Message]] = []
-        self.measured = 0
+        self.measured = self.timed = 0
         self.stopped = False
+        self.limits: list[int] = []
         self.boot()
         if linked:
             self.link()
@@ -77,7 +81,7 @@ class SessionLab:
         """Start anew on what the disk holds, as after kill -9."""
         self.encoding: dict[str, tuple[m.ChatMessage, ...]] = {}
         self.engine: dict[str, GenerationRequest] = {}
-        rules = SessionRules(policy=POLICY, limit_c=80.0, drain_timeout_ms=30_000)
+        rules = SessionRules(policy=POLICY, heat=HEAT, drain_timeout_ms=30_000)
         self.session = Session(worker=WORKER, info=INFO, rules=rules, started_at_ms=self.now_ms)
         self._carry_out(self.session.recover(list(self.disk.values()), self.now_ms))
 
@@ -161,6 +165,10 @@ class SessionLab:
                 assert decode(channel, encode(message)) == message
                 assert ids[0] == WORKER
                 self.sent.append((channel.name, ids[1] if len(ids) > 1 else "", message))
+            case c.LimitSlots(slots=slots):
+                self.limits.append(slots)
+            case c.MeasureSpeed():
+                self.timed += 1
             case c.MeasureBandwidth():
                 self.measured += 1
             case c.StopWorker():
