@@ -140,3 +140,152 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     cpu_class: CpuClass = CpuClass.DOT
     variants: tuple[Variant, ...] = ()
     refusals: tuple[str, ...] = ()
+
+
+class GoldenEmbedding(msgspec.Struct, frozen=True, kw_only=True):
+    """A text with its embedding: proof that the artefact works here.
+
+    Attributes:
+        tokens: What the tokenizer makes of it, the two marks at its ends included.
+        vector: float16, little-endian, `dimensions` of them; base64 in JSON.
+    """
+
+    text: str
+    tokens: Annotated[int, msgspec.Meta(ge=1)]
+    vector: bytes
+
+
+class EmbeddingQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """How far 8-bit embeddings are from those of the weights they were made from.
+
+    Attributes:
+        sentences: How many were compared; each has one paraphrase among the others.
+        mean_cosine: Between the two embeddings of a sentence.
+        min_cosine: Of the worst sentence.
+        rank_correlation: Spearman's, over the similarities of all pairs of sentences.
+        nearest_agreement: Share of sentences that have the same nearest other one.
+        paraphrases_found: By language, the share of sentences whose nearest other one is their
+            paraphrase.
+        paraphrases_found_fp32: The same with the unquantised weights.
+        unknown_tokens: By language, the share of tokens that the vocabulary lacks.
+    """
+
+    sentences: int
+    mean_cosine: float
+    min_cosine: float
+    rank_correlation: float
+    nearest_agreement: float
+    paraphrases_found: dict[str, float]
+    paraphrases_found_fp32: dict[str, float]
+    unknown_tokens: dict[str, float]
+
+
+class EmbeddingManifest(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="embedding"
+):
+    """An artefact that turns texts into vectors whose dot product is their likeness.
+
+    The graph's inputs are `input_ids` int64 [batch, tokens], padded on the right with anything,
+    and `lengths` int32 [batch] (tokens of each row that count, at least 1). Its output is
+    `embedding` float32 [batch, dimensions]: the mean over the row's tokens, of length 1.
+
+    Attributes:
+        graph: Path of the ONNX graph; its external data lies beside it.
+        tokenizer: Path of the `tokenizers` JSON file; it puts the marks at a text's ends.
+        max_tokens: What is longer is cut there, the marks counted.
+        memory_mb: Most resident memory of a process that embeds 16 long texts at once.
+        max_unknown_share: Of a text's tokens; where the vocabulary lacks more of them, its
+            embedding says nothing of it (other scripts look all alike).
+        languages: Those it was made for.
+    """
+
+    format: int = MANIFEST_FORMAT
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    version: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    graph: str
+    tokenizer: str
+    dimensions: Annotated[int, msgspec.Meta(ge=1)]
+    max_tokens: Annotated[int, msgspec.Meta(ge=3)]
+    memory_mb: Annotated[int, msgspec.Meta(ge=1)]
+    opset: int
+    source: str
+    licence: str
+    quantization: str
+    files: tuple[ModelFile, ...]
+    quality: EmbeddingQuality
+    golden: tuple[GoldenEmbedding, ...] = ()
+    max_unknown_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.1
+    languages: tuple[str, ...] = ("en",)
+
+
+class AucInterval(msgspec.Struct, frozen=True, kw_only=True):
+    """Area under the ROC curve, with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class DifficultyQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """What predictions for prompts left out of the fit were worth.
+
+    Attributes:
+        rows: Labelled prompts.
+        wrong_share: Of them that the model answered wrongly, 0..1.
+        folds: In which they were left out; like prompts always together.
+        auc: Of the model: how often it ranks a prompt answered wrongly above one answered rightly.
+        auc_length: Of the number of characters alone, fitted in the same folds.
+        auc_random: Of seeded noise: what no knowledge looks like in an interval.
+        gain: `auc` minus `auc_length`, on the same resampled prompts.
+        brier: Mean squared error of the calibrated probabilities.
+        calibration_error: Mean distance of predicted and seen shares over ten equal groups.
+    """
+
+    rows: int
+    wrong_share: float
+    folds: int
+    auc: AucInterval
+    auc_length: AucInterval
+    auc_random: AucInterval
+    gain: AucInterval
+    brier: float
+    calibration_error: float
+
+
+class DifficultyManifest(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="difficulty"
+):
+    """A logistic model of the probability that a language model answers a prompt wrongly.
+
+    log-odds = bias + sum(weights x (feature - mean) / scale) [+ embedding x embedding_weights],
+    then the probability is 1 / (1 + exp(-(slope x log-odds + offset))).
+
+    Attributes:
+        model: Whose answers it was fitted on; None: not said.
+        data_sha256: Of the labelled prompts.
+        feature_version: Of `fleet_protocol.prompt_features`; another one does not fit.
+        weights: One a feature, for features made equal in spread.
+        embedding: Name of the embedding artefact it needs beside the features; None: none.
+        embedding_version: Of that artefact.
+        embedding_weights: float32, little-endian; base64 in JSON.
+        slope: Of the calibration.
+        offset: Of the calibration.
+    """
+
+    format: int = MANIFEST_FORMAT
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    version: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    model: str | None = None
+    data_sha256: str
+    feature_version: int
+    features: tuple[str, ...]
+    means: tuple[float, ...]
+    scales: tuple[Annotated[float, msgspec.Meta(gt=0)], ...]
+    weights: tuple[float, ...]
+    bias: float
+    embedding: str | None = None
+    embedding_version: str | None = None
+    embedding_weights: bytes = b""
+    slope: float = 1.0
+    offset: float = 0.0
+    quality: DifficultyQuality
