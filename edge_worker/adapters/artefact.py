@@ -2,6 +2,11 @@
 
 The cache folder is `$EDGEFLEET_CACHE`, else `edgefleet` in the platform's cache folder; an artefact
 lies in `models/NAME/VERSION/` below it.
+
+An artefact may hold graphs for several kinds of processor (`Manifest.variants`). To a graph belong
+the file itself, files whose name begins with its path and a dot (`model.onnx.data`), and all of its
+folder if no other graph lies there; what belongs to no graph, all need. A board needs only the
+files of the graph it runs: those of the others may be missing.
 """
 
 from __future__ import annotations
@@ -10,26 +15,39 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from edge_worker.core.tuning import DEFAULT_VARIANT, all_variants
 from edge_worker.ports import ModelError
-from fleet_protocol.manifest import MANIFEST_FORMAT, MANIFEST_NAME, Manifest, ModelFile
+from fleet_protocol.manifest import (
+    MANIFEST_FORMAT,
+    MANIFEST_NAME,
+    Manifest,
+    ModelFile,
+    Variant,
+)
 
 REBUILD_HINT = "build it again with `python -m models build NAME`, or fetch it again"
 
 
 class Artefact(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified artefact: every file of the manifest is there and has the right bytes."""
+    """A verified artefact: every file that its graph needs is there and has the right bytes.
+
+    Attributes:
+        variant: Which of its graphs; `default` is the manifest's own.
+    """
 
     folder: Path
     manifest: Manifest
+    variant: str = DEFAULT_VARIANT
 
     @property
     def graph(self) -> Path:
         """The ONNX graph file."""
-        return self.folder / self.manifest.graph
+        return self.folder / _variant_of(self.manifest, self.variant).graph
 
     @property
     def tokenizer(self) -> Path:
@@ -40,7 +58,7 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
     def graph_sha256(self) -> str:
         """Of the graph file, hex; tells builds of one version apart."""
         listed = {file.path: file.sha256 for file in self.manifest.files}
-        return listed[self.manifest.graph]
+        return listed[_variant_of(self.manifest, self.variant).graph]
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
@@ -74,11 +92,44 @@ def resolve_model(name: str, cache: Path) -> Path:
     return versions[-1]
 
 
-def load_artefact(folder: Path) -> Artefact:
-    """Read the manifest and check size and sha256 of every file it lists.
+def load_artefact(folder: Path, *, variant: str = DEFAULT_VARIANT) -> Artefact:
+    """Read the manifest and check size and sha256 of every file that this graph needs.
 
     Raises:
-        ModelError: `model_missing` or `model_damaged`, naming the file.
+        ModelError: `model_missing` or `model_damaged`, naming the file; `variant_unknown`.
+    """
+    manifest = read_manifest(folder)
+    for file in files_of(manifest, _variant_of(manifest, variant)):
+        _check_file(folder, file)
+    return Artefact(folder=folder, manifest=manifest, variant=variant)
+
+
+def present_variants(folder: Path, manifest: Manifest) -> tuple[Variant, ...]:
+    """Return the graphs all of whose files are here, whatever their bytes."""
+    return tuple(
+        variant
+        for variant in all_variants(manifest)
+        if all((folder / file.path).is_file() for file in files_of(manifest, variant))
+    )
+
+
+def files_of(manifest: Manifest, variant: Variant) -> tuple[ModelFile, ...]:
+    """Return the files that a graph needs: its own, and those that belong to no graph."""
+    others = {other.graph for other in all_variants(manifest)} - {variant.graph}
+    graphs = others | {variant.graph}
+    return tuple(
+        file
+        for file in manifest.files
+        if _belongs(file.path, variant.graph, graphs)
+        or not any(_belongs(file.path, other, graphs) for other in others)
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest; it lists what the program needs.
+
+    Raises:
+        ModelError: `model_missing`, `model_damaged` or `model_format`.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -96,12 +147,31 @@ def load_artefact(folder: Path) -> Artefact:
             hint="take a model and a worker of the same release",
         )
     listed = {file.path for file in manifest.files}
-    for needed in (manifest.graph, manifest.tokenizer):
+    for needed in (*(each.graph for each in all_variants(manifest)), manifest.tokenizer):
         if needed not in listed:
             raise _damaged(path, f"does not list {needed}")
-    for file in manifest.files:
-        _check_file(folder, file)
-    return Artefact(folder=folder, manifest=manifest)
+    return manifest
+
+
+def _variant_of(manifest: Manifest, name: str) -> Variant:
+    known = {variant.name: variant for variant in all_variants(manifest)}
+    if name not in known:
+        raise ModelError(
+            f"{manifest.name} {manifest.version} has no variant {name!r}",
+            code="variant_unknown",
+            hint=f"set `variant` to one of: {', '.join(known)}; or leave it to the worker",
+        )
+    return known[name]
+
+
+def _belongs(path: str, graph: str, graphs: AbstractSet[str]) -> bool:
+    """Tell whether a file is part of a graph rather than of the artefact."""
+    if path == graph or path.startswith(f"{graph}."):
+        return True
+    folder = PurePosixPath(graph).parent
+    beside = [other for other in graphs if PurePosixPath(other).is_relative_to(folder)]
+    owns_folder = folder != PurePosixPath() and beside == [graph]
+    return owns_folder and PurePosixPath(path).is_relative_to(folder)
 
 
 def _check_file(folder: Path, file: ModelFile) -> None:

@@ -58,12 +58,14 @@ class ModelInfo(Part, frozen=True, kw_only=True):
     Attributes:
         context_tokens: Most tokens of prompt and answer together on this worker.
         sha256: Of the model graph file, hex; tells builds of one version apart.
+        variant: Which of the artefact's graphs runs here.
     """
 
     name: Annotated[str, msgspec.Meta(max_length=128)]
     version: Annotated[str, msgspec.Meta(max_length=64)]
     context_tokens: Annotated[int, msgspec.Meta(ge=1)]
     sha256: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    variant: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
 
 class Benchmark(Part, frozen=True, kw_only=True):

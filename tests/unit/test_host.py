@@ -81,3 +81,36 @@ def test_the_disk_of_the_data_folder_is_watched(tmp_path: Path) -> None:
     free_mb = LinuxHost(root=tmp_path, data=tmp_path).read().disk_free_mb
     assert free_mb is not None
     assert LinuxHost(root=tmp_path, data=tmp_path / "gone").read().disk_free_mb is None
+
+
+def test_a_zone_that_is_not_of_the_processor_does_not_count(tmp_path: Path) -> None:
+    for zone, (kind, text) in enumerate({"CPU-therm": "48000", "PMIC-Die": "100000"}.items()):
+        put(tmp_path, f"sys/class/thermal/thermal_zone{zone}/type", kind)
+        put(tmp_path, f"sys/class/thermal/thermal_zone{zone}/temp", text)
+    assert LinuxHost(root=tmp_path).read().temp_c == 48.0
+
+
+@pytest.mark.parametrize(
+    ("devices", "throttled"),
+    [
+        ({"thermal-cpufreq-0": "0", "pwm-fan": "3"}, False),
+        ({"thermal-cpufreq-0": "0", "cpufreq-cpu4": "2"}, True),
+        ({"Processor": "1"}, True),
+        ({"pwm-fan": "3"}, None),
+        ({"thermal-cpufreq-0": "n/a"}, None),
+    ],
+)
+def test_a_clock_the_kernel_lowers_against_the_heat_is_throttled(
+    tmp_path: Path, *, devices: dict[str, str], throttled: bool | None
+) -> None:
+    for number, (kind, state) in enumerate(devices.items()):
+        put(tmp_path, f"sys/class/thermal/cooling_device{number}/type", kind)
+        put(tmp_path, f"sys/class/thermal/cooling_device{number}/cur_state", state)
+    host = LinuxHost(root=tmp_path, vcgencmd="/no/such/command")
+    assert host.read().throttled is throttled
+
+
+@pytest.mark.parametrize(("part", "name"), [("0xd0b", "Cortex-A76"), ("0xD99", "ARM 0xD99")])
+def test_an_arm_processor_is_named_by_its_design(tmp_path: Path, *, part: str, name: str) -> None:
+    put(tmp_path, "proc/cpuinfo", f"Features\t: asimd\nCPU part\t: {part}\n")
+    assert LinuxHost(root=tmp_path).facts().cpu == name
