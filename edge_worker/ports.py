@@ -125,6 +125,9 @@ class OutputGuide(Protocol):
         """Set the logits [vocab] of all tokens that may not come next to -inf, in place.
 
         At least one token stays: where the answer may end, the end-of-answer token among them.
+
+        Raises:
+            RejectedError: `output_broken`: nothing may follow, or finding out costs too much.
         """
         ...
 
@@ -132,7 +135,7 @@ class OutputGuide(Protocol):
         """Take a token as the next one; it must be allowed. The end-of-answer token is, at an end.
 
         Raises:
-            RejectedError: `output_broken`: the token is not allowed, or the guide gave up.
+            RejectedError: `output_broken`: the token is not allowed.
         """
         ...
 

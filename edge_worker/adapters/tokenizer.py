@@ -63,6 +63,15 @@ class ChatTokenizer:
         """Return the tokens of raw text; control tokens in it are honoured, none is added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the tokens of text as it stands in an answer: control tokens are none here."""
+        parts = (part for part in self._disarm(text).split(CUT) if part)
+        return [number for part in parts for number in self.encode_text(part)]
+
+    def pieces(self, vocab: int) -> list[bytes]:
+        """Return what `piece` says of the tokens 0..vocab - 1; unlike it, without keeping it."""
+        return [self._look_up(token) for token in range(vocab)]
+
     def piece(self, token: int) -> bytes:
         """Return the bytes a token stands for: none for control tokens and unknown ids.
 
