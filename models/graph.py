@@ -25,18 +25,14 @@ from models.checkpoint import (
     LlamaShape,
     layer_weight,
 )
+from models.products import ByteBlocks, GraphParts, Products, write_table
 from models.progress import Progress
-from models.quantize import quantize_blocks
 
 OPSET: Final = 21
 IR_VERSION: Final = 10
 GRAPH_NAME: Final = "model.onnx"
 WEIGHTS_NAME: Final = "model.onnx.data"
 _CONTRIB: Final = "com.microsoft"
-# MatMulNBits' accuracy levels: keep its input in 32-bit floats, or quantise it to 8 bits too, block
-# by block of each row, so that rows stay apart and integer kernels can be used.
-_ACCURACY_FP32: Final = 1
-_ACCURACY_INT8: Final = 4
 
 
 class GraphBuilder:
@@ -44,20 +40,20 @@ class GraphBuilder:
 
     Args:
         checkpoint: Where the weights come from.
-        block: Weights that share a scale.
-        has_integer_inputs: Quantise the inputs of each product too: what CPUs with 8-bit
-            dot products are fast at.
+        block: Weights that share a scale in the embedding's table.
+        products: The number format of the other matrices; None: 8-bit blocks as large.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, block: int, has_integer_inputs: bool = True
+        self, checkpoint: Checkpoint, *, block: int, products: Products | None = None
     ) -> None:
         self._checkpoint = checkpoint
         self._shape = checkpoint.shape
         self._block = block
-        self._accuracy = _ACCURACY_INT8 if has_integer_inputs else _ACCURACY_FP32
+        self._products = products or ByteBlocks(block=block)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
+        self._parts = GraphParts(constant=self._constant, node=self._node)
 
     def build(self, progress: Progress) -> onnx.ModelProto:
         """Read, quantise and connect every weight."""
@@ -88,19 +84,15 @@ class GraphBuilder:
         self._constant("rotary.sin", np.sin(angles).astype(np.float32))
 
     def _embed(self) -> str:
-        """Look tokens up in the head's own quantised matrix where the checkpoint ties the two."""
+        """Look tokens up in a table that also is the head where the checkpoint ties the two."""
         shape = self._shape
-        source = EMBEDDING if shape.ties_embedding else HEAD
-        self._quantized("head", self._checkpoint.weight(source))
-        table = "head"
-        if not shape.ties_embedding:
-            self._quantized("embedding", self._checkpoint.weight(EMBEDDING))
-            table = "embedding"
+        weight = self._checkpoint.weight(EMBEDDING)
+        self._embedding = write_table(self._parts, EMBEDDING, weight, block=self._block)
         self._constant("embedding.shape", np.array([shape.vocab, shape.hidden], np.int64))
-        self._node("Reshape", [f"{table}.values", "embedding.shape"], ["embedding.table"])
+        self._node("Reshape", ["embedding.values", "embedding.shape"], ["embedding.table"])
         self._node(
             "GatherBlockQuantized",
-            ["embedding.table", "input_ids", f"{table}.scales"],
+            ["embedding.table", "input_ids", "embedding.scales"],
             ["embedded"],
             bits=8,
             block_size=self._block,
@@ -141,7 +133,14 @@ class GraphBuilder:
         self._constant("last.axis", np.array([1], np.int64))
         self._node("Neg", ["logit_tokens"], ["last.start"])
         self._node("Slice", [normed, "last.start", "last.end", "last.axis"], ["last_hidden"])
-        self._matmul_node("last_hidden", "head", "logits", (self._shape.vocab, self._shape.hidden))
+        is_tied = self._shape.ties_embedding
+        self._products.multiply_head(
+            self._parts,
+            "last_hidden",
+            table=self._embedding if is_tied else None,
+            matrix=self._checkpoint.weight(EMBEDDING if is_tied else HEAD),
+            out="logits",
+        )
 
     def _first_norm(self, hidden: str, name: str) -> str:
         """RMS norm of the embedding, in ONNX's own operators: nothing is added to it yet."""
@@ -173,27 +172,9 @@ class GraphBuilder:
         return self._checkpoint.weight(layer_weight(layer, name))
 
     def _matmul(self, left: str, name: str, matrix: Float32Array) -> str:
-        self._quantized(name, matrix)
-        rows, columns = matrix.shape
-        self._matmul_node(left, name, f"{name}.out", (rows, columns))
-        return f"{name}.out"
-
-    def _matmul_node(self, left: str, name: str, out: str, shape: tuple[int, int]) -> None:
-        self._node(
-            "MatMulNBits",
-            [left, f"{name}.values", f"{name}.scales"],
-            [out],
-            N=shape[0],
-            K=shape[1],
-            bits=8,
-            block_size=self._block,
-            accuracy_level=self._accuracy,
-        )
-
-    def _quantized(self, name: str, matrix: Float32Array) -> None:
-        quantized = quantize_blocks(matrix, block=self._block)
-        self._constant(f"{name}.values", quantized.values)
-        self._constant(f"{name}.scales", quantized.scales)
+        out = f"{name}.out"
+        self._products.multiply(self._parts, left, name=name, matrix=matrix, out=out)
+        return out
 
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> None:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))

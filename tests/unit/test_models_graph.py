@@ -13,6 +13,7 @@ from models.cache import hash_file
 from models.checkpoint import Float32Array
 from models.gguf_reader import GgufSource
 from models.graph import WEIGHTS_NAME, GraphBuilder, graph_signature, save_graph
+from models.products import ByteBlocks
 from models.progress import SilentProgress
 from models.reference import RoundedCheckpoint, reference_logits
 from models.runner import GraphRunner, log_softmax
@@ -35,7 +36,8 @@ def checkpoint() -> TinyCheckpoint:
 @pytest.fixture
 def runner_of(tmp_path: Path) -> RunnerOf:
     def make(checkpoint: TinyCheckpoint, *, rows: int = 1, is_exact: bool = True) -> GraphRunner:
-        builder = GraphBuilder(checkpoint, block=_BLOCK, has_integer_inputs=not is_exact)
+        products = ByteBlocks(block=_BLOCK, has_integer_inputs=not is_exact)
+        builder = GraphBuilder(checkpoint, block=_BLOCK, products=products)
         save_graph(builder.build(SilentProgress()), tmp_path)
         graph = tmp_path / "model.onnx"
         return GraphRunner(graph, architecture_of(checkpoint), rows=rows, max_len=64)
