@@ -13,6 +13,8 @@ from fleet_protocol.topics import Channel
 
 _NOTE_CHARS: Final = 2_000
 _CODE_CHARS: Final = 64
+_BAD_FORM: Final = "bad_output_format"
+_UNSUPPORTED_FORM: Final = "unsupported_output_format"
 
 
 def channel_of(outcome: Outcome) -> Channel:
@@ -74,8 +76,13 @@ def when_overheated(held: HeldJob, *, model: str) -> m.Escalation | None:
 
 def after_generation(
     held: HeldJob, finished: Finished, *, model: str, policy: routing.RoutePolicy
-) -> m.JobDone | m.Escalation:
-    """Return the answer as the outcome, or hand it to the cloud if it is too uncertain."""
+) -> Outcome:
+    """Return the answer as the outcome, or hand it to the cloud if it is too uncertain.
+
+    Half of a form is no answer: whoever reads it would stumble over it. It is not kept either.
+    """
+    if not finished.fits_output:
+        return _after_half_a_form(held, finished, model=model)
     answer = m.LocalAnswer(
         text=finished.text,
         model=model,
@@ -100,8 +107,29 @@ def after_generation(
             )
 
 
+def _after_half_a_form(held: HeldJob, finished: Finished, *, model: str) -> Outcome:
+    detail = f"{finished.tokens} tokens did not complete the form that the answer must have"
+    if query_of(held, model=model).may_escalate:
+        return m.Escalation(
+            attempt=held.attempt,
+            reason=m.Reason.LOW_CONFIDENCE,
+            detail=detail,
+            prompt_tokens=held.prompt_tokens,
+        )
+    message = f"{detail}; raise max_tokens, or bound the form (maxLength, maxItems, enum)"
+    return failure(held, code="output_incomplete", message=message, retryable=False)
+
+
 def after_breakage(held: HeldJob, broke: Broke, *, model: str) -> m.JobFailed | m.Escalation:
-    """Return the outcome of an attempt on which the engine failed; half an answer goes along."""
+    """Return the outcome of an attempt on which the engine failed; half an answer goes along.
+
+    A wrong form is for its author to mend, wherever the job would be answered. One that is right
+    but beyond this worker may still be asked of the cloud.
+    """
+    if broke.code == _BAD_FORM:
+        return failure(held, code=broke.code, message=broke.message, retryable=False)
+    if broke.code == _UNSUPPORTED_FORM:
+        return _after_unsupported_form(held, broke, model=model)
     if not query_of(held, model=model).may_escalate:
         return failure(held, code=broke.code, message=broke.message, retryable=True)
     too_long = broke.code == m.Reason.TOO_LONG
@@ -111,6 +139,19 @@ def after_breakage(held: HeldJob, broke: Broke, *, model: str) -> m.JobFailed | 
         detail=f"{broke.code}: {broke.message}"[:_NOTE_CHARS],
         prompt_tokens=held.prompt_tokens,
         answer=_half_answer(held, model=model),
+    )
+
+
+def _after_unsupported_form(
+    held: HeldJob, broke: Broke, *, model: str
+) -> m.JobFailed | m.Escalation:
+    if not query_of(held, model=model).may_escalate:
+        return failure(held, code=broke.code, message=broke.message, retryable=False)
+    return m.Escalation(
+        attempt=held.attempt,
+        reason=m.Reason.UNSUPPORTED,
+        detail=broke.message[:_NOTE_CHARS],
+        prompt_tokens=held.prompt_tokens,
     )
 
 
@@ -126,7 +167,7 @@ def failure(held: HeldJob, *, code: str, message: str, retryable: bool) -> m.Job
 
 def _half_answer(held: HeldJob, *, model: str) -> m.LocalAnswer | None:
     text = "".join(held.parts)
-    if not text:
+    if not text or held.spooled.assignment.generation.output is not None:
         return None
     usage = m.Usage(prompt_tokens=held.prompt_tokens, completion_tokens=held.tokens)
     return m.LocalAnswer(text=text, model=model, finish=m.FinishReason.LENGTH, usage=usage)

@@ -123,7 +123,7 @@ class EngineRunner:
                 self._engine.add(order.request)
                 self._inside.add(name)
         except FleetError as error:
-            events.append(Broke(name, error.code, str(error)))
+            events.append(Broke(name, error.code, error.advice))
         except Exception as error:  # noqa: BLE001 - whatever a tokenizer or template raises costs one job
             events.append(_broke(name, error))
 
