@@ -25,11 +25,13 @@ class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens: Most tokens of prompt and answer together.
         max_prompt_tokens: Longest prompt; None: whatever the context holds.
         min_confidence: Answers below it are escalated, 0..1; 0 trusts every answer.
+        refusals: Answers by which the model says that it should not try.
     """
 
     context_tokens: int
     max_prompt_tokens: int | None = None
     min_confidence: float = 0.0
+    refusals: tuple[str, ...] = ()
 
 
 class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,12 +111,21 @@ def decide(query: RouteQuery, policy: RoutePolicy) -> Route:
     return LOCAL
 
 
-def judge(confidence: float | None, query: RouteQuery, policy: RoutePolicy) -> Local | EscalateTo:
+def judge(
+    text: str, confidence: float | None, query: RouteQuery, policy: RoutePolicy
+) -> Local | EscalateTo:
     """Say whether a finished edge answer is good enough to be the answer.
 
-    An answer without a confidence is kept: there is nothing to hold against it.
+    An answer without a confidence is kept: there is nothing to hold against it. A job that may
+    not leave gets the model's refusal as its answer: it is an honest one.
     """
-    if confidence is None or confidence >= policy.min_confidence or not query.may_escalate:
+    if not query.may_escalate:
+        return LOCAL
+    if text.strip() in policy.refusals:
+        return EscalateTo(
+            reason=Reason.UNSUPPORTED, detail="the model says that it should not try this"
+        )
+    if confidence is None or confidence >= policy.min_confidence:
         return LOCAL
     return EscalateTo(
         reason=Reason.LOW_CONFIDENCE,

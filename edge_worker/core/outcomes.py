@@ -94,7 +94,7 @@ def after_generation(
             cached_tokens=finished.cached_tokens,
         ),
     )
-    match routing.judge(answer.confidence, query_of(held, model=model), policy):
+    match routing.judge(answer.text, answer.confidence, query_of(held, model=model), policy):
         case routing.Local():
             return m.JobDone(attempt=held.attempt, answer=answer)
         case routing.EscalateTo(reason=reason, detail=detail):

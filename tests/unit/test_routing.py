@@ -86,7 +86,7 @@ def test_privacy_outranks_a_request_for_the_cloud() -> None:
 
 
 def test_an_uncertain_answer_is_escalated_with_its_figures() -> None:
-    route = judge(0.25, EASY, POLICY)
+    route = judge("maybe", 0.25, EASY, POLICY)
     assert isinstance(route, EscalateTo)
     assert route.reason is Reason.LOW_CONFIDENCE
     assert "0.250" in route.detail
@@ -96,15 +96,37 @@ def test_an_uncertain_answer_is_escalated_with_its_figures() -> None:
 def test_an_answer_at_or_above_the_threshold_or_without_a_figure_is_kept(
     confidence: float | None,
 ) -> None:
-    assert judge(confidence, EASY, POLICY) == Local()
+    assert judge("maybe", confidence, EASY, POLICY) == Local()
 
 
 @pytest.mark.parametrize("bound", [{"privacy": Privacy.SITE}, {"escalate": Escalate.NEVER}])
 def test_an_uncertain_answer_of_a_job_that_may_not_leave_is_kept(bound: dict[str, object]) -> None:
-    assert judge(0.0, varied(**bound), POLICY) == Local()
+    assert judge("maybe", 0.0, varied(**bound), POLICY) == Local()
 
 
 def test_the_lower_bound_never_exceeds_a_token_a_character() -> None:
     assert least_prompt_tokens(0) == 0
     assert all(least_prompt_tokens(n) <= n for n in range(100))
     assert least_prompt_tokens(8_000) == 1_000
+
+
+REFUSING = RoutePolicy(context_tokens=512, refusals=("I cannot answer that here.",))
+
+
+def test_a_model_that_says_it_should_not_try_hands_the_job_to_the_cloud() -> None:
+    route = judge(" I cannot answer that here.\n", 0.99, EASY, REFUSING)
+
+    assert isinstance(route, EscalateTo)
+    assert route.reason is Reason.UNSUPPORTED
+
+
+def test_the_refusal_of_a_job_that_may_not_leave_is_its_answer() -> None:
+    bound = varied(privacy=Privacy.SITE)
+
+    assert judge("I cannot answer that here.", 0.99, bound, REFUSING) == Local()
+
+
+def test_an_answer_that_only_mentions_a_refusal_is_kept() -> None:
+    text = "He said: I cannot answer that here."
+
+    assert judge(text, 0.99, EASY, REFUSING) == Local()
