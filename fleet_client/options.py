@@ -10,7 +10,7 @@ import msgspec
 
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import RejectedError
-from fleet_protocol.messages import ID_PATTERN, ChatMessage, Id, JobSubmit
+from fleet_protocol.messages import ID_PATTERN, ChatMessage, Id, JobSubmit, OutputFormat
 
 Question: TypeAlias = str | Iterable[ChatMessage | Mapping[str, str]]
 """A prompt, or the turns of a conversation (`{"role": .., "content": ..}`), oldest first."""
@@ -25,6 +25,7 @@ class JobOptions(TypedDict, total=False):
     top_p: float
     seed: int
     stop: tuple[str, ...]
+    output: OutputFormat | Mapping[str, Any]
     stream: bool
     escalate: str
     privacy: str
@@ -61,6 +62,8 @@ def build_submit(question: Question, **options: Unpack[JobOptions]) -> JobSubmit
         fields["prompt"] = question
     else:
         fields["messages"] = [msgspec.to_builtins(turn) for turn in question]
+    if "output" in fields:
+        fields["output"] = msgspec.to_builtins(fields["output"])
     try:
         submit = msgspec.convert(fields, JobSubmit)
     except msgspec.ValidationError as error:

@@ -9,10 +9,11 @@ import click
 
 from fleet_cli.answers import exit_code_of_result, origin, result_fields
 from fleet_cli.connection import Connection, connection_options
+from fleet_cli.forms import form_options
 from fleet_cli.output import print_json, say
 from fleet_client.client import FleetClient, JobHandle
 from fleet_client.options import JobOptions
-from fleet_protocol.messages import Escalate, JobResult
+from fleet_protocol.messages import Escalate, JobResult, OutputFormat
 
 
 @click.command(
@@ -23,6 +24,8 @@ from fleet_protocol.messages import Escalate, JobResult
       fleet ask "How many days are in a week?"
       fleet ask --stream "What does a thermostat do?"
       fleet ask --json --escalate never "Name three primary colors."
+      fleet ask --choices leak,motion,smoke "Classify: water under the sink."
+      fleet ask --schema command.json "Turn on the kitchen light." | jq .device
       journalctl -n 1 | fleet ask --system "Answer ERROR or OK." -
     """
 )
@@ -37,6 +40,7 @@ from fleet_protocol.messages import Escalate, JobResult
     show_default=True,
     help="Whether the cloud may answer.",
 )
+@form_options
 @click.option("--max-tokens", type=click.IntRange(1, 4_096), default=64, show_default=True)
 @click.option("--system", metavar="TEXT", help="Instruction that goes before the question.")
 @click.option("--model", metavar="NAME", help="Model to use; the fleet's default otherwise.")
@@ -52,7 +56,7 @@ def command(
     as_json: bool,
     system: str | None,
     timeout_s: float,
-    **options: str | int | None,
+    **options: str | int | OutputFormat | None,
 ) -> int:
     """Ask; `-` reads the question from standard input."""
     text = sys.stdin.read() if question == "-" else question

@@ -13,18 +13,19 @@ import msgspec
 from fleet_cli.answers import origin, result_fields
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.exits import ExitCode
+from fleet_cli.forms import form_options
 from fleet_cli.output import print_json_line, say
 from fleet_client.client import FleetClient
 from fleet_client.options import JobOptions
 from fleet_protocol.errors import BusClosedError, FleetError, RejectedError
-from fleet_protocol.messages import JobResult, JobStatus
+from fleet_protocol.messages import JobResult, JobStatus, OutputFormat
 
 _OPTIONS = frozenset(JobOptions.__annotations__)
 
 
 @click.command(
     help="""Submit many jobs: one JSON object a line, with `prompt` (or `messages`) and, where
-    wanted, `id`, `max_tokens`, `escalate`, `deadline_ms`, ...
+    wanted, `id`, `max_tokens`, `escalate`, `deadline_ms`, `output`, ...
 
     A line that names its id may be submitted again: it is the same job, and its answer is replayed.
     A line that cannot be used is reported with its number, and the others go on.
@@ -33,10 +34,12 @@ _OPTIONS = frozenset(JobOptions.__annotations__)
     Examples:
       fleet submit -f jobs.jsonl --wait --jsonl > results.jsonl
       echo '{"id": "1", "prompt": "Name a color."}' | fleet submit -f - --wait
+      fleet submit -f events.jsonl --choices ok,fault --wait
     """
 )
 @connection_options
 @click.option("-f", "--file", "file", type=click.File(), required=True, help="`-` is stdin.")
+@form_options
 @click.option("--wait", is_flag=True, help="Wait for the results, not only for acceptance.")
 @click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
 @click.option(
@@ -68,11 +71,21 @@ def command(connection: Connection, /, *, file: TextIO, window: int, **how: Any)
 class _Run:
     """One pass over a file. Lines are read as the window allows; results come as they finish."""
 
-    def __init__(self, client: FleetClient, *, wait: bool, jsonl: bool, timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: FleetClient,
+        *,
+        wait: bool,
+        jsonl: bool,
+        timeout_s: float,
+        output: OutputFormat | None,
+    ) -> None:
+        """`output` is for the lines that name no form of their own."""
         self._client = client
         self._waits = wait
         self._as_jsonl = jsonl
         self._timeout_s = timeout_s
+        self._options = {} if output is None else {"output": output}
         self._printing = threading.Lock()
         self.succeeded = 0
         self.failed = 0
@@ -103,11 +116,12 @@ class _Run:
             fields = _read(line)
             job_id = fields.pop("id", None)
             question = fields.pop("messages", None) or fields.pop("prompt", None)
+            wanted = {name: value for name, value in fields.items() if name in _OPTIONS}
             handle = self._client.submit(
                 "" if question is None else question,
                 job_id=None if job_id is None else str(job_id),
                 accept_timeout_s=self._timeout_s,
-                **{name: value for name, value in fields.items() if name in _OPTIONS},
+                **(self._options | wanted),
             )
             job_id = handle.id
             result = handle.wait(self._timeout_s) if self._waits else None
