@@ -1,4 +1,7 @@
-"""Runs every benchmark in turn and prints one table: `python -m bench [--quick]`."""
+"""Runs every benchmark in turn and prints one table: `python -m bench [--quick]`.
+
+`python -m bench prepare` builds the peers that no package brings.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ BENCHES = ("dispatch", "inference")
 
 def main() -> None:
     """Run them; what a benchmark says of its progress goes to standard error."""
+    if sys.argv[1:2] == ["prepare"]:
+        # Only here: it needs the model factory's packages, the other benchmarks do not.
+        from bench.prepare import main as prepare  # noqa: PLC0415
+
+        prepare(sys.argv[2:])
+        return
     results = []
     for name in BENCHES:
         print(f"running {name} ...", file=sys.stderr)

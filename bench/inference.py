@@ -1,200 +1,243 @@
-"""Tokens per second, time to first token and memory of the ONNX engine on the default model.
+"""Our engine beside llama.cpp, optimum and transformers, on the very same weights, in one run.
 
-Each round runs in processes of its own, so that load time and peak memory are those of a fresh
-worker. The first peer is our own engine without batching: the same requests, one at a time.
-Medians over the rounds are shown.
+All of them are loaded and warm, generate greedily and never stop early; within a round they take
+turns at each measurement, and every round begins with another one, so that what else the machine
+does hits all alike. Ratios are taken round by round; medians over the rounds are shown. Start-up
+and memory are those of fresh processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.report import Aim, report
-from edge_worker.adapters.artefact import Artefact, cache_folder, load_artefact, resolve_model
-from edge_worker.adapters.onnx_engine import OnnxEngine
-from edge_worker.core.batching import EngineSettings
-from edge_worker.ports import Finished, GenerationRequest, Grew
-from fleet_protocol.errors import FleetError
-from fleet_protocol.messages import ChatMessage, ChatRole, Generation
-
-MODEL = "smollm2-135m-instruct-int8"
-TOGETHER = 8
-PREFILL_TOKENS = 256
-QUESTIONS = (
-    "Describe what a thermostat does in a house.",
-    "Write a short story about a lighthouse.",
-    "Explain how rain forms, step by step.",
-    "List ten animals and where they live.",
-    "Tell me about the history of bread.",
-    "What should I pack for a week at the sea?",
-    "Describe a busy market in the morning.",
-    "Explain why leaves change colour in autumn.",
+from bench import workload
+from bench.bandwidth import ReadTest
+from bench.lineup import (
+    CACHED,
+    LLAMA,
+    LLAMA_CACHED,
+    OPTIMUM,
+    OURS,
+    SPECULATIVE,
+    TRANSFORMERS,
+    Setup,
+    agreement,
+    measure_costs,
+    measure_peaks,
+    running,
 )
+from bench.peers.gguf_export import ArtefactCheckpoint
+from bench.prepare import DEFAULT_MODEL, Peers
+from bench.report import Aim, report
+from bench.rounds import Measurement, Rounds
+from bench.workload import Run
+from edge_worker.adapters.artefact import cache_folder, load_artefact, resolve_model
+from edge_worker.adapters.onnx_session import count_cores
+from edge_worker.adapters.tokenizer import ChatTokenizer
+from fleet_protocol.errors import FleetError
 
-
-@dataclass
-class Run:
-    """What came of a set of requests. Times are seconds from the start of the run."""
-
-    took_s: float = 0.0
-    tokens: int = 0
-    first_s: dict[str, float] = field(default_factory=dict)
-
-
-def run(engine: OnnxEngine, requests: list[GenerationRequest]) -> Run:
-    """Add requests all at once and step until the engine is idle."""
-    result = Run()
-    started_s = time.perf_counter()
-    for request in requests:
-        engine.add(request)
-    while not engine.is_idle:
-        events = engine.step()
-        now_s = time.perf_counter() - started_s
-        for event in events:
-            if isinstance(event, Grew | Finished):
-                result.first_s.setdefault(event.id, now_s)
-            if isinstance(event, Finished):
-                result.tokens += event.tokens
-    result.took_s = time.perf_counter() - started_s
-    return result
-
-
-def questions(engine: OnnxEngine, tokens: int) -> list[GenerationRequest]:
-    """Return the eight requests."""
-    return [
-        GenerationRequest(
-            id=str(number),
-            prompt_tokens=engine.encode([ChatMessage(role=ChatRole.USER, content=question)]),
-            generation=Generation(max_tokens=tokens),
+CONCURRENCIES = (1, 2, 4, 8)
+PREFILL_TOKENS = 256
+RULES_REPEATS = 4
+ANSWER_TOKENS, QUICK_ANSWER_TOKENS = 64, 24
+ROUNDS, QUICK_ROUNDS = 7, 2
+# What the aims are about: above / below, by program and figure.
+RATIOS = {
+    "decode_1_vs_llamacpp": ((OURS, "decode_1_tok_s"), (LLAMA, "decode_1_tok_s")),
+    "prefill_vs_llamacpp": ((OURS, "prefill_tok_s"), (LLAMA, "prefill_tok_s")),
+    **{
+        f"aggregate_{n}_vs_llamacpp": (
+            (OURS, f"aggregate_{n}_tok_s"),
+            (LLAMA, f"aggregate_{n}_tok_s"),
         )
-        for number, question in enumerate(QUESTIONS)
+        for n in CONCURRENCIES
+    },
+    "decode_vs_optimum": ((OURS, "decode_1_tok_s"), (OPTIMUM, "decode_1_tok_s")),
+    "decode_vs_transformers": ((OURS, "decode_1_tok_s"), (TRANSFORMERS, "decode_1_tok_s")),
+    "ttft_cached_prefix": ((OURS, "ttft_ms"), (CACHED, "ttft_cached_ms")),
+    "ttft_cached_vs_llamacpp": ((LLAMA_CACHED, "ttft_cached_ms"), (CACHED, "ttft_cached_ms")),
+    "speculative_extraction": (
+        (SPECULATIVE, "extraction_speculative_tok_s"),
+        (OURS, "extraction_tok_s"),
+    ),
+    "aggregate_8_vs_1": ((OURS, "aggregate_8_tok_s"), (OURS, "aggregate_1_tok_s")),
+}
+BANDWIDTH_FRACTION = ((OURS, "weights_gb_s"), (OURS, "memory_gb_s"))
+AIMS = {
+    "decode_1_vs_llamacpp": 1.15,
+    "aggregate_8_vs_llamacpp": 1.5,
+    "prefill_vs_llamacpp": 1.3,
+    "decode_vs_optimum": 3.0,
+    "ttft_cached_prefix": 3.0,
+    "speculative_extraction": 1.5,
+    "aggregate_8_vs_1": 1.8,
+}
+MOST = {"peak_mb": 350.0, "first_token_s": 1.0, "idle_cpu_pct": 1.0}
+
+
+def decode_tok_s(run: Run) -> float:
+    """Tokens per second behind the first one of each answer."""
+    return (run.tokens - len(run.first_s)) / sum(run.generating_s)
+
+
+def prefill_tok_s(run: Run) -> float:
+    """Prompt tokens per second, up to the first token of the answer."""
+    return PREFILL_TOKENS / statistics.median(run.first_s)
+
+
+def aggregate_tok_s(run: Run) -> float:
+    """Tokens per second of all answers together, the reading of their prompts included."""
+    return run.tokens / run.took_s
+
+
+def first_ms(run: Run) -> float:
+    """Median time from a request to its first token."""
+    return 1e3 * statistics.median(run.first_s)
+
+
+def plan(encode: workload.Encode, *, tokens: int, repeats: int) -> list[Measurement]:
+    """Return what is measured, with answers of `tokens` tokens."""
+    questions = workload.questions(encode, answer_tokens=tokens)
+    read = workload.reading(encode, prompt_tokens=PREFILL_TOKENS)
+    mixed = workload.mixed(encode, answer_tokens=tokens)
+    ruled = workload.ruled(encode, repeats=RULES_REPEATS)
+    copied = workload.extraction(encode, answer_tokens=tokens)
+    both, every = (OURS, LLAMA), (OURS, LLAMA, OPTIMUM, TRANSFORMERS)
+    alone = questions[:repeats]
+    return [
+        Measurement(figure="decode_1_tok_s", jobs=alone, of=decode_tok_s, who=every),
+        Measurement(figure="prefill_tok_s", jobs=[read] * repeats, of=prefill_tok_s, who=every),
+        *(
+            Measurement(
+                figure=f"aggregate_{at_once}_tok_s",
+                jobs=mixed,
+                at_once=at_once,
+                of=aggregate_tok_s,
+                who=both,
+            )
+            for at_once in CONCURRENCIES
+        ),
+        Measurement(figure="ttft_ms", jobs=ruled[1:4], of=first_ms, who=both),
+        Measurement(
+            figure="ttft_cached_ms",
+            warm=ruled[:1],
+            jobs=ruled[1:4],
+            of=first_ms,
+            who=(CACHED, LLAMA_CACHED),
+        ),
+        Measurement(figure="extraction_tok_s", jobs=copied, of=decode_tok_s, who=both),
+        Measurement(
+            figure="extraction_speculative_tok_s", jobs=copied, of=decode_tok_s, who=(SPECULATIVE,)
+        ),
     ]
 
 
-def measure_speed(artefact: Artefact, tokens: int) -> dict[str, float]:
-    """Measure one request alone, eight one at a time, and eight at once."""
-    engine = OnnxEngine(artefact, settings=EngineSettings(slots=TOGETHER))
-    requests = questions(engine, tokens)
-    run(engine, requests[:1])
-    prompt = (requests[0].prompt_tokens * PREFILL_TOKENS)[:PREFILL_TOKENS]
-    read = run(
-        engine,
-        [GenerationRequest(id="read", prompt_tokens=prompt, generation=Generation(max_tokens=1))],
+def take(setup: Setup, measurements: Sequence[Measurement], *, rounds: int) -> Rounds:
+    """Measure everything `rounds` times."""
+    with running(setup) as peers:
+        taken = Rounds(peers)
+        if LLAMA in peers:
+            taken.note(0, LLAMA, "same_answer_share", agreement(setup, peers))
+        weight_bytes = ArtefactCheckpoint(
+            setup.artefact.graph, context_tokens=setup.artefact.manifest.context_tokens
+        ).bytes_per_token()
+        memory = ReadTest(threads=setup.threads)
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            taken.run(number, measurements)
+            speed = taken.value(number, OURS, "decode_1_tok_s")
+            taken.note(number, OURS, "weights_gb_s", speed * weight_bytes / 1e9)
+            taken.note(number, OURS, "memory_gb_s", memory.gb_per_s())
+        measure_peaks(peers, taken)
+    for number in range(max(1, rounds // 2)):
+        say(f"start-up {number + 1} of {max(1, rounds // 2)}")
+        measure_costs(setup, taken, number)
+    return taken
+
+
+def show(taken: Rounds, *, as_json: bool) -> None:
+    """Print medians, ratios with their spread, and what the aims are."""
+    ratios = {name: found for name, pair in RATIOS.items() if (found := taken.ratios(*pair))}
+    middle = {name: statistics.median(found) for name, found in ratios.items()}
+    ours = taken.medians(OURS) | taken.medians(CACHED) | taken.medians(SPECULATIVE)
+    ours["bandwidth_fraction"] = statistics.median(taken.ratios(*BANDWIDTH_FRACTION))
+    llama = taken.medians(LLAMA) | taken.medians(LLAMA_CACHED)
+    others = {name: taken.medians(name) for name in (OPTIMUM, TRANSFORMERS)}
+    report(
+        "inference",
+        ours=ours,
+        peers={name: figures for name, figures in {LLAMA: llama, **others}.items() if figures},
+        ratios=ratios,
+        aims={
+            **{name: Aim(middle[name], at_least=AIMS[name]) for name in AIMS if name in middle},
+            **{name: Aim(ours[name], at_most=MOST[name]) for name in MOST},
+        },
+        as_json=as_json,
     )
-    alone = [run(engine, [request]) for request in requests]
-    together = run(engine, requests)
-    generating_s = sum(one.took_s - min(one.first_s.values()) for one in alone)
-    alone_tokens = sum(one.tokens for one in alone)
-    figures = {
-        "prefill_tok_s": PREFILL_TOKENS / read.took_s,
-        "decode_tok_s": (alone_tokens - len(alone)) / generating_s,
-        "first_token_ms": 1e3 * statistics.median(min(one.first_s.values()) for one in alone),
-        "one_at_a_time_tok_s": alone_tokens / sum(one.took_s for one in alone),
-        "together_tok_s": together.tokens / together.took_s,
-        "together_first_token_ms": 1e3 * statistics.median(together.first_s.values()),
-        "together_last_first_token_ms": 1e3 * max(together.first_s.values()),
-    }
-    return {**figures, "idle_cpu_pct": idle_cpu_pct(), "together_peak_mb": peak_mb()}
 
 
-def measure_memory(artefact: Artefact, tokens: int) -> dict[str, float]:
-    """Measure loading, and the peak memory of one slot that answered one request."""
-    started_s = time.perf_counter()
-    engine = OnnxEngine(artefact, settings=EngineSettings(slots=1))
-    load_s = time.perf_counter() - started_s
-    run(engine, questions(engine, tokens)[:1])
-    return {"load_ms": 1e3 * load_s, "peak_mb": peak_mb()}
+def prepare_setup(model: str, *, threads: int, log: Path) -> Setup:
+    """Find the model and what is there of its peers."""
+    cache = cache_folder(os.environ)
+    try:
+        artefact = load_artefact(resolve_model(model, cache))
+    except FleetError as error:
+        raise SystemExit(f"{error}\n{error.hint}") from error
+    peers = Peers(cache, artefact)
+    if not peers.has_llama:
+        say("llama.cpp is not there; make it: python -m bench prepare")
+    if not peers.has_optimum:
+        say("optimum is not there; make it: python -m bench prepare --optimum")
+    manifest = artefact.manifest
+    tokenizer = ChatTokenizer(
+        artefact.tokenizer, chat_template=manifest.chat_template, stop_tokens=manifest.stop_tokens
+    )
+    return Setup(
+        model=model,
+        artefact=artefact,
+        tokenizer=tokenizer,
+        peers=peers,
+        threads=threads,
+        log=log,
+    )
 
 
-def idle_cpu_pct() -> float:
-    """Return the processor time this process takes in a second with nothing to do."""
-    time.sleep(0.5)  # the runtime's threads spin a little before they sleep
-    cpu_s, wall_s = time.process_time(), time.perf_counter()
-    time.sleep(1.0)
-    return 100 * (time.process_time() - cpu_s) / (time.perf_counter() - wall_s)
-
-
-def peak_mb() -> float:
-    """Return the most memory this process ever had resident, in 10^6 bytes."""
-    unit = 1 if sys.platform == "darwin" else 1_024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-MEASUREMENTS: dict[str, Callable[[Artefact, int], dict[str, float]]] = {
-    "speed": measure_speed,
-    "memory": measure_memory,
-}
-
-
-def measure_apart(name: str, model: str, tokens: int) -> dict[str, float]:
-    """Take one measurement in a fresh process."""
-    command = [sys.executable, __file__, "--only", name, "--model", model, "--tokens", str(tokens)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=300)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name}: {figures}", file=sys.stderr)
-    return figures
-
-
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Return the median of each figure over the rounds."""
-    return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-
-
-def measure_only(name: str, model: str, tokens: int) -> None:
-    """Be the fresh process: measure, and print the figures as JSON."""
-    started_s = time.perf_counter()
-    artefact = load_artefact(resolve_model(model, cache_folder(os.environ)))
-    verify_ms = 1e3 * (time.perf_counter() - started_s)
-    print(json.dumps({**MEASUREMENTS[name](artefact, tokens), "verify_ms": verify_ms}))
+def say(what: str) -> None:
+    """Tell the progress."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Measure in rounds and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 s")
+    parser.add_argument("--quick", action="store_true", help="under 3 minutes")
     parser.add_argument("--json", action="store_true", help="only the JSON object")
-    parser.add_argument("--model", default=MODEL, help="name in the cache, or a folder")
-    parser.add_argument("--tokens", type=int, default=None, help="most tokens of each answer")
-    parser.add_argument("--only", choices=MEASUREMENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="name in the cache, or a folder")
+    parser.add_argument("--tokens", type=int, default=None, help="tokens of the longest answers")
+    parser.add_argument("--threads", type=int, default=None, help="of every program")
+    parser.add_argument("--rounds", type=int, default=None, help="how often all is measured")
     options = parser.parse_args()
-    tokens = options.tokens or (24 if options.quick else 64)
-    try:
-        if options.only:
-            measure_only(options.only, options.model, tokens)
-            return
-        resolve_model(options.model, cache_folder(os.environ))
-    except FleetError as error:
-        raise SystemExit(f"{error}\n{error.hint}") from error
-    rounds = 2 if options.quick else 5
-    speeds = [measure_apart("speed", options.model, tokens) for _ in range(rounds)]
-    memory = medians([measure_apart("memory", options.model, tokens) for _ in range(rounds - 1)])
-    ratio = statistics.median(one["together_tok_s"] / one["one_at_a_time_tok_s"] for one in speeds)
-    speed = medians(speeds)
-    peer = {"together_tok_s": speed.pop("one_at_a_time_tok_s")}
-    report(
-        "inference",
-        ours={**speed, **memory},
-        peers={"one_at_a_time": peer},
-        ratios={"aggregate_8_vs_1": ratio},
-        aims={
-            "aggregate_8_vs_1": Aim(ratio, at_least=1.8),
-            "peak_mb": Aim(memory["peak_mb"], at_most=400),
-            "idle_cpu_pct": Aim(speed["idle_cpu_pct"], at_most=1),
-        },
-        as_json=options.json,
-    )
+    tokens = options.tokens or (QUICK_ANSWER_TOKENS if options.quick else ANSWER_TOKENS)
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    with tempfile.TemporaryDirectory(prefix="edgefleet-bench-") as folder:
+        setup = prepare_setup(
+            options.model,
+            threads=options.threads or count_cores(),
+            log=Path(folder) / "peers.log",
+        )
+        measurements = plan(
+            setup.tokenizer.encode, tokens=tokens, repeats=1 if options.quick else 2
+        )
+        taken = take(setup, measurements, rounds=rounds)
+    show(taken, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +43,7 @@ class AimReport(TypedDict):
 
 
 class Report(TypedDict):
-    """The JSON object."""
+    """The JSON object; `spreads` has the lowest and the highest ratio of all rounds."""
 
     bench: str
     date: str
@@ -50,6 +51,7 @@ class Report(TypedDict):
     ours: dict[str, float]
     peers: dict[str, dict[str, float]]
     ratios: dict[str, float]
+    spreads: dict[str, tuple[float, float]]
     aims: dict[str, AimReport]
 
 
@@ -58,7 +60,7 @@ def report(
     *,
     ours: Mapping[str, float],
     peers: Mapping[str, Mapping[str, float]],
-    ratios: Mapping[str, float],
+    ratios: Mapping[str, float | Sequence[float]],
     aims: Mapping[str, Aim],
     as_json: bool = False,
 ) -> None:
@@ -68,7 +70,8 @@ def report(
         bench: Name of the benchmark.
         ours: Our figures; each name ends in its unit.
         peers: The same figures of what we compare with, measured in the same run.
-        ratios: How many times better than a peer we are, by its name.
+        ratios: How many times better than a peer we are, by its name; one value, or that of every
+            round.
         aims: What the figures should be.
         as_json: Leave the table out.
     """
@@ -83,17 +86,21 @@ def build_report(
     *,
     ours: Mapping[str, float],
     peers: Mapping[str, Mapping[str, float]],
-    ratios: Mapping[str, float],
+    ratios: Mapping[str, float | Sequence[float]],
     aims: Mapping[str, Aim],
 ) -> Report:
     """Return the JSON object, figures rounded to four significant digits."""
+    rounds = {name: [one] if isinstance(one, float) else one for name, one in ratios.items()}
     return Report(
         bench=bench,
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         machine=describe_machine(),
         ours=_round_all(ours),
         peers={name: _round_all(figures) for name, figures in peers.items()},
-        ratios=_round_all(ratios),
+        ratios={name: _round(statistics.median(values)) for name, values in rounds.items()},
+        spreads={
+            name: (_round(min(values)), _round(max(values))) for name, values in rounds.items()
+        },
         aims={
             name: AimReport(value=_round(aim.value), aim=aim.text, met=aim.met)
             for name, aim in aims.items()
@@ -111,7 +118,9 @@ def print_table(result: Report) -> None:
         cells = ["" if one is None else f"{one:,.4g}" for one in (value, *theirs)]
         print(f"{figure:32}" + "".join(f"{cell:>18}" for cell in cells))
     for name, ratio in result["ratios"].items():
-        print(f"{'ratio ' + name:32}{ratio:>17.4g}x")
+        low, high = result["spreads"][name]
+        spread = f"   {low:.3g} to {high:.3g}" if low < high else ""
+        print(f"{'ratio ' + name:32}{ratio:>17.4g}x{spread}")
     for name, aim in result["aims"].items():
         verdict = "met" if aim["met"] else "MISSED"
         print(f"{'aim ' + name:32}{aim['value']:>18,.4g}  {aim['aim']}: {verdict}")
