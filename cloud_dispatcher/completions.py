@@ -111,6 +111,7 @@ def _finished(command: StartCompletion, whole: Completion) -> CompletionFinished
         usage=whole.usage,
         cost_usd=whole.cost_usd,
         simulated=whole.simulated,
+        misfit=whole.misfit,
     )
 
 

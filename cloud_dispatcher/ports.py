@@ -86,13 +86,18 @@ class ProviderError(FleetError):
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer of a provider."""
+    """A whole answer of a provider.
+
+    Attributes:
+        misfit: Why the text is not of the form that was asked for; empty if it is.
+    """
 
     text: str
     model: str
     usage: Usage
     cost_usd: float
     simulated: bool = False
+    misfit: str = ""
 
 
 CompletionPart: TypeAlias = str | Completion

@@ -19,6 +19,7 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 from openai.types.completion_usage import CompletionUsage
 
 from cloud_dispatcher.adapters import provider_errors as errors
+from cloud_dispatcher.adapters.answer_form import Fit, fit, instruction
 from cloud_dispatcher.adapters.price_table import PriceTable, load_prices
 from cloud_dispatcher.adapters.providers import ProviderSettings
 from cloud_dispatcher.core.commands import CompletionRequest
@@ -156,7 +157,7 @@ class DeepSeekProvider:
                 if piece := answer.take(chunk):
                     yield piece
         answer.check()
-        yield self._completion(answer)
+        yield self._completion(answer, request)
 
     async def _open(self, request: CompletionRequest) -> openai.AsyncStream[ChatCompletionChunk]:
         settings, generation = self._settings, request.generation
@@ -174,6 +175,10 @@ class DeepSeekProvider:
             temperature=openai.omit if settings.thinking else generation.temperature,
             top_p=openai.omit if settings.thinking else generation.top_p,
             stop=list(generation.stop) or openai.omit,
+            # The form itself is in the instructions: this one knows no schema.
+            response_format={"type": "json_object"}
+            if generation.output is not None and generation.output.is_json
+            else openai.omit,
             stream=True,
             stream_options={"include_usage": True},
             extra_body=extra,
@@ -214,7 +219,9 @@ class DeepSeekProvider:
         quotes = {said[i : i + _QUOTE_CHARS] for i in range(len(said) - _QUOTE_CHARS + 1)}
         return "" if any(quote in text for quote in quotes for text in private) else said
 
-    def _completion(self, answer: _Answer) -> Completion:
+    def _completion(self, answer: _Answer, request: CompletionRequest) -> Completion:
+        output = request.generation.output
+        fitted = Fit(text=answer.text) if output is None else fit(answer.text, output)
         at_ms = self._now_ms()
         cost_usd = self._prices.cost_usd(answer.model, answer.usage, at_ms=at_ms)
         if cost_usd is None:  # a silently renamed checkpoint costs what was asked for
@@ -222,7 +229,8 @@ class DeepSeekProvider:
         if cost_usd is None:
             log.warning("price.unknown", provider=self.name, model=answer.model)
         return Completion(
-            text=answer.text,
+            text=fitted.text,
+            misfit=fitted.misfit,
             model=answer.model,
             usage=answer.usage,
             cost_usd=cost_usd or 0.0,
@@ -318,7 +326,11 @@ class _Answer:
 
 
 def _conversation(system_prompt: str, request: CompletionRequest) -> list[ChatMessage]:
-    first = [ChatMessage(role=ChatRole.SYSTEM, content=system_prompt)] if system_prompt else []
+    output = request.generation.output
+    form = "" if output is None else instruction(output)
+    # The operator's words come first: they are the prefix that a provider's cache remembers.
+    said = [text for text in (system_prompt, form) if text]
+    first = [ChatMessage(role=ChatRole.SYSTEM, content=text) for text in said]
     return [*first, *request.messages]
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
+from cloud_dispatcher.adapters.simulated_forms import made_up
+
 _CHARS_PER_TOKEN = 4
 _RETIRED_MODELS = frozenset({"deepseek-chat", "deepseek-reasoner"})
 _THOUGHTS = "[simulated thought] Let me see what was asked before I answer. "
@@ -208,6 +210,11 @@ def compose(request: ChatRequest, step: Step, *, cached_prefix: bool) -> Answer:
 def _full_text(request: ChatRequest, step: Step) -> str:
     if step.blank:
         return "  \n\n "
+    asked_form = made_up(turn.content for turn in request.messages if turn.role == "system")
+    if asked_form is not None and step.text is None:
+        return asked_form
+    if request.response_format.type == "json_object" and step.text is not None:
+        return step.text
     received = sum(len(turn.content) for turn in request.messages if turn.role != "system")
     if request.response_format.type == "json_object":
         return json.dumps({"simulated": True, "received_chars": received})

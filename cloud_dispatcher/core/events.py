@@ -143,6 +143,7 @@ class CompletionFinished(Event, frozen=True, kw_only=True):
         model: As the response named it: a checkpoint behind a name can change.
         cost_usd: From the usage and the price list of the day.
         simulated: The provider is a simulator.
+        misfit: Why the text is not of the form that the job asked for; empty if it is.
     """
 
     job: m.JobKey
@@ -152,6 +153,7 @@ class CompletionFinished(Event, frozen=True, kw_only=True):
     usage: m.Usage
     cost_usd: float
     simulated: bool = False
+    misfit: str = ""
 
 
 class CompletionFailed(Event, frozen=True, kw_only=True):

@@ -62,13 +62,16 @@ def kept_result(job: Job, kept: LocalAnswer, *, code: str, message: str, now_ms:
 
 
 def cloud_result(job: Job, answer: CompletionFinished, *, now_ms: int) -> JobResult:
-    """The cloud answered."""
+    """The cloud answered. Degraded if that is not of the form that the job asked for."""
     return JobResult(
         id=job.id,
         status=JobStatus.OK,
         text=answer.text,
         answered_by=AnsweredBy.CLOUD,
         reason=job.reason,
+        code="output_mismatch" if answer.misfit else "",
+        message=answer.misfit[:_NOTE_MOST],
+        degraded=bool(answer.misfit),
         worker=job.last_worker,
         model=answer.model,
         simulated=answer.simulated,

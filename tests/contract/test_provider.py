@@ -10,6 +10,7 @@ from typing import Protocol
 import pytest
 
 from cloud_dispatcher.adapters import provider_errors
+from cloud_dispatcher.adapters.answer_form import fit, instruction
 from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
 from cloud_dispatcher.adapters.providers import BackoffSettings, ProviderSettings
 from cloud_dispatcher.adapters.scripted_provider import ScriptedAnswer, ScriptedProvider
@@ -17,7 +18,7 @@ from cloud_dispatcher.adapters.simulated_answers import Step
 from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import Completion, CompletionPart, CompletionProvider, ProviderError
-from fleet_protocol.messages import ChatMessage, ChatRole, Generation, JobKey
+from fleet_protocol.messages import ChatMessage, ChatRole, Generation, JobKey, OutputFormat
 
 PATIENCE_S = 20.0
 
@@ -74,12 +75,12 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
         await deepseek.provider.close()
 
 
-def ask(*, timeout_ms: int = 20_000) -> CompletionRequest:
+def ask(*, timeout_ms: int = 20_000, output: OutputFormat | None = None) -> CompletionRequest:
     return CompletionRequest(
         job=JobKey("01J"),
         attempt=1,
         messages=(ChatMessage(role=ChatRole.USER, content="How warm is it?"),),
-        generation=Generation(max_tokens=64),
+        generation=Generation(max_tokens=64, output=output),
         timeout_ms=timeout_ms,
     )
 
@@ -105,6 +106,44 @@ async def test_an_answer_says_its_model_usage_and_cost(bench: Bench) -> None:
     assert last.usage.completion_tokens > 0
     assert last.cost_usd > 0
     assert last.simulated
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        OutputFormat(choices=("warm", "cold")),
+        OutputFormat(json=True),
+        OutputFormat(
+            json_schema={
+                "type": "object",
+                "properties": {"c": {"type": "number"}, "unit": {"enum": ["C", "F"]}},
+                "required": ["c", "unit"],
+            }
+        ),
+    ],
+)
+async def test_an_answer_is_of_the_form_that_was_asked_for(output: OutputFormat) -> None:
+    async with SimulatedDeepSeek() as simulator:
+        bench = DeepSeekBench(simulator)
+        last = (await collect(bench.provider, ask(output=output)))[-1]
+        await bench.provider.close()
+        (asked,) = simulator.requests
+    assert isinstance(last, Completion)
+    assert last.misfit == ""
+    assert last.text == fit(last.text, output).text
+    assert asked.response_format.type == ("json_object" if output.is_json else "text")
+    assert asked.system.endswith(instruction(output))
+
+
+async def test_an_answer_of_another_form_says_so() -> None:
+    async with SimulatedDeepSeek() as simulator:
+        bench = DeepSeekBench(simulator)
+        simulator.script(Step(text="It is rather warm."))
+        last = (await collect(bench.provider, ask(output=OutputFormat(choices=("warm",)))))[-1]
+        await bench.provider.close()
+    assert isinstance(last, Completion)
+    assert "none of the choices" in last.misfit
+    assert "rather warm" in last.text
 
 
 async def test_cancelling_the_task_gives_the_call_up(bench: Bench) -> None:

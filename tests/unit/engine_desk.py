@@ -165,7 +165,7 @@ class Desk:
             )
         )
 
-    def cloud_finished(self, attempt: int) -> None:
+    def cloud_finished(self, attempt: int, *, misfit: str = "") -> None:
         self.handle(
             e.CompletionFinished(
                 job=m.JobKey("K1"),
@@ -175,6 +175,7 @@ class Desk:
                 usage=m.Usage(prompt_tokens=3, completion_tokens=1),
                 cost_usd=0.001,
                 simulated=True,
+                misfit=misfit,
             )
         )
 

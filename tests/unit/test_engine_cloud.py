@@ -50,6 +50,28 @@ def test_the_cloud_answers_with_its_cost_and_the_reason(desk: Desk) -> None:
     assert (result.model, result.cost_usd, result.degraded) == ("deepseek", 0.001, False)
 
 
+def test_the_form_of_the_answer_reaches_the_board_and_the_cloud(desk: Desk) -> None:
+    output = m.OutputFormat(choices=("yes", "no"))
+    desk.submit(output=output)
+    (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert assignment.generation.output == output
+    desk.escalated(answer=None)
+    (call,) = calls(desk)
+    assert call.generation.output == output
+
+
+def test_a_cloud_answer_of_another_form_is_degraded_and_says_why(desk: Desk) -> None:
+    desk.submit(output=m.OutputFormat(choices=("yes", "no")))
+    desk.escalated(answer=None)
+    desk.cloud_finished(2, misfit="the answer is none of the choices")
+    result = result_of(desk)
+    assert (result.status, result.text, result.degraded) == (m.JobStatus.OK, "azure", True)
+    assert (result.code, result.message) == (
+        "output_mismatch",
+        "the answer is none of the choices",
+    )
+
+
 def test_a_call_of_an_older_attempt_moves_nothing(desk: Desk) -> None:
     desk.submit()
     desk.escalated()
