@@ -17,6 +17,12 @@ class UnknownModelError(ConfigError):
     code = "unknown_model"
 
 
+class RecipeError(ConfigError):
+    """A recipe, a task family or a set of examples is not written as one."""
+
+    code = "bad_recipe"
+
+
 class SourceError(ConfigError):
     """The source is not written as one, or is not there."""
 
