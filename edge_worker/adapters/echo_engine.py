@@ -6,6 +6,7 @@ and for tests; it passes the same contract suite as the real one.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from edge_worker.core.batching import WaitingLine, check_fits
 from edge_worker.core.stopping import AnswerText, StopRule
 from edge_worker.ports import EngineEvent, Finished, GenerationRequest, Grew
 from fleet_protocol.errors import RejectedError
-from fleet_protocol.messages import ChatMessage, ModelInfo
+from fleet_protocol.messages import ChatMessage, ModelInfo, OutputFormat
 
 BYTES_PER_TOKEN = 4
 """About what a token of English text is worth in a real model."""
@@ -34,9 +35,29 @@ def to_bytes(tokens: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(tokens)}I", *tokens).rstrip(PADDING)
 
 
+def recite(prompt: bytes, output: OutputFormat) -> str:
+    """Return the prompt in the form that was asked for: the first choice in it, or as JSON.
+
+    Raises:
+        RejectedError: `unsupported_output_format`: it would take a model.
+    """
+    text = prompt.decode(errors="replace")
+    if output.choices is not None:
+        named = [choice for choice in output.choices if choice in text]
+        return (named or output.choices)[0]
+    if output.json:
+        return json.dumps({"echo": text}, ensure_ascii=False)
+    raise RejectedError(
+        "the echo engine knows no schema and no expression",
+        code="unsupported_output_format",
+        hint="ask for choices or a JSON object, or run with a model",
+    )
+
+
 class _Row:
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, said: tuple[int, ...]) -> None:
         self.request = request
+        self.said = said
         self.answer = AnswerText(
             StopRule(texts=request.generation.stop, max_tokens=request.generation.max_tokens)
         )
@@ -62,7 +83,7 @@ class EchoEngine:
         self._tokens_per_step = tokens_per_step
         self._model = ModelInfo(name="echo", version="1", context_tokens=context_tokens)
         self._line = WaitingLine()
-        self._requests: dict[str, GenerationRequest] = {}
+        self._requests: dict[str, _Row] = {}
         self._rows: dict[str, _Row] = {}
 
     def __repr__(self) -> str:
@@ -95,7 +116,8 @@ class EchoEngine:
         """Let a request wait for a slot.
 
         Raises:
-            RejectedError: `too_long`, `empty_prompt`, or `duplicate_request`: the id is in use.
+            RejectedError: `too_long`, `empty_prompt`, `duplicate_request`: the id is in use, or
+                `unsupported_output_format`.
         """
         check_fits(
             prompt_tokens=len(request.prompt_tokens),
@@ -104,7 +126,11 @@ class EchoEngine:
         )
         if request.id in self._requests:
             raise RejectedError(f"request {request.id} is here already", code="duplicate_request")
-        self._requests[request.id] = request
+        output = request.generation.output
+        said = request.prompt_tokens
+        if output is not None:
+            said = to_tokens(recite(to_bytes(said), output))
+        self._requests[request.id] = _Row(request, said)
         self._line.add(request.id, priority=request.priority)
 
     def cancel(self, request_id: str) -> None:
@@ -119,7 +145,7 @@ class EchoEngine:
             name = self._line.take()
             if name is None:
                 break
-            self._rows[name] = _Row(self._requests[name])
+            self._rows[name] = self._requests[name]
         events: list[EngineEvent] = []
         for row in list(self._rows.values()):
             self._grow(row, events)
@@ -133,16 +159,16 @@ class EchoEngine:
 
     def _grow(self, row: _Row, events: list[EngineEvent]) -> None:
         request, answer = row.request, row.answer
-        prompt = request.prompt_tokens
-        limit = min(len(prompt), request.generation.max_tokens)
+        said = row.said
+        limit = min(len(said), request.generation.max_tokens)
         # Token by token only where a stop text may end the answer between two of them.
         stride = 1 if request.generation.stop else self._tokens_per_step
         end = min(answer.tokens + self._tokens_per_step, limit)
         text = ""
         while answer.tokens < end and answer.finish is None:
-            some = prompt[answer.tokens : min(answer.tokens + stride, end)]
+            some = said[answer.tokens : min(answer.tokens + stride, end)]
             text += answer.take(some[-1], to_bytes(some), count=len(some))
-        if answer.finish is None and answer.tokens == len(prompt):
+        if answer.finish is None and answer.tokens == len(said):
             text += answer.end()
         if text and (request.stream or answer.finish is None):
             events.append(Grew(request.id, text, answer.tokens))
@@ -152,10 +178,11 @@ class EchoEngine:
                     id=request.id,
                     text=answer.text,
                     finish=answer.finish,
-                    prompt_tokens=len(prompt),
+                    prompt_tokens=len(request.prompt_tokens),
                     cached_tokens=0,
                     tokens=answer.tokens,
                     logprobs=(0.0,) * answer.tokens,
+                    fits_output=request.generation.output is None or answer.tokens == len(said),
                 )
             )
             del self._rows[request.id]

@@ -86,8 +86,14 @@ class GrammarGuides:
         return _GrammarGuide(matcher.deep_copy(), vocab=self._vocab, stop_tokens=self._stop_tokens)
 
     def _compile(self, output: OutputFormat) -> llguidance.LLMatcher:
-        from llguidance import LLMatcher, LLParserLimits  # noqa: PLC0415 - see the module
-
+        try:
+            from llguidance import LLMatcher, LLParserLimits  # noqa: PLC0415 - see the module
+        except ImportError as error:
+            raise RejectedError(
+                f"what holds answers to a form is not installed: {error}",
+                code="unsupported_output_format",
+                hint="pip install 'edgefleet[edge]' on the worker",
+            ) from error
         _check_repeats(output)
         if self._loaded is None:
             self._loaded = self._load()
