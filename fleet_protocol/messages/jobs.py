@@ -148,7 +148,10 @@ def _check_schema(schema: dict[str, Any]) -> None:
         raise ValueError(f"the JSON schema is nested deeper than {SCHEMA_MAX_DEPTH} levels")
     try:
         size_bytes = len(msgspec.json.encode(schema))
-    except (OverflowError, RecursionError, TypeError) as error:
+        msgspec.msgpack.encode(
+            schema
+        )  # As stores keep it: whole numbers beyond 64 bits will not do.
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"the JSON schema cannot be written as JSON: {error}") from error
     if size_bytes > SCHEMA_MAX_BYTES:
         raise ValueError(

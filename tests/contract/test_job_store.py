@@ -105,6 +105,17 @@ async def test_every_field_of_a_job_comes_back_as_it_was_saved(store: JobStore) 
     ), "the full job must leave no field at its default, or a forgotten column goes unseen"
 
 
+async def test_the_form_of_an_answer_is_saved_with_its_properties_in_order(store: JobStore) -> None:
+    schema = {"properties": {"b": {"type": "number"}, "a": {"enum": [1.5, None, "关"]}}}
+    job = make_job(submit=m.JobSubmit(prompt="x", output=m.OutputFormat(json_schema=schema)))
+    await store.commit([job])
+    again = await store.get(job.key)
+    assert again == job
+    assert again is not None
+    assert again.submit.output is not None
+    assert msgspec.json.encode(again.submit.output.json_schema) == msgspec.json.encode(schema)
+
+
 async def test_a_saved_step_replaces_the_value_before_it(store: JobStore) -> None:
     job = make_job()
     steps = [

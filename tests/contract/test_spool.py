@@ -101,6 +101,19 @@ def test_an_outcome_is_kept_beside_its_assignment(spool: Spool, outcome: Outcome
     assert reopened(spool) == [ended]
 
 
+def test_the_form_of_an_answer_is_kept(spool: Spool) -> None:
+    job = spooled()
+    output = m.OutputFormat(json_schema={"properties": {"b": {}, "a": {}}})
+    generation = m.Generation(output=output)
+    job = msgspec.structs.replace(
+        job, assignment=msgspec.structs.replace(job.assignment, generation=generation)
+    )
+    spool.commit(keep=[job], forget=[])
+    (again,) = spool.load()
+    assert again == job
+    assert msgspec.json.encode(again.assignment) == msgspec.json.encode(job.assignment)
+
+
 def test_an_outcome_that_comes_with_its_assignment_is_kept_whole(spool: Spool) -> None:
     known, fresh = spooled("J1"), spooled("J2")
     spool.commit(keep=[known], forget=[])

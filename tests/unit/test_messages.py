@@ -104,6 +104,12 @@ def test_a_schema_that_json_cannot_hold_is_refused() -> None:
         m.OutputFormat(json_schema={"enum": [object()]})
 
 
+def test_a_schema_that_a_store_cannot_hold_is_refused() -> None:
+    payload = b'{"json_schema": {"maximum": 123456789012345678901234567890}}'
+    with pytest.raises(msgspec.ValidationError, match="cannot be written"):
+        msgspec.json.decode(payload, type=m.OutputFormat)
+
+
 def test_a_generation_of_an_earlier_release_has_no_form() -> None:
     assert msgspec.json.decode(b'{"max_tokens":3}', type=m.Generation) == m.Generation(max_tokens=3)
     assert b"output" not in msgspec.json.encode(m.JobSubmit(prompt="x"))
