@@ -15,88 +15,41 @@ from typing import Final
 import msgspec
 import structlog
 
-from edge_worker.adapters.artefact import cache_folder, load_artefact, resolve_model
-from edge_worker.adapters.echo_engine import EchoEngine
 from edge_worker.adapters.host_linux import LinuxHost
+from edge_worker.adapters.measurements import MeasurementFile
 from edge_worker.adapters.spool_sqlite import SqliteSpool
-from edge_worker.config import EngineName, WorkerSettings, broker_password, data_folder
-from edge_worker.core.batching import EngineSettings
+from edge_worker.config import WorkerSettings, broker_password, data_folder
+from edge_worker.core.events import SpeedMeasured
 from edge_worker.core.health import HeatLimits, limits_of
 from edge_worker.core.session import Session, SessionRules
+from edge_worker.core.tuning import Measurement
+from edge_worker.loading import (
+    MEASUREMENT_FILE,
+    LoadedEngine,
+    Measuring,
+    load_engine,
+    measure_again,
+)
 from edge_worker.ports import HostFacts, InferenceEngine
-from edge_worker.service import EngineRunner, ServiceParts, WorkerService, measure_speed
+from edge_worker.service import EngineRunner, ServiceParts, WorkerService
 from edge_worker.service.intake import subscriptions
 from fleet_protocol import __version__, bus, topics
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import ConfigError
-from fleet_protocol.manifest import GoldenPrompt
 from fleet_protocol.messages import Benchmark, Presence, PresenceStatus, WorkerInfo
 from fleet_protocol.mqtt import MqttBus
-from fleet_protocol.routing import RoutePolicy
 
 SESSION_EXPIRY_S: Final = 86_400
 """The broker keeps what it has for a worker that is away for a day."""
 SPOOL_FILE: Final = "spool.sqlite"
-BENCHMARK_FILE: Final = "benchmark.json"
 
 _log = structlog.get_logger()
-
-
-class LoadedEngine(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine with what its artefact says beyond the engine port.
-
-    Attributes:
-        folder: Of the artefact; None without a model.
-    """
-
-    engine: InferenceEngine
-    policy: RoutePolicy
-    golden: tuple[GoldenPrompt, ...] = ()
-    folder: Path | None = None
-
-
-class _KeptBenchmark(msgspec.Struct, frozen=True, kw_only=True):
-    """The last measurement and what it was taken of."""
-
-    of: tuple[str, ...]
-    benchmark: Benchmark
 
 
 def steady_clock() -> Callable[[], int]:
     """Return a clock of UTC epoch milliseconds that never goes back within this process."""
     base_s = time.time() - time.monotonic()
     return lambda: int((base_s + time.monotonic()) * 1_000)
-
-
-def load_engine(settings: WorkerSettings, environ: Mapping[str, str]) -> LoadedEngine:
-    """Verify and load what answers.
-
-    Raises:
-        ModelError: The artefact is missing, damaged or not for this machine.
-        ConfigError: The settings ask for what is not installed or cannot be.
-    """
-    if settings.engine is EngineName.ECHO:
-        echo = EchoEngine(slots=settings.slot_count, context_tokens=settings.context)
-        return LoadedEngine(engine=echo, policy=RoutePolicy(context_tokens=settings.context))
-    try:
-        # Only here: an echo worker must not pay for the runtime, nor need it.
-        from edge_worker.adapters.onnx_engine import OnnxEngine  # noqa: PLC0415 - see above
-    except ImportError as error:
-        raise ConfigError(
-            f"the ONNX engine is not installed: {error}",
-            hint="pip install 'edgefleet[edge]', or run with --engine echo",
-        ) from error
-    artefact = load_artefact(resolve_model(settings.model, cache_folder(environ)))
-    engine = OnnxEngine(artefact, settings=_engine_settings(settings))
-    routing = artefact.manifest.routing
-    least = settings.min_confidence
-    policy = RoutePolicy(
-        context_tokens=engine.model.context_tokens,
-        max_prompt_tokens=routing.max_prompt_tokens,
-        min_confidence=routing.min_confidence if least is None else least,
-    )
-    golden = artefact.manifest.golden
-    return LoadedEngine(engine=engine, policy=policy, golden=golden, folder=artefact.folder)
 
 
 def open_data_folder(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
@@ -125,19 +78,21 @@ async def run_worker(settings: WorkerSettings, environ: Mapping[str, str]) -> No
     folder = open_data_folder(settings, environ)
     password = broker_password(settings.broker)
     host = LinuxHost(data=folder)
-    loaded = load_engine(settings, environ)
-    runner = EngineRunner(loaded.engine)
+    facts = host.facts()
+    file = MeasurementFile(folder / MEASUREMENT_FILE)
+    measuring = Measuring(file=file, report=lambda line: _log.info("setup.tried", found=line))
+    loaded = load_engine(settings, environ, facts=facts, measuring=measuring)
+    _log_choice(loaded)
+    runner = EngineRunner(loaded.engine, measure=_meter(loaded.measured, file))
     now_ms = steady_clock()
     try:
-        facts = host.facts()
-        benchmark = await _benchmark(settings, runner, facts=facts, folder=folder, now_ms=now_ms)
-        info = worker_info(settings, loaded.engine, facts=facts, benchmark=benchmark)
+        info = worker_info(settings, loaded, facts=facts)
         names = topics.Topics(settings.broker.root)
         link = _bus_session(settings, names, boot=info.boot)
         async with MqttBus(settings.broker, link, password=password) as mqtt:
             parts = ServiceParts(
                 worker=settings.worker,
-                session=_session(settings, info, policy=loaded.policy, started_at_ms=now_ms()),
+                session=_session(settings, info, loaded=loaded, started_at_ms=now_ms()),
                 bus=mqtt,
                 spool=SqliteSpool(folder / SPOOL_FILE, max_mb=settings.spool_max_mb),
                 runner=runner,
@@ -151,14 +106,13 @@ async def run_worker(settings: WorkerSettings, environ: Mapping[str, str]) -> No
         runner.close()
 
 
-def worker_info(
-    settings: WorkerSettings,
-    engine: InferenceEngine,
-    *,
-    facts: HostFacts,
-    benchmark: Benchmark,
-) -> WorkerInfo:
+def worker_info(settings: WorkerSettings, loaded: LoadedEngine, *, facts: HostFacts) -> WorkerInfo:
     """Return what the worker says it is, under the name of a new boot."""
+    engine = loaded.engine
+    model = msgspec.structs.replace(engine.model, variant=loaded.setup.variant)
+    capabilities = [f"engine:{settings.engine}"]
+    if loaded.folder is not None:
+        capabilities += [f"provider:{loaded.setup.provider}", f"threads:{loaded.setup.threads}"]
     return WorkerInfo(
         boot=secrets.token_hex(4),
         software=__version__,
@@ -168,11 +122,47 @@ def worker_info(
         memory_mb=facts.memory_mb,
         slots=engine.slots,
         prefetch=settings.prefetch_count,
-        models=(engine.model,),
-        benchmark=benchmark,
-        capabilities=(f"engine:{settings.engine}",),
+        models=(model,),
+        benchmark=None if loaded.measured is None else _benchmark_of(loaded.measured),
+        capabilities=tuple(capabilities),
         labels=settings.labels,
     )
+
+
+def _benchmark_of(measured: Measurement) -> Benchmark:
+    return Benchmark(
+        decode_tok_s=measured.chosen.decode_tok_s,
+        prefill_tok_s=measured.chosen.prefill_tok_s,
+        measured_at_ms=measured.measured_at_ms,
+    )
+
+
+def _log_choice(loaded: LoadedEngine) -> None:
+    speed = {}
+    if loaded.measured is not None:
+        chosen = loaded.measured.chosen
+        speed = {
+            "decode": chosen.decode_tok_s,
+            "prefill": chosen.prefill_tok_s,
+            "steady": loaded.measured.is_steady,
+        }
+    _log.info("setup.chosen", setup=str(loaded.setup), why=loaded.why, **speed)
+
+
+def _meter(
+    first: Measurement | None, file: MeasurementFile
+) -> Callable[[InferenceEngine], SpeedMeasured]:
+    """Return what measures the running engine anew and writes it down; in the engine's thread."""
+
+    def measure(engine: InferenceEngine) -> SpeedMeasured:
+        if first is None:
+            return SpeedMeasured(speed=None)
+        found = measure_again(engine, first)
+        _log.info("speed.measured", decode=found.chosen.decode_tok_s, steady=found.is_steady)
+        file.keep(found)
+        return SpeedMeasured(speed=_benchmark_of(found), is_steady=found.is_steady)
+
+    return measure
 
 
 async def _serve(service: WorkerService, info: WorkerInfo) -> None:
@@ -214,55 +204,13 @@ def _tune_garbage_collection() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-async def _benchmark(
-    settings: WorkerSettings,
-    runner: EngineRunner,
-    *,
-    facts: HostFacts,
-    folder: Path,
-    now_ms: Callable[[], int],
-) -> Benchmark:
-    """Return the speed measured earlier on this very combination, or measure it now."""
-    path = folder / BENCHMARK_FILE
-    model = await runner.call(lambda engine: engine.model)
-    threads, slots = str(settings.threads), str(settings.slot_count)
-    of = (model.name, model.version, model.sha256, facts.cpu, threads, slots, __version__)
-    try:
-        kept = msgspec.json.decode(path.read_bytes(), type=_KeptBenchmark)
-        if kept.of == of:
-            return kept.benchmark
-    except (OSError, msgspec.MsgspecError):
-        pass  # Not measured yet, or by a release that wrote it down otherwise.
-    speed = await runner.call(measure_speed)
-    benchmark = Benchmark(
-        decode_tok_s=speed.decode_tok_s,
-        prefill_tok_s=speed.prefill_tok_s,
-        measured_at_ms=now_ms(),
-    )
-    path.write_bytes(msgspec.json.encode(_KeptBenchmark(of=of, benchmark=benchmark)))
-    _log.info("speed.measured", decode=speed.decode_tok_s, prefill=speed.prefill_tok_s)
-    return benchmark
-
-
-def _engine_settings(settings: WorkerSettings) -> EngineSettings:
-    wanted = {
-        "slots": settings.slot_count,
-        "max_tokens": settings.context,
-        "memory_mb": settings.memory_mb,
-        "intra_op_threads": settings.threads,
-        "provider": settings.provider,
-    }
-    try:
-        return msgspec.convert(wanted, EngineSettings)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"the model's settings: {error}", hint="see example.toml") from error
-
-
 def _session(
-    settings: WorkerSettings, info: WorkerInfo, *, policy: RoutePolicy, started_at_ms: int
+    settings: WorkerSettings, info: WorkerInfo, *, loaded: LoadedEngine, started_at_ms: int
 ) -> Session:
+    measured = loaded.measured
     rules = SessionRules(
-        policy=policy,
+        policy=loaded.policy,
+        speed_due_at_ms=None if measured is None else measured.due_at_ms(),
         heat=_heat_limits(settings, board=info.board),
         drain_timeout_ms=int(settings.drain_timeout_s * 1_000),
     )

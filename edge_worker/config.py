@@ -46,10 +46,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         model: Name of a built model, or the path of an artefact.
         slots: Jobs answered at once; None: 4 with a model, 64 with the echo engine.
         prefetch: Jobs held beyond that; None: 1 with a model, as many as slots with echo.
-        threads: Of the model; None: one a physical core.
+        threads: Of the model; None: as many as a measurement at the first start finds best.
+        variant: Which of the model's graphs, `default` being the first; None: what suits the
+            processor, and if there are several, a measurement at the first start.
         context: Most tokens of prompt and answer together, within what the model can.
         memory_mb: Most memory for the slots' rows; None: as slots and context need.
-        provider: Execution provider of the ONNX runtime, e.g. `cpu`.
+        provider: Execution provider of the ONNX runtime, e.g. `cpu`; `auto`: the CPU, or CUDA
+            where the runtime has it and a measurement finds it faster.
         min_confidence: Answers below it are escalated, 0..1; None: as the model's manifest says.
         drain_timeout_s: How long running jobs get to finish when the worker is told to stop.
         limit_c: Temperature in degrees Celsius from which on fewer jobs are answered at once;
@@ -70,7 +73,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     context: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 2_048
     memory_mb: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    provider: str = "cpu"
+    variant: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] | None = None
+    provider: str = "auto"
     min_confidence: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
     drain_timeout_s: Annotated[float, msgspec.Meta(ge=0.0, le=3_600.0)] = 30.0
     limit_c: Annotated[float, msgspec.Meta(ge=30.0, le=120.0)] | None = None

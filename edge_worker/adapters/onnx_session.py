@@ -1,12 +1,15 @@
 """onnxruntime sessions: which provider computes, and with how many threads.
 
-Beside `onnx_graph` the only importer of onnxruntime on a board.
+Beside `onnx_graph` the only importer of onnxruntime on a board. External weights are mapped, not
+read: of their pages the system may drop what it likes.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import onnxruntime as ort
 import psutil
@@ -15,6 +18,25 @@ from edge_worker.core.batching import EngineSettings
 from edge_worker.ports import ModelError
 
 REBUILD_HINT = "build or fetch the model again"
+AUTO: Final = "auto"
+"""The setting that leaves the choice to what is installed, and to a measurement."""
+_SUFFIX: Final = "executionprovider"
+_HOW_TO_GET: Final = {
+    "cuda": "on a Jetson: NVIDIA's onnxruntime-gpu wheel for its JetPack instead of onnxruntime; "
+    "elsewhere: pip install onnxruntime-gpu",
+    "tensorrt": "it would not help: TensorRT has neither GroupQueryAttention nor MatMulNBits and "
+    "hands both to CUDA or the CPU; set provider to `auto`",
+}
+
+
+def runtime_version() -> str:
+    """Return onnxruntime's version: another one has other kernels."""
+    return str(ort.__version__)
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return the short names of what this build of onnxruntime was made with, e.g. `cpu`."""
+    return tuple(_short(name) for name in ort.get_available_providers())
 
 
 def count_cores() -> int:
@@ -22,37 +44,70 @@ def count_cores() -> int:
 
     Two threads on one core slow each other's matrix products down.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
+    return max(1, min(psutil.cpu_count(logical=False) or 1, count_logical_cores()))
+
+
+def count_logical_cores() -> int:
+    """Return the hardware threads this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
+
+
+def choose_providers(wanted: str, available: Sequence[str]) -> tuple[str, ...]:
+    """Return the short names worth trying, the safest one first.
+
+    `auto` is the CPU, and CUDA beside it where the build has it; which is faster on a small model
+    is for a measurement to say. TensorRT is taken only if it is asked for by name.
+
+    Raises:
+        ModelError: `provider_missing`, and how to get it.
+    """
+    name = _short(wanted)
+    if name == AUTO:
+        return ("cpu", "cuda") if "cuda" in available else ("cpu",)
+    if name in available:
+        return (name,)
+    others = f"set one of: {', '.join(sorted({AUTO, *available}))}"
+    raise ModelError(
+        f"this onnxruntime has no execution provider {wanted!r}",
+        code="provider_missing",
+        hint=f"{_HOW_TO_GET.get(name, 'install a build that has it')}; or {others}",
+    )
 
 
 def open_session(path: Path, settings: EngineSettings) -> ort.InferenceSession:
-    """Load a graph. Raises ModelError: it is missing, damaged, or the provider is."""
-    provider = _find_provider(settings.provider)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_threads or count_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    """Load a graph. Raises ModelError: it is missing, damaged, or the provider does not work."""
+    wanted = choose_providers(settings.provider, available_providers())[0]
+    names = {_short(name): name for name in ort.get_available_providers()}
+    # What a device has no kernel for runs on the next one.
+    line = ["tensorrt", "cuda", "cpu"] if wanted == "tensorrt" else [wanted, "cpu"]
+    providers = [names[name] for name in dict.fromkeys(line) if name in names]
     if not path.is_file():
         raise ModelError(f"{path} is missing", code="model_missing", hint=REBUILD_HINT)
     try:
-        return ort.InferenceSession(str(path), options, providers=[provider])
+        session = ort.InferenceSession(str(path), _options(settings), providers=providers)
     except Exception as error:  # onnxruntime's errors share no base of their own
         raise ModelError(
             f"{path} cannot be loaded: {error}", code="model_damaged", hint=REBUILD_HINT
         ) from error
-
-
-def _find_provider(name: str) -> str:
-    available: dict[str, str] = {
-        provider.removesuffix("ExecutionProvider").lower(): provider
-        for provider in ort.get_available_providers()
-    }
-    provider = available.get(name.lower().removesuffix("executionprovider"))
-    if provider is None:
+    if session.get_providers()[0] != providers[0]:
+        # It falls back in silence where, for one, the driver is missing.
         raise ModelError(
-            f"this onnxruntime has no execution provider {name!r}",
-            code="provider_missing",
-            hint=f"install a build that has it, or set one of: {', '.join(sorted(available))}",
+            f"the execution provider {wanted!r} is installed but does not start here",
+            code="provider_failed",
+            hint="check its driver and libraries, or set provider to `cpu`",
         )
-    return provider
+    return session
+
+
+def _options(settings: EngineSettings) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.intra_op_threads or count_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def _short(name: str) -> str:
+    return name.lower().removesuffix(_SUFFIX)

@@ -9,10 +9,13 @@ import click
 import msgspec
 
 from edge_worker.adapters.host_linux import LinuxHost
+from edge_worker.adapters.measurements import MeasurementFile
 from edge_worker.adapters.spool_sqlite import SqliteSpool
-from edge_worker.app import SPOOL_FILE, load_engine, open_data_folder
+from edge_worker.app import SPOOL_FILE, open_data_folder
 from edge_worker.cli.exits import ExitCode, exit_code_of
 from edge_worker.config import WorkerSettings, broker_password
+from edge_worker.core.tuning import cpu_class_of
+from edge_worker.loading import MEASUREMENT_FILE, Measuring, load_engine
 from edge_worker.ports import SpoolUnavailableError
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
@@ -70,12 +73,18 @@ def _show(findings: list[Finding], *, as_json: bool) -> None:
 
 
 def _model(settings: WorkerSettings, environ: Mapping[str, str]) -> str:
-    """Load it: that checks every file's hash, and that this machine can run the graph."""
-    loaded = load_engine(settings, environ)
+    """Load it: that checks every file's hash, and that this machine can run the graph.
+
+    What was measured here is used, and nothing measured: a check takes no time.
+    """
+    file = MeasurementFile(open_data_folder(settings, environ) / MEASUREMENT_FILE)
+    measuring = Measuring(file=file, only_known=True)
+    loaded = load_engine(settings, environ, measuring=measuring)
     model = loaded.engine.model
     loaded.engine.close()
     proof = f", sha256 {model.sha256[:12]}" if model.sha256 else ""
-    return f"{model.name} {model.version}, {model.context_tokens} tokens of context{proof}"
+    how = f"{loaded.setup} ({loaded.why})"
+    return f"{model.name} {model.version}, {model.context_tokens} tokens of context; {how}{proof}"
 
 
 def _spool(settings: WorkerSettings, environ: Mapping[str, str]) -> str:
@@ -109,4 +118,5 @@ def _board() -> str:
     known = {"asimd", "asimddp", "i8mm", "avx2", "avx512_vnni", "avx_vnni", "neon"}
     features = " ".join(name for name in facts.cpu_features if name in known) or "none of note"
     temp = "no sensor" if reading.temp_c is None else f"{reading.temp_c:.0f} C"
-    return f"{facts.board}; {facts.cpu}, {facts.cores} cores; {features}; {temp}"
+    kind = cpu_class_of(facts.cpu_features).value
+    return f"{facts.board}; {facts.cpu}, {facts.cores} cores; {features}: class {kind}; {temp}"

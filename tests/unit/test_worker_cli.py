@@ -157,7 +157,7 @@ def test_ctrl_c_before_the_broker_answers_ends_the_worker(tmp_path: Path) -> Non
         with subprocess.Popen([*WORKER, *words], stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stderr is not None
-                while "speed.measured" not in process.stderr.readline():
+                while "setup.chosen" not in process.stderr.readline():
                     pass
                 process.send_signal(signal.SIGINT)
                 assert process.wait(PATIENCE_S) == 130
