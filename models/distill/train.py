@@ -19,16 +19,26 @@ from typing import Any, Final
 
 import msgspec
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch.nn import functional
 
 from models.chat import render_prompt
+from models.checkpoint import TextParts
 from models.distill.example import Example
 from models.distill.plan import Training
+from models.errors import CheckpointError
 from models.progress import Progress
 
 _IGNORED: Final = -100
 _STATE_NAME: Final = "training.pt"
+_ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 MATRICES: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -43,9 +53,10 @@ class Lesson(msgspec.Struct, frozen=True):
 class Lessons:
     """Examples as tokens, in batches of about the same length."""
 
-    def __init__(self, tokenizer: Any, template: str, training: Training) -> None:
-        self._tokenizer = tokenizer
-        self._template = template
+    def __init__(self, text: TextParts, training: Training) -> None:
+        self._tokenizer = Tokenizer.from_str(text.tokenizer_json)
+        self._template = text.chat_template
+        self._end = text.stop_tokens[0]
         self._training = training
 
     def lesson(self, example: Example) -> Lesson:
@@ -54,7 +65,7 @@ class Lessons:
         if example.system is not None:
             turns.insert(0, ("system", example.system))
         prompt = self._encode(render_prompt(self._template, turns))
-        answer = self._encode(f"{example.answer}<|im_end|>")
+        answer = [*self._encode(example.answer), self._end]
         return Lesson([*prompt, *answer], len(answer), example.family in self._training.keep)
 
     def batches(self, examples: Iterator[Example]) -> Iterator[list[Lesson]]:
@@ -76,7 +87,11 @@ class Lessons:
 
 
 class Trainer:
-    """One run, which can be interrupted and goes on where it was saved."""
+    """One run, which can be interrupted and goes on where it was saved.
+
+    Attributes:
+        model: With its adapter.
+    """
 
     def __init__(
         self,
@@ -110,9 +125,9 @@ class Trainer:
         self._training = training
         self._folder = folder
         self._progress = progress
-        self._model = get_peft_model(model, config)
+        self.model = get_peft_model(model, config)
         self._teacher = teacher
-        self._learnt = [part for part in self._model.parameters() if part.requires_grad]
+        self._learnt = [part for part in self.model.parameters() if part.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._learnt, lr=training.learning_rate, weight_decay=0.0
         )
@@ -144,7 +159,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate()
         ids, mask, labels = _pad(batch)
-        logits, wanted, rows = _answers(self._model.get_base_model(), ids, mask, labels)
+        logits, wanted, rows = _answers(self.model.get_base_model(), ids, mask, labels)
         loss = functional.cross_entropy(logits, wanted)
         kept = torch.tensor([lesson.keep for lesson in batch])[rows]
         if bool(kept.any()):
@@ -164,8 +179,8 @@ class Trainer:
             if self._teacher is not None:
                 teacher, _, _ = _answers(self._teacher, ids, mask, labels)
             else:
-                with self._model.disable_adapter():
-                    decoder = self._model.get_base_model()
+                with self.model.disable_adapter():
+                    decoder = self.model.get_base_model()
                     teacher, _, _ = _answers(decoder, ids, mask, labels)
         ours = functional.log_softmax(logits[kept], -1)
         theirs = functional.log_softmax(teacher[kept], -1)
@@ -182,9 +197,31 @@ class Trainer:
         )
         return training.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
+    def begin_with(self, folder: Path) -> None:
+        """Take an adapter's values as the first ones; it must be of the same rank.
+
+        Raises:
+            CheckpointError: It is of another shape.
+        """
+        state = load_file(folder / _ADAPTER_WEIGHTS)
+        wide = {name: tensor.float() for name, tensor in state.items()}
+        try:
+            set_peft_model_state_dict(self.model, wide)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder} does not fit: {error}"[:500],
+                hint="give [distill.training] the rank and layers of that adapter",
+            ) from error
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as PEFT does, in 16-bit floats."""
+        state = get_peft_model_state_dict(self.model)
+        halves = {name: tensor.half().contiguous() for name, tensor in state.items()}
+        save_file(halves, folder / _ADAPTER_WEIGHTS)
+        self.model.peft_config["default"].save_pretrained(str(folder))
+
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._model.save_pretrained(str(self._folder / "adapter"))
         partial = self._folder / f"{_STATE_NAME}.part"
         torch.save(
             {"step": self._step, "optimizer": self._optimizer.state_dict(), "learnt": self._learnt},

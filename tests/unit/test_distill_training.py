@@ -1,0 +1,144 @@
+"""Teaching an adapter, where torch and peft are installed (the extra `distill`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra `distill` is not installed")
+pytest.importorskip("peft", reason="the extra `distill` is not installed")
+
+# They stand behind the question whether torch is here.
+from models.adapter import AdaptedCheckpoint, Adapter  # noqa: E402
+from models.checkpoint import TextParts, layer_weight  # noqa: E402
+from models.distill.example import Example  # noqa: E402
+from models.distill.plan import Training  # noqa: E402
+from models.distill.student import load_student  # noqa: E402
+from models.distill.train import Lesson, Lessons, Trainer  # noqa: E402
+from models.errors import CheckpointError  # noqa: E402
+from models.gguf_reader import GgufSource  # noqa: E402
+from models.progress import SilentProgress  # noqa: E402
+from models.reference import reference_logits  # noqa: E402
+from models.tiny import TinyCheckpoint, write_tiny_gguf  # noqa: E402
+
+EXAMPLES = [
+    Example(family="colour", language="en", prompt=word, answer=answer)
+    for word, answer in (("sky", "blue"), ("grass", "green"), ("snow", "white"))
+]
+TRAINING = Training(
+    steps=30,
+    step_tokens=128,
+    rank=4,
+    alpha=8,
+    learning_rate=2e-2,
+    warmup_steps=2,
+    keep=(),
+    save_every_steps=10,
+)
+
+
+def source(folder: Path) -> GgufSource:
+    folder.mkdir(exist_ok=True)
+    path = folder / "tiny.gguf"
+    write_tiny_gguf(path, TinyCheckpoint())
+    return GgufSource(path)
+
+
+def batches(text: TextParts, training: Training) -> Iterator[list[Lesson]]:
+    return Lessons(text, training).batches(cycle(EXAMPLES))
+
+
+def trainer(tmp_path: Path, folder: str, training: Training) -> Trainer:
+    student = load_student(source(tmp_path).checkpoint, None)
+    return Trainer(student, training, tmp_path / folder, SilentProgress())
+
+
+def weights(tmp_path: Path, run: Trainer, name: str) -> AdaptedCheckpoint:
+    (tmp_path / name).mkdir()
+    run.save_adapter(tmp_path / name)
+    return AdaptedCheckpoint(source(tmp_path).checkpoint, Adapter(tmp_path / name))
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    run = trainer(tmp_path, "run", TRAINING)
+    some = islice(batches(source(tmp_path).text_parts(), TRAINING), 30)
+
+    losses = [run.update(batch) for batch in some]
+
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    text = source(tmp_path).text_parts()
+    whole = trainer(tmp_path, "whole", TRAINING)
+    whole.run(batches(text, TRAINING))
+
+    def cut() -> Iterator[list[Lesson]]:
+        yield from islice(batches(text, TRAINING), 17)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, "cut", TRAINING).run(cut())
+    resumed = trainer(tmp_path, "cut", TRAINING)
+    resumed.run(batches(text, TRAINING))
+
+    name = layer_weight(1, "down")
+    ours = weights(tmp_path, resumed, "a").weight(name)
+    np.testing.assert_allclose(ours, weights(tmp_path, whole, "b").weight(name), atol=1e-3)
+
+
+def test_merged_without_torch_the_adapter_gives_the_logits_that_torch_gives(tmp_path: Path) -> None:
+    run = trainer(tmp_path, "run", TRAINING)
+    text = source(tmp_path).text_parts()
+    run.run(batches(text, TRAINING))
+    tokens = Lessons(text, TRAINING).lesson(EXAMPLES[0]).tokens
+
+    merged = reference_logits(weights(tmp_path, run, "adapter"), tokens)
+
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        ours = run.model(input_ids=ids).logits[0].numpy()
+    # The adapter is kept in 16 bits.
+    np.testing.assert_allclose(merged, ours, atol=0.05)
+
+
+def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
+    text = source(tmp_path).text_parts()
+    first = trainer(tmp_path, "first", TRAINING)
+    first.run(batches(text, TRAINING))
+    weights(tmp_path, first, "adapter")
+
+    second = trainer(tmp_path, "second", TRAINING)
+    second.begin_with(tmp_path / "adapter")
+
+    batch = next(batches(text, TRAINING))
+    assert second.update(batch) == pytest.approx(first.update(batch), abs=0.05)
+
+
+def test_what_is_kept_stays_closer_to_the_teacher(tmp_path: Path) -> None:
+    text = source(tmp_path).text_parts()
+    keeping = msgspec.structs.replace(TRAINING, keep=("colour",), keep_weight=20.0)
+    free, bound = trainer(tmp_path, "free", TRAINING), trainer(tmp_path, "bound", keeping)
+    free.run(batches(text, TRAINING))
+    bound.run(batches(text, keeping))
+
+    name = layer_weight(1, "o")
+    before = source(tmp_path).checkpoint.weight(name)
+    moved = [
+        float(np.abs(weights(tmp_path, run, kind).weight(name) - before).mean())
+        for run, kind in ((free, "a"), (bound, "b"))
+    ]
+    assert moved[1] < moved[0]
+
+
+def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
+    weights(tmp_path, trainer(tmp_path, "run", TRAINING), "adapter")
+    other = trainer(tmp_path, "other", msgspec.structs.replace(TRAINING, rank=8))
+
+    with pytest.raises(CheckpointError):
+        other.begin_with(tmp_path / "adapter")
