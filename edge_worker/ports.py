@@ -17,6 +17,7 @@ from fleet_protocol.messages import ChatMessage, JobKey, ModelInfo, OutputFormat
 # The core's values that cross these ports, under one roof for the adapters.
 __all__ = [
     "Broke",
+    "Embedder",
     "EngineEvent",
     "Finished",
     "GenerationRequest",
@@ -161,6 +162,28 @@ class OutputGuides(Protocol):
         Raises:
             RejectedError: `bad_output_format`: the schema or expression is wrong;
                 `unsupported_output_format`: it is beyond what can be enforced here.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors whose dot product is their likeness, -1..1."""
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """Name and version of the artefact: vectors of two of them cannot be compared."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in a vector."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> Float32Array:
+        """Return vectors [texts, dimensions] of length 1. Blocks; some milliseconds a text.
+
+        A text in a language or script that the model does not know gets zeros, which are like
+        nothing: embeddings of such texts are all alike, whatever they say.
         """
         ...
 

@@ -100,7 +100,7 @@ def load_artefact(folder: Path, *, variant: str = DEFAULT_VARIANT) -> Artefact:
     """
     manifest = read_manifest(folder)
     for file in files_of(manifest, _variant_of(manifest, variant)):
-        _check_file(folder, file)
+        check_file(folder, file)
     return Artefact(folder=folder, manifest=manifest, variant=variant)
 
 
@@ -174,7 +174,8 @@ def _belongs(path: str, graph: str, graphs: AbstractSet[str]) -> bool:
     return owns_folder and PurePosixPath(path).is_relative_to(folder)
 
 
-def _check_file(folder: Path, file: ModelFile) -> None:
+def check_file(folder: Path, file: ModelFile) -> None:
+    """Raise ModelError unless the file is there with its size and hash."""
     path = folder / file.path
     if ".." in PurePosixPath(file.path).parts:
         raise _damaged(path, "lies outside the artefact")
