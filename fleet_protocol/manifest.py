@@ -97,6 +97,32 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: Annotated[int, msgspec.Meta(ge=1)]
 
 
+class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model was found to be worth; the whole evaluation lies beside the manifest.
+
+    Attributes:
+        asked: Prompts with a known right answer.
+        accuracy: Share of them that it answered rightly, 0..1.
+        accuracy_fp32: The same of its weights before they were quantised; None: not measured.
+        families: By language, then family of tasks: the share of right answers.
+        perplexity: On running text; lower is better.
+        perplexity_fp32: Before quantisation.
+        mean_kl_nats: Divergence of its predictions from those before quantisation.
+        top1_share: Of positions at which both predict the same token, 0..1.
+        fp32_share: Of its graph's size in that before quantisation, 0..1.
+    """
+
+    asked: int
+    accuracy: float
+    accuracy_fp32: float | None = None
+    families: dict[str, dict[str, float]]
+    perplexity: float | None = None
+    perplexity_fp32: float | None = None
+    mean_kl_nats: float | None = None
+    top1_share: float | None = None
+    fp32_share: float | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A model artefact.
 
@@ -117,6 +143,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         variants: Graphs for other processors; a worker takes the one that suits it.
         refusals: Answers by which this model says that it should not try; a worker hands such a
             job to the cloud as `unsupported`.
+        evaluation: None: nobody measured it.
     """
 
     format: int = MANIFEST_FORMAT
@@ -140,6 +167,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     cpu_class: CpuClass = CpuClass.DOT
     variants: tuple[Variant, ...] = ()
     refusals: tuple[str, ...] = ()
+    evaluation: EvaluationSummary | None = None
 
 
 class GoldenEmbedding(msgspec.Struct, frozen=True, kw_only=True):
