@@ -1,0 +1,146 @@
+"""Many prompts through one graph: greedy, in several rows, the next prompt where one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+
+from models.checkpoint import Float32Array
+from models.runner import PREFILL_CHUNK_TOKENS, GraphRunner
+
+ROWS: Final = 16
+"""More rows make a step longer, not the suite shorter: eight-bit kernels are busy by then."""
+
+
+class Guide(Protocol):
+    """Keeps one answer within a form."""
+
+    def allow(self, logits: Float32Array) -> None:
+        """Set forbidden tokens to -inf, in place."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen."""
+        ...
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt in tokens, and what its answer may be.
+
+    Attributes:
+        max_tokens: Longest answer.
+        guide: Form of the answer; None: free.
+    """
+
+    tokens: tuple[int, ...]
+    max_tokens: int
+    guide: Guide | None = None
+
+
+class _Row:
+    """One row of the cache: what stands in it, and the question it is busy with."""
+
+    def __init__(self) -> None:
+        self.cached: list[int] = []
+        self.question: Question | None = None
+        self.index = -1
+        self.answer: list[int] = []
+
+    def begin(self, index: int, question: Question) -> int:
+        """Take a question; return how many of its tokens are cached from the one before."""
+        self.index, self.question, self.answer = index, question, []
+        # The last one must be read again: its logits choose the first token of the answer.
+        known = _common(self.cached, question.tokens[:-1])
+        self.cached = list(question.tokens)
+        return known
+
+
+class Answerer:
+    """Answers questions over the rows of one runner."""
+
+    def __init__(self, runner: GraphRunner, *, stops: Sequence[int]) -> None:
+        self._runner = runner
+        self._stops = frozenset(stops)
+        self._rows = [_Row() for _ in range(runner.rows)]
+
+    def answer_all(
+        self, questions: Sequence[Question], *, advance: Callable[[int, int], None]
+    ) -> list[tuple[int, ...]]:
+        """Return the answers' tokens in the questions' order; tells `advance` (done, total).
+
+        A question that leaves no room for its answer gets an empty one.
+        """
+        answers: list[tuple[int, ...]] = [()] * len(questions)
+        fitting = [index for index, question in enumerate(questions) if self._fits(question)]
+        # Long ones first, so that the rows are busy to the end; alike ones share a beginning.
+        waiting = sorted(
+            fitting, key=lambda index: (questions[index].max_tokens, questions[index].tokens)
+        )
+        done = len(questions) - len(fitting)
+        while True:
+            for place, row in enumerate(self._rows):
+                while row.question is None and waiting:
+                    index = waiting.pop()
+                    self._prefill(place, index, questions[index])
+                    done += self._settle(row, answers)
+            if not any(row.question for row in self._rows):
+                return answers
+            done += self._decode(answers)
+            advance(done, len(questions))
+
+    def _fits(self, question: Question) -> bool:
+        return len(question.tokens) + question.max_tokens <= self._runner.max_len
+
+    def _prefill(self, place: int, index: int, question: Question) -> None:
+        row = self._rows[place]
+        tokens = question.tokens
+        for start in range(row.begin(index, question), len(tokens), PREFILL_CHUNK_TOKENS):
+            chunk = np.array([tokens[start : start + PREFILL_CHUNK_TOKENS]], np.int64)
+            logits = self._runner.step(chunk, [start], row=place)
+        _choose(row, logits[0])
+
+    def _decode(self, answers: list[tuple[int, ...]]) -> int:
+        """Add one token to every busy row; return how many answers that finished."""
+        busy = 1 + max(place for place, row in enumerate(self._rows) if row.question)
+        rows = self._rows[:busy]
+        # An idle row among them writes behind what it holds, where nobody looks.
+        tokens = [[row.answer[-1] if row.question else 0] for row in rows]
+        lengths = [min(len(row.cached), self._runner.max_len - 1) for row in rows]
+        logits = self._runner.step(np.array(tokens, np.int64), lengths)
+        for row, ahead in zip(rows, logits, strict=True):
+            if row.question:
+                row.cached.append(row.answer[-1])
+                _choose(row, ahead)
+        return sum(self._settle(row, answers) for row in rows)
+
+    def _settle(self, row: _Row, answers: list[tuple[int, ...]]) -> bool:
+        """Free the row where its answer is complete; tell whether it was."""
+        question = row.question
+        if question is None:
+            return False
+        has_stopped = row.answer[-1] in self._stops
+        if not has_stopped and len(row.answer) < question.max_tokens:
+            return False
+        answers[row.index] = tuple(row.answer[:-1] if has_stopped else row.answer)
+        row.question = None
+        return True
+
+
+def _choose(row: _Row, logits: Float32Array) -> None:
+    guide = row.question.guide if row.question else None
+    if guide is not None:
+        guide.allow(logits)
+    row.answer.append(int(logits.argmax()))
+    if guide is not None:
+        guide.accept(row.answer[-1])
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens the two begin with alike."""
+    for count, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return count
+    return min(len(left), len(right))
