@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
@@ -71,6 +72,21 @@ def test_what_is_wrong_is_said_without_quoting_the_answer() -> None:
     fitted = fit('{"device": 123456, "value": 1}', OutputFormat(json_schema=COMMAND))
     assert fitted.misfit
     assert "123456" not in fitted.misfit
+
+
+def test_an_expression_that_takes_backtracking_is_not_tried() -> None:
+    assert "regular expression" in fit("aa", OutputFormat(regex=r"(a)\1")).misfit
+    schema = {"type": "string", "pattern": r"^(a)\1$"}
+    assert "cannot be checked" in fit('"aa"', OutputFormat(json_schema=schema)).misfit
+
+
+def test_a_schema_makes_nobody_fetch_anything() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}/schema.json"
+        assert "cannot be checked" in fit("{}", OutputFormat(json_schema={"$ref": uri})).misfit
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_no_expression_takes_more_than_linear_time() -> None:
