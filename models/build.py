@@ -1,4 +1,4 @@
-"""From a source to an artefact: fetch, tokenizer, smooth, convert, verify, pack.
+"""From a recipe to an artefact: fetch, text, optimize, quantize, verify, evaluate, pack.
 
 Every step's outcome is kept by the hash of what it depends on, the program text that makes it
 included, so a build that was interrupted goes on at its step and a second one has nothing to do.
@@ -8,63 +8,47 @@ from __future__ import annotations
 
 import hashlib
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
-from fleet_protocol.manifest import Architecture, GoldenPrompt, Manifest
-from models.cache import FactoryCache, hash_file, hash_key
-from models.catalog import CatalogEntry
+from fleet_protocol.manifest import GoldenPrompt, Manifest, Variant
+from models.cache import FactoryCache, hash_key, step_files
+from models.card import CARD_NAME, model_card
+from models.catalog import Recipe
 from models.chat import PromptEncoder, check_text_parts
-from models.checkpoint import Checkpoint, KeptWeights, SourceModel, TextParts
+from models.checkpoint import Checkpoint, SourceModel, TextParts
+from models.evaluate import Evaluation
+from models.evaluate.report import EVALUATION_NAME
+from models.evaluate.store import summarize
+from models.evaluation_step import EvaluationStep
 from models.fetch import fetch
-from models.gguf_reader import GgufSource
-from models.graph import GRAPH_NAME, WEIGHTS_NAME, GraphBuilder, save_graph
 from models.hub import Fetched
-from models.measure import Measurement, measure
+from models.measure import Measurement
 from models.pack import describe_files, pack
 from models.progress import Progress
-from models.runner import GraphRunner
-from models.safetensors_reader import FolderSource
 from models.smooth import SmoothedCheckpoint, measure_factors, sample_tokens
-from models.verify import (
-    Fidelity,
-    architecture_of,
-    ask_golden,
-    compare_with_weights,
-    graph_opset,
-)
+from models.variants import describe, graph_bytes, graph_name, write_variants
+from models.verify import Fidelity, Verified, verify_variants
+from models.weights import WideCheckpoint, hash_weights, open_source, recipe_checkpoint
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 _TEXT_NAME: Final = "text.json"
+_FACTORS_NAME: Final = "factors.msgpack"
 _VERIFIED_NAME: Final = "verified.json"
 _BYTES_PER_FP32: Final = 4
 _MEMORY_STEP_MB: Final = 20
-_KEPT_MAX_BYTES: Final = 1_000_000_000
 # SPDX for "the source does not say".
 _LICENCE_UNKNOWN: Final = "NOASSERTION"
 # What decides the bytes of a step's outcome: a change in one of them makes the step again.
-_CONVERTED_BY: Final = (
-    *("checkpoint", "gguf_reader", "safetensors_reader", "tensor_folder", "chat"),
-    *("reference", "smooth", "quantize", "graph"),
-)
-_TEXT_BY: Final = ("gguf_reader", "safetensors_reader", "tensor_folder", "tokenizer")
+_READ_BY: Final = ("checkpoint", "gguf_reader", "safetensors_reader", "tensor_folder")
+_WEIGHED_BY: Final = (*_READ_BY, "adapter", "weights", "chat", "reference", "smooth")
+_QUANTIZED_BY: Final = ("quantize", "products", "graph", "variants")
+_TEXT_BY: Final = (*_READ_BY, "tokenizer")
 _VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure")
-
-
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """What the verify step found, kept for the next build."""
-
-    opset: int
-    source_licence: str | None
-    parameters: int
-    context_tokens: int
-    architecture: Architecture
-    fidelity: Fidelity
-    measured: Measurement
-    golden: tuple[GoldenPrompt, ...]
-    drifted: tuple[str, ...]
 
 
 class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,9 +58,11 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
         path: The artefact's folder.
         is_new: False: it was there already, bit for bit.
         size_bytes: Of all its files.
-        fp32_share: Its size over that of the same weights as 32-bit floats.
+        fp32_share: Bytes a board loads for the default graph, over those of the same weights as
+            32-bit floats.
         answers: What it said to the golden prompts, first tokens.
         drifted: Golden prompts that this CPU answers in other words.
+        variants: By name, what each graph costs here.
     """
 
     name: str
@@ -91,20 +77,22 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
     measured: Measurement
     answers: dict[str, str]
     drifted: tuple[str, ...]
+    variants: dict[str, Measurement]
 
 
 class Build:
-    """One build of one catalog entry in one cache; the cache must be locked."""
+    """One build of one recipe in one cache, which must be locked.
+
+    Each step is a property: reading it does what is not done yet, the steps before it first.
+    """
 
     def __init__(
-        self, entry: CatalogEntry, cache: FactoryCache, progress: Progress, *, force: bool = False
+        self, recipe: Recipe, cache: FactoryCache, progress: Progress, *, force: bool = False
     ) -> None:
-        self._entry = entry
+        self._recipe = recipe
         self._cache = cache
         self._progress = progress
         self._force = force
-        self._opened: SourceModel | None = None
-        self._kept: Checkpoint | None = None
 
     def run(self, out: Path | None = None) -> BuildReport:
         """Do what is not done yet.
@@ -113,157 +101,226 @@ class Build:
             out: Folder of the artefact; None: `models/NAME/VERSION` in the cache.
         """
         started = time.perf_counter()
-        fetched = fetch(self._entry.source, self._cache, self._progress)
-        text = self._text(fetched)
-        converted = self._convert(fetched, text)
-        verified = self._verify(fetched, converted, text)
+        manifest = self._manifest(self.evaluation)
         self._progress.step("pack")
-        files = {
-            GRAPH_NAME: converted / GRAPH_NAME,
-            WEIGHTS_NAME: converted / WEIGHTS_NAME,
-            TOKENIZER_NAME: text / TOKENIZER_NAME,
-        }
-        manifest = self._manifest(fetched, files, _read_text(text), verified)
         target = out or self._cache.artefacts / manifest.name / manifest.version
-        is_new = pack(manifest, files, target)
-        size_bytes = sum(file.size_bytes for file in manifest.files)
+        is_new = pack(manifest, self._files(), target, reports=self._reports(manifest))
+        default = self.verified.variants[0]
+        loaded_bytes = graph_bytes(self.quantized, manifest.graph)
         return BuildReport(
             name=manifest.name,
             version=manifest.version,
             path=str(target),
             is_new=is_new,
             elapsed_s=round(time.perf_counter() - started, 2),
-            size_bytes=size_bytes,
-            fp32_share=round(size_bytes / (verified.parameters * _BYTES_PER_FP32), 3),
+            size_bytes=sum(file.size_bytes for file in manifest.files),
+            fp32_share=round(loaded_bytes / (self.verified.parameters * _BYTES_PER_FP32), 3),
             memory_mb=manifest.memory_mb,
-            fidelity=verified.fidelity,
-            measured=verified.measured,
-            answers={item.messages[-1][1]: item.expect_text for item in verified.golden},
-            drifted=verified.drifted,
+            fidelity=default.fidelity,
+            measured=default.measured,
+            answers={item.messages[-1][1]: item.expect_text for item in self.verified.golden},
+            drifted=default.drifted,
+            variants={item.name: item.measured for item in self.verified.variants},
         )
 
-    def _convert(self, fetched: Fetched, text: Path) -> Path:
-        def make(folder: Path) -> None:
-            checkpoint = self._checkpoint(fetched)
-            self._progress.step("smooth")
-            samples = sample_tokens(PromptEncoder(_read_text(text)))
-            smoothed = SmoothedCheckpoint(
-                checkpoint, measure_factors(checkpoint, samples, self._progress)
-            )
-            self._progress.step("convert", f"INT8, blocks of {self._entry.block}")
-            builder = GraphBuilder(smoothed, block=self._entry.block)
-            save_graph(builder.build(self._progress), folder)
+    @cached_property
+    def fetched(self) -> Fetched:
+        """The source on this disk."""
+        return fetch(self._recipe.source, self._cache, self._progress)
 
-        key = hash_key(
-            fetched.sha256,
-            hash_file(text / _TEXT_NAME),
-            self._entry.block,
-            _program_hash(*_CONVERTED_BY),
-        )
-        return self._cache.step("graph", key, make=make, force=self._force)
+    @cached_property
+    def text(self) -> Path:
+        """Folder of the tokenizer and the chat template."""
 
-    def _text(self, fetched: Fetched) -> Path:
         def make(folder: Path) -> None:
             self._progress.step("tokenizer")
-            parts = self._source(fetched).text_parts()
+            parts = self._source.text_parts()
+            if self._recipe.prompt.chat_template is not None:
+                template = self._recipe.prompt.chat_template
+                parts = msgspec.structs.replace(parts, chat_template=template)
             check_text_parts(parts)
             (folder / TOKENIZER_NAME).write_text(parts.tokenizer_json, "utf-8")
             (folder / _TEXT_NAME).write_bytes(msgspec.json.encode(parts))
 
-        key = hash_key(fetched.sha256, _program_hash(*_TEXT_BY))
+        key = hash_key(
+            self.fetched.sha256, self._recipe.prompt.chat_template, _program_hash(*_TEXT_BY)
+        )
         return self._cache.step("text", key, make=make, force=self._force)
 
-    def _verify(self, fetched: Fetched, converted: Path, text: Path) -> Verified:
-        graph = converted / GRAPH_NAME
+    @cached_property
+    def optimized(self) -> Path:
+        """Folder of the factors that move outliers into the weights, adapter and pruning done."""
 
         def make(folder: Path) -> None:
-            self._progress.step("verify")
-            verified = self._check(fetched, graph, _read_text(text))
-            (folder / _VERIFIED_NAME).write_bytes(msgspec.json.encode(verified))
+            self._progress.step("optimize", self._what_is_done_to_weights())
+            tokens = sample_tokens(PromptEncoder(self.text_parts))
+            factors = measure_factors(WideCheckpoint(self.checkpoint), tokens, self._progress)
+            packed = {name: factor.astype("<f4").tobytes() for name, factor in factors.items()}
+            (folder / _FACTORS_NAME).write_bytes(msgspec.msgpack.encode(packed))
+
+        key = hash_key(self.weights_key, step_files(self.text), _program_hash(*_WEIGHED_BY))
+        return self._cache.step("optimized", key, make=make, force=self._force)
+
+    @cached_property
+    def quantized(self) -> Path:
+        """Folder of the graphs."""
+
+        def make(folder: Path) -> None:
+            write_variants(self._smoothed(), self._recipe.variants, folder, self._progress)
 
         key = hash_key(
-            hash_file(graph),
-            hash_file(converted / WEIGHTS_NAME),
-            hash_file(text / _TEXT_NAME),
-            msgspec.json.encode(self._entry.golden),
+            self.weights_key,
+            step_files(self.optimized),
+            [(variant.name, variant.scheme) for variant in self._recipe.variants],
+            _program_hash(*_WEIGHED_BY, *_QUANTIZED_BY),
+        )
+        return self._cache.step("graphs", key, make=make, force=self._force)
+
+    @cached_property
+    def verified(self) -> Verified:
+        """What the graphs are worth beside their weights, and their answers."""
+
+        def make(folder: Path) -> None:
+            graphs = {
+                variant.name: self.quantized / graph_name(self._recipe.variants, variant)
+                for variant in self._recipe.variants
+            }
+            verified = verify_variants(
+                self._recipe, graphs, self.checkpoint, self.text_parts, self._progress
+            )
+            stated = msgspec.structs.replace(verified, source_licence=self._source.licence)
+            (folder / _VERIFIED_NAME).write_bytes(msgspec.json.encode(stated))
+
+        key = hash_key(
+            step_files(self.quantized),
+            step_files(self.text),
+            msgspec.json.encode(self._recipe.golden),
             _program_hash(*_VERIFIED_BY),
         )
         folder = self._cache.step("verified", key, make=make, force=self._force)
         return msgspec.json.decode((folder / _VERIFIED_NAME).read_bytes(), type=Verified)
 
-    def _check(self, fetched: Fetched, graph: Path, text: TextParts) -> Verified:
-        source = self._source(fetched)
-        checkpoint = self._checkpoint(fetched)
-        architecture = architecture_of(checkpoint)
-        opset = graph_opset(graph)
-        runner = GraphRunner(graph, architecture)
-        checks = list(self._entry.golden)
-        golden, drifted = ask_golden(runner, text, checks)
-        prompt = PromptEncoder(text).encode(checks[0].prompt if checks else "Hello")
-        fidelity = compare_with_weights(runner, checkpoint, prompt)
-        return Verified(
-            opset=opset,
-            source_licence=source.licence,
-            parameters=checkpoint.shape.parameters(),
-            context_tokens=checkpoint.shape.context_tokens,
-            architecture=architecture,
-            fidelity=fidelity,
-            measured=measure(graph, architecture, context_tokens=checkpoint.shape.context_tokens),
-            golden=golden,
-            drifted=drifted,
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """What the suite found; None where the recipe does not ask for it."""
+        if self._recipe.evaluate is None:
+            return None
+        manifest, files = self._manifest(None), self._files()
+        step = EvaluationStep(self._recipe, self._cache, self._progress)
+        return step.run(manifest, files, self.checkpoint, force=self._force)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The recipe's unquantised weights: adapter merged, layers pruned."""
+        return recipe_checkpoint(self._recipe, self._source)
+
+    @cached_property
+    def text_parts(self) -> TextParts:
+        """The tokenizer and the chat template."""
+        return msgspec.json.decode((self.text / _TEXT_NAME).read_bytes(), type=TextParts)
+
+    @cached_property
+    def _source(self) -> SourceModel:
+        return open_source(self.fetched.path)
+
+    @cached_property
+    def weights_key(self) -> str:
+        """Hash of all that decides `checkpoint`."""
+        return hash_weights(self._recipe, self.fetched.sha256)
+
+    def _what_is_done_to_weights(self) -> str:
+        done = ["smooth"]
+        if self._recipe.adapter is not None:
+            done.insert(0, f"merge {Path(self._recipe.adapter.path).name}")
+        if self._recipe.layers is not None:
+            done.insert(0, f"keep {len(self._recipe.layers.keep)} layers")
+        return ", ".join(done)
+
+    def _smoothed(self) -> SmoothedCheckpoint:
+        packed = (self.optimized / _FACTORS_NAME).read_bytes()
+        factors = msgspec.msgpack.decode(packed, type=dict[str, bytes])
+        return SmoothedCheckpoint(
+            self.checkpoint, {name: np.frombuffer(raw, "<f4") for name, raw in factors.items()}
         )
 
-    def _manifest(
-        self, fetched: Fetched, files: dict[str, Path], text: TextParts, verified: Verified
-    ) -> Manifest:
-        entry = self._entry
-        # A source that nobody pinned names itself in the version: one version, one set of bytes.
-        pinned = entry.source.sha256 is not None
+    def _files(self) -> dict[str, Path]:
+        graphs = {name: self.quantized / name for name in step_files(self.quantized)}
+        return graphs | {TOKENIZER_NAME: self.text / TOKENIZER_NAME}
+
+    def _manifest(self, evaluation: Evaluation | None) -> Manifest:
+        recipe, verified, text = self._recipe, self.verified, self.text_parts
+        default, *others = recipe.variants
         return Manifest(
-            name=entry.name,
-            version=entry.version if pinned else f"{entry.version}+{fetched.sha256[:8]}",
-            graph=GRAPH_NAME,
+            name=recipe.name,
+            version=self._version(),
+            graph=graph_name(recipe.variants, default),
             tokenizer=TOKENIZER_NAME,
             chat_template=text.chat_template,
             context_tokens=min(
-                entry.context_tokens or verified.context_tokens, verified.context_tokens
+                recipe.context_tokens or verified.context_tokens, verified.context_tokens
             ),
-            # In coarse steps: the same artefact must not differ by a page or two of memory.
-            memory_mb=-(-verified.measured.memory_mb // _MEMORY_STEP_MB) * _MEMORY_STEP_MB,
+            memory_mb=self._memory_mb(0),
             stop_tokens=text.stop_tokens,
             opset=verified.opset,
-            source=fetched.origin,
-            licence=entry.licence or verified.source_licence or _LICENCE_UNKNOWN,
-            quantization=f"int8 weight-only, block {entry.block}",
+            source=self.fetched.origin,
+            licence=recipe.licence or verified.source_licence or _LICENCE_UNKNOWN,
+            quantization=describe(default.scheme),
             architecture=verified.architecture,
-            files=describe_files(files),
-            golden=verified.golden,
-            routing=entry.routing,
-            languages=entry.languages,
+            files=describe_files(self._files()),
+            golden=self._golden(),
+            routing=recipe.routing,
+            languages=recipe.languages,
+            cpu_class=default.cpu_class,
+            variants=tuple(
+                Variant(
+                    name=variant.name,
+                    cpu_class=variant.cpu_class,
+                    graph=graph_name(recipe.variants, variant),
+                    quantization=describe(variant.scheme),
+                    memory_mb=self._memory_mb(index),
+                )
+                for index, variant in enumerate(others, start=1)
+            ),
+            refusals=recipe.refusals,
+            evaluation=None if evaluation is None else summarize(evaluation),
         )
 
-    def _checkpoint(self, fetched: Fetched) -> Checkpoint:
-        """Keep the weights of a small model between the steps: reading them takes seconds."""
-        if self._kept is None:
-            checkpoint = self._source(fetched).checkpoint
-            size_bytes = checkpoint.shape.parameters() * _BYTES_PER_FP32
-            self._kept = KeptWeights(checkpoint) if size_bytes <= _KEPT_MAX_BYTES else checkpoint
-        return self._kept
+    def _reports(self, manifest: Manifest) -> dict[str, bytes]:
+        """Return what lies in the artefact for people, by name."""
+        if self.evaluation is None:
+            return {}
+        return {
+            EVALUATION_NAME: msgspec.json.format(msgspec.json.encode(self.evaluation)),
+            CARD_NAME: model_card(manifest, self.evaluation).encode(),
+        }
 
-    def _source(self, fetched: Fetched) -> SourceModel:
-        """Open the source once, and only when a step needs it."""
-        if self._opened is None:
-            self._opened = open_source(fetched.path)
-        return self._opened
+    def _version(self) -> str:
+        """Return the recipe's version, with what nobody pinned: one version, one set of bytes."""
+        recipe = self._recipe
+        if recipe.adapter is not None and recipe.adapter.sha256 is None:
+            return f"{recipe.version}+{self.weights_key[:8]}"
+        if recipe.source.sha256 is None:
+            return f"{recipe.version}+{self.fetched.sha256[:8]}"
+        return recipe.version
 
+    def _memory_mb(self, index: int) -> int:
+        """Return the recipe's figure, or this machine's in coarse steps."""
+        measured_mb = self.verified.variants[index].measured.memory_mb
+        return self._recipe.variants[index].memory_mb or (
+            -(-measured_mb // _MEMORY_STEP_MB) * _MEMORY_STEP_MB
+        )
 
-def open_source(path: Path) -> SourceModel:
-    """Open a GGUF file or a checkpoint folder; raises CheckpointError."""
-    return FolderSource(path) if path.is_dir() else GgufSource(path)
-
-
-def _read_text(folder: Path) -> TextParts:
-    return msgspec.json.decode((folder / _TEXT_NAME).read_bytes(), type=TextParts)
+    def _golden(self) -> tuple[GoldenPrompt, ...]:
+        """Return the answers as the recipe pins them: another CPU's words change no byte."""
+        encoder = PromptEncoder(self.text_parts)
+        return tuple(
+            msgspec.structs.replace(
+                said, expect_tokens=check.tokens, expect_text=encoder.decode(check.tokens)
+            )
+            if check.tokens
+            else said
+            for check, said in zip(self._recipe.golden, self.verified.golden, strict=True)
+        )
 
 
 def _program_hash(*modules: str) -> str:

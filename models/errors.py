@@ -59,6 +59,18 @@ class VerificationError(FleetError):
     code = "verification"
 
 
+class PublishUnavailableError(RetryableError):
+    """The place to publish to does not answer, or does not take what it is given."""
+
+    code = "publish_unavailable"
+
+
+class AlreadyPublishedError(FleetError):
+    """This version is published with other bytes."""
+
+    code = "already_published"
+
+
 class CannotWriteError(RetryableError):
     """The disk is full, read-only or not ours."""
 
@@ -77,6 +89,7 @@ class ExitCode(IntEnum):
     CHECKPOINT = 6
     VERIFICATION = 7
     CANNOT_WRITE = 8
+    PUBLISHED = 9
     INTERRUPTED = 130
 
 
@@ -87,6 +100,8 @@ _EXIT_CODES: tuple[tuple[type[FleetError], ExitCode], ...] = (
     (CheckpointError, ExitCode.CHECKPOINT),
     (VerificationError, ExitCode.VERIFICATION),
     (CannotWriteError, ExitCode.CANNOT_WRITE),
+    (PublishUnavailableError, ExitCode.UNAVAILABLE),
+    (AlreadyPublishedError, ExitCode.PUBLISHED),
 )
 
 

@@ -29,10 +29,22 @@ def describe_files(files: dict[str, Path]) -> tuple[ModelFile, ...]:
     )
 
 
-def pack(manifest: AnyManifest, files: dict[str, Path], target: Path) -> bool:
+def pack(
+    manifest: AnyManifest,
+    files: dict[str, Path],
+    target: Path,
+    *,
+    reports: dict[str, bytes] | None = None,
+) -> bool:
     """Write the artefact to `target`; return whether it was not there already, bit for bit.
 
     A worker never sees half of it: it is written beside the target and renamed.
+
+    Args:
+        manifest: Describes `files`.
+        files: By name in the artefact.
+        target: Its folder.
+        reports: Further files for people, by name; the manifest does not list them.
 
     Raises:
         CannotWriteError: The disk is full, read-only or not ours; nothing is left behind.
@@ -44,6 +56,8 @@ def pack(manifest: AnyManifest, files: dict[str, Path], target: Path) -> bool:
         for name, path in files.items():
             # Copied, not hard-linked: ONNX refuses weights that have a second name.
             shutil.copyfile(path, folder / name)
+        for name, content in (reports or {}).items():
+            (folder / name).write_bytes(content)
         (folder / MANIFEST_NAME).write_bytes(text)
     return True
 

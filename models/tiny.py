@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 
-from models.catalog import CatalogEntry, GoldenCheck, Source
+from models.catalog import GoldenCheck, Recipe, Source
 from models.checkpoint import (
     EMBEDDING,
     FINAL_NORM,
@@ -160,9 +160,9 @@ def write_tiny_folder(folder: Path, checkpoint: TinyCheckpoint, tokenizer_json: 
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def tiny_entry(gguf: Path) -> CatalogEntry:
-    """Return a catalog entry that builds from that file."""
-    return CatalogEntry(
+def tiny_entry(gguf: Path) -> Recipe:
+    """Return a recipe that builds from that file."""
+    return Recipe(
         name="tiny",
         version="1.0.0",
         summary="random weights",

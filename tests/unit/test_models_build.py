@@ -15,7 +15,7 @@ import pytest
 from fleet_protocol.manifest import MANIFEST_NAME, Manifest
 from models.build import Build
 from models.cache import FactoryCache, cache_root, fresh_folder, hash_file
-from models.catalog import CatalogEntry, GoldenCheck, with_source
+from models.catalog import GoldenCheck, Recipe, with_source
 from models.errors import CannotWriteError, CheckpointError, VerificationError
 from models.measure import measure
 from models.progress import SilentProgress
@@ -24,14 +24,14 @@ from models.verify import architecture_of, read_manifest, verify_artefact
 
 
 @pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> CatalogEntry:
+def entry(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     path = tmp_path_factory.mktemp("source") / "tiny.gguf"
     write_tiny_gguf(path, TinyCheckpoint())
     return tiny_entry(path)
 
 
 @pytest.fixture(scope="module")
-def built(entry: CatalogEntry, tmp_path_factory: pytest.TempPathFactory) -> FactoryCache:
+def built(entry: Recipe, tmp_path_factory: pytest.TempPathFactory) -> FactoryCache:
     """A cache with the tiny model in it; tests copy what they change."""
     cache = FactoryCache(tmp_path_factory.mktemp("cache"))
     Build(entry, cache, SilentProgress()).run()
@@ -67,20 +67,20 @@ def test_an_unpinned_source_is_part_of_the_version(built: FactoryCache) -> None:
     assert manifest.version == f"1.0.0+{digest[:8]}" == artefact(built).name
 
 
-def test_a_second_build_has_nothing_to_do(cache: FactoryCache, entry: CatalogEntry) -> None:
+def test_a_second_build_has_nothing_to_do(cache: FactoryCache, entry: Recipe) -> None:
     progress = SilentProgress()
     assert not Build(entry, cache, progress).run().is_new
     assert progress.steps == ["pack"]
 
 
 def test_force_does_every_step_again_and_comes_to_the_same_bytes(
-    cache: FactoryCache, entry: CatalogEntry
+    cache: FactoryCache, entry: Recipe
 ) -> None:
     before = read_manifest(artefact(cache)).files
     progress = SilentProgress()
     Build(entry, cache, progress, force=True).run()
     assert [step.split()[0] for step in progress.steps] == [
-        *("tokenizer", "smooth", "convert", "verify", "pack")
+        *("tokenizer", "optimize", "quantize", "verify", "pack")
     ]
     assert read_manifest(artefact(cache)).files == before
 
@@ -105,14 +105,15 @@ class ProgressUntil(SilentProgress):
 @pytest.mark.parametrize(
     ("stopped_at", "left"),
     [
-        ("tokenizer", ["tokenizer", "smooth", "convert", "verify", "pack"]),
-        ("convert", ["smooth", "convert", "verify", "pack"]),
+        ("tokenizer", ["tokenizer", "optimize", "quantize", "verify", "pack"]),
+        ("optimize", ["optimize", "quantize", "verify", "pack"]),
+        ("quantize", ["quantize", "verify", "pack"]),
         ("verify", ["verify", "pack"]),
         ("pack", ["pack"]),
     ],
 )
 def test_an_interrupted_build_goes_on_at_its_step(
-    entry: CatalogEntry, tmp_path: Path, stopped_at: str, left: list[str]
+    entry: Recipe, tmp_path: Path, stopped_at: str, left: list[str]
 ) -> None:
     cache = FactoryCache(tmp_path / "cache")
     with pytest.raises(PowerCutError):
@@ -123,18 +124,18 @@ def test_an_interrupted_build_goes_on_at_its_step(
     assert [step.split()[0] for step in progress.steps] == left
 
 
-def test_a_damaged_step_is_noticed_and_made_again(cache: FactoryCache, entry: CatalogEntry) -> None:
-    weights = next((cache.root / "factory" / "steps").glob("graph-*/model.onnx.data"))
+def test_a_damaged_step_is_noticed_and_made_again(cache: FactoryCache, entry: Recipe) -> None:
+    weights = next((cache.root / "factory" / "steps").glob("graphs-*/model.onnx.data"))
     content = bytearray(weights.read_bytes())
     content[100] ^= 1
     weights.write_bytes(content)
     progress = SilentProgress()
     assert not Build(entry, cache, progress).run().is_new
-    assert progress.steps[1].startswith("convert")
+    assert progress.steps[0].startswith("quantize")
 
 
 def test_a_damaged_artefact_is_put_right_by_the_next_build(
-    cache: FactoryCache, entry: CatalogEntry
+    cache: FactoryCache, entry: Recipe
 ) -> None:
     (artefact(cache) / "tokenizer.json").write_text("{}", "utf-8")
     assert Build(entry, cache, SilentProgress()).run().is_new
@@ -191,7 +192,7 @@ def test_verify_answers_the_golden_prompts_as_recorded(built: FactoryCache) -> N
     ],
 )
 def test_a_wrong_golden_answer_fails_the_build_and_packs_nothing(
-    cache: FactoryCache, entry: CatalogEntry, check: GoldenCheck
+    cache: FactoryCache, entry: Recipe, check: GoldenCheck
 ) -> None:
     shutil.rmtree(cache.artefacts)
     strict = msgspec.structs.replace(entry, golden=(check,))
@@ -201,7 +202,7 @@ def test_a_wrong_golden_answer_fails_the_build_and_packs_nothing(
 
 
 def test_other_words_with_the_right_content_are_noted_not_refused(
-    cache: FactoryCache, entry: CatalogEntry
+    cache: FactoryCache, entry: Recipe
 ) -> None:
     said = next(iter(Build(entry, cache, SilentProgress()).run().answers.values()))
     loose = GoldenCheck(prompt="the 12 cats", tokens=(1, 1, 1), contains=said[:3])
@@ -210,7 +211,7 @@ def test_other_words_with_the_right_content_are_noted_not_refused(
 
 
 def test_a_checkpoint_folder_gives_the_same_graph_as_a_gguf_file(
-    cache: FactoryCache, entry: CatalogEntry, tmp_path: Path
+    cache: FactoryCache, entry: Recipe, tmp_path: Path
 ) -> None:
     text = (artefact(cache) / "tokenizer.json").read_text("utf-8")
     write_tiny_folder(tmp_path / "hf", TinyCheckpoint(), text)
@@ -220,14 +221,14 @@ def test_a_checkpoint_folder_gives_the_same_graph_as_a_gguf_file(
     assert ours == theirs
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, entry: CatalogEntry) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, entry: Recipe) -> None:
     junk = tmp_path / "junk.gguf"
     junk.write_bytes(b"GGUF" + bytes(50))
     with pytest.raises(CheckpointError, match=r"junk\.gguf"):
         Build(with_source(entry, f"file:{junk}"), FactoryCache(tmp_path), SilentProgress()).run()
 
 
-def test_a_cut_off_checkpoint_is_refused(tmp_path: Path, entry: CatalogEntry) -> None:
+def test_a_cut_off_checkpoint_is_refused(tmp_path: Path, entry: Recipe) -> None:
     whole = Path(entry.source.url.removeprefix("file:")).read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     source = with_source(entry, f"file:{tmp_path / 'cut.gguf'}")
@@ -235,15 +236,13 @@ def test_a_cut_off_checkpoint_is_refused(tmp_path: Path, entry: CatalogEntry) ->
         Build(source, FactoryCache(tmp_path / "cache"), SilentProgress()).run()
 
 
-def test_a_place_that_cannot_be_written_is_named(cache: FactoryCache, entry: CatalogEntry) -> None:
+def test_a_place_that_cannot_be_written_is_named(cache: FactoryCache, entry: Recipe) -> None:
     with pytest.raises(CannotWriteError, match="/dev/null/model") as caught:
         Build(entry, cache, SilentProgress()).run(Path("/dev/null/model"))
     assert "--out" in caught.value.hint
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_artefact(
-    entry: CatalogEntry, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_named_and_leaves_no_half_artefact(entry: Recipe, tmp_path: Path) -> None:
     limit_bytes = 20_000
 
     def fill_the_disk() -> None:
@@ -261,7 +260,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_artefact(
     assert done.returncode == 8
     assert msgspec.json.decode(done.stdout)["error"]["code"] == "cannot_write"
     assert not (tmp_path / "models").exists()
-    assert list(tmp_path.glob("factory/steps/*graph-*")) == []
+    assert list(tmp_path.glob("factory/steps/*graphs-*")) == []
     assert list(tmp_path.glob("factory/steps/.*")) == []
 
 

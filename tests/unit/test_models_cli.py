@@ -37,15 +37,17 @@ def gguf(tmp_path: Path) -> Path:
 
 
 def test_the_catalog_pins_every_download() -> None:
-    for entry in load_catalog().model:
+    for entry in load_catalog().recipes:
         assert entry.source.sha256 is not None
         assert entry.source.member is None or entry.source.member_sha256 is not None
         assert entry.licence is not None
-        assert entry.golden
+        assert entry.golden or entry.adapter
 
 
 def test_every_command_explains_itself(run: Run) -> None:
-    for command in ("build", "fetch", "list", "show", "verify"):
+    for command in (
+        *("build", "fetch", "list", "optimize", "pack", "publish", "quantize", "show", "verify"),
+    ):
         result = run(command, "--help")
         assert result.exit_code == ExitCode.OK
         assert "--json" in result.output
@@ -82,7 +84,7 @@ def test_a_model_of_your_own_is_built_and_verified(run: Run, gguf: Path, tmp_pat
     result = run("build", "mine", "--from", f"file:{gguf}", "--out", str(out))
     assert result.exit_code == ExitCode.OK, result.output
     assert str(out) in result.stdout
-    assert "convert" in result.stderr
+    assert "quantize" in result.stderr
     assert "is sound" in run("verify", str(out)).stdout
     report = msgspec.json.decode(run("verify", str(out), "--json").stdout)
     assert report["name"] == "mine"

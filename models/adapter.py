@@ -1,0 +1,167 @@
+"""A LoRA adapter, as PEFT saves it, merged into a checkpoint's weights.
+
+A layer's matrix W [outputs, inputs] becomes W + scale x B @ A with A [r, inputs] and
+B [outputs, r]. An adapter may leave out matrices and layers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.cache import hash_file, hash_key
+from models.catalog import AdapterSource
+from models.checkpoint import Checkpoint, Float32Array, LlamaShape, layer_weight
+from models.errors import CheckpointError, ChecksumError
+from models.safetensors_reader import HF_LAYER_NAMES
+from models.tensor_folder import TensorFolder
+
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+_HINT: Final = "save it with PEFT, as a plain LoRA adapter of the layers' projections"
+_TENSOR: Final = re.compile(
+    r"^base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_(A|B)(?:\.default)?\.weight$"
+)
+_PARTS: Final = {
+    stored.removesuffix(".weight"): name
+    for name, stored in HF_LAYER_NAMES.items()
+    if stored.endswith("_proj.weight")
+}
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What of `adapter_config.json` decides what the tensors mean."""
+
+    peft_type: str
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    modules_to_save: list[str] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether B @ A, all with one scale, is all there is to it."""
+        others = (self.rank_pattern, self.alpha_pattern, self.modules_to_save)
+        return (
+            self.peft_type == "LORA"
+            and self.bias == "none"
+            and not (self.use_dora or self.fan_in_fan_out or any(others))
+        )
+
+
+class Adapter:
+    """The adapter in a folder.
+
+    Attributes:
+        scale: What B @ A is multiplied by.
+        names: Canonical names of the matrices it changes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read it; raises CheckpointError where it is none, or more than plain LoRA."""
+        self._tensors = TensorFolder(folder, hint=_HINT)
+        config = self._config(folder)
+        if not config.is_plain or config.r < 1:
+            raise self._tensors.broken("is not a plain LoRA adapter")
+        self.scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+        self._rank = config.r
+        self._stored: dict[str, dict[str, str]] = {}
+        for stored in sorted(self._tensors.names):
+            self._file(stored)
+        self.names = frozenset(self._stored)
+
+    def delta(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+        """Return what is added to a matrix of that shape.
+
+        In 64 bits: sums of so few products of 16-bit numbers are exact there, so that every
+        machine merges the same weights, bit for bit.
+        """
+        pair = self._stored[name]
+        if len(pair) != 2:
+            raise self._tensors.broken(f"has only one half of {name}")
+        down = self._tensors.weight(pair["A"]).astype(np.float64)
+        up = self._tensors.weight(pair["B"]).astype(np.float64)
+        wanted = ((self._rank, shape[-1]), (shape[0], self._rank))
+        if (down.shape, up.shape) != wanted:
+            raise self._tensors.broken(
+                f"changes {name} by {up.shape} x {down.shape}, but it has the shape {shape}"
+            )
+        return np.asarray(self.scale * (up @ down))
+
+    def refuse_missing(self, layers: int) -> None:
+        """Raise CheckpointError where it changes a layer that a model of so many has not."""
+        beyond = [name for name in self.names if int(name.split(".")[1]) >= layers]
+        if beyond:
+            raise self._tensors.broken(f"changes {min(beyond)}, of a model of {layers} layers")
+
+    def _config(self, folder: Path) -> _Config:
+        try:
+            return msgspec.json.decode((folder / ADAPTER_CONFIG).read_bytes(), type=_Config)
+        except (OSError, msgspec.DecodeError) as error:
+            raise self._tensors.broken(f"has no usable {ADAPTER_CONFIG}: {error}") from error
+
+    def _file(self, stored: str) -> None:
+        match = _TENSOR.match(stored)
+        part = _PARTS.get(match[2]) if match else None
+        if match is None or part is None:
+            raise self._tensors.broken(f"changes {stored}, which is no projection of a layer")
+        self._stored.setdefault(layer_weight(int(match[1]), part), {})[match[3]] = stored
+
+
+class AdaptedCheckpoint:
+    """The checkpoint with an adapter merged into it."""
+
+    def __init__(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
+        adapter.refuse_missing(checkpoint.shape.layers)
+        self._checkpoint = checkpoint
+        self._adapter = adapter
+
+    @property
+    def shape(self) -> LlamaShape:
+        """Its sizes, which no adapter changes."""
+        return self._checkpoint.shape
+
+    def weight(self, name: str) -> Float32Array:
+        """Return one weight, merged; raises CheckpointError where the shapes do not fit."""
+        weight = self._checkpoint.weight(name)
+        if name not in self._adapter.names:
+            return weight
+        return np.asarray(weight + self._adapter.delta(name, weight.shape), np.float32)
+
+
+def adapter_folder(source: AdapterSource) -> Path:
+    """Return the adapter's folder, its weights checked.
+
+    Raises:
+        CheckpointError: It is not there.
+        ChecksumError: Other bytes than the recipe promises.
+    """
+    folder = Path(__file__).parent / Path(source.path).expanduser()
+    try:
+        digest = hash_file(folder / ADAPTER_WEIGHTS)
+    except OSError as error:
+        raise CheckpointError(
+            f"the adapter {folder} cannot be read: {error.strerror}",
+            hint="make it with `python -m models distill`, or name another one in the recipe",
+        ) from error
+    if source.sha256 not in {None, digest}:
+        raise ChecksumError(
+            f"{folder / ADAPTER_WEIGHTS} has SHA-256 {digest}, not the expected {source.sha256}",
+            hint="restore the file, or name its hash in the recipe",
+        )
+    return folder
+
+
+def hash_adapter(folder: Path) -> str:
+    """Return one SHA-256 over all that decides what the adapter adds."""
+    return hash_key(hash_file(folder / ADAPTER_CONFIG), hash_file(folder / ADAPTER_WEIGHTS))
