@@ -26,7 +26,11 @@ COMPARED_TOKENS = 16
 OURS, LLAMA, OPTIMUM, TRANSFORMERS = "ours", "llamacpp", "optimum", "transformers"
 # With one more of their abilities; by default all do the same: read everything, token by token.
 CACHED, SPECULATIVE, LLAMA_CACHED = "ours_cached", "ours_speculative", "llamacpp_cached"
-ABILITIES: dict[str, dict[str, object]] = {OURS: {}, CACHED: {}, SPECULATIVE: {}}
+ABILITIES: dict[str, dict[str, object]] = {
+    OURS: {"prefix_mb": 0, "draft_tokens": 0},
+    CACHED: {"draft_tokens": 0},
+    SPECULATIVE: {"prefix_mb": 0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,12 @@ class ArtefactCheckpoint:
     def __init__(self, graph: Path, *, context_tokens: int) -> None:
         """Read the graph. Raises UnknownGraphError."""
         model = onnx.load(str(graph)).graph
+        self._products = [node for node in model.node if node.op_type == "MatMulNBits"]
+        # A tied head reads the embedding's table; what it is called then is the factory's affair.
+        self._tables = {
+            EMBEDDING: [n.input[2] for n in model.node if n.op_type == "GatherBlockQuantized"],
+            HEAD: [node.input[2] for node in self._products if "logits" in node.output],
+        }
         self._constants = {constant.name: constant for constant in model.initializer}
         self._attributes = {
             (node.op_type, attribute.name): helper.get_attribute_value(attribute)
@@ -59,7 +65,7 @@ class ArtefactCheckpoint:
         if name.endswith("norm"):
             return np.asarray(self._constant(name), np.float32)
         if name in {EMBEDDING, HEAD}:
-            return self._matrix("head" if self.shape.ties_embedding else name)
+            return self._matrix(self._table(name))
         layer, _, part = name.rpartition(".")
         if part not in {"q", "k", "v"}:
             return self._matrix(name)
@@ -76,11 +82,8 @@ class ArtefactCheckpoint:
 
     def bytes_per_token(self) -> int:
         """Return the bytes of levels and scales that one generated token reads."""
-        return sum(
-            self._constant(name).nbytes
-            for name in self._constants
-            if name.endswith((".values", ".scales")) and not name.startswith("embedding.")
-        )
+        tables = {name for node in self._products for name in node.input[1:]}
+        return sum(self._constant(name).nbytes for name in tables)
 
     def _read_shape(self, context_tokens: int) -> LlamaShape:
         try:
@@ -90,7 +93,7 @@ class ArtefactCheckpoint:
         except KeyError as error:
             raise UnknownGraphError(f"the graph has no {error}") from error
         head_dim = 2 * self._constant("rotary.cos").shape[1]
-        vocab, hidden = self._matrix("head").shape
+        vocab, hidden = self._matrix(self._table(HEAD)).shape
         layers = sum(name.endswith(".qkv.values") for name in self._constants)
         return LlamaShape(
             layers=layers,
@@ -103,7 +106,7 @@ class ArtefactCheckpoint:
             context_tokens=context_tokens,
             norm_epsilon=epsilon,
             rope_base=self._rope_base(head_dim),
-            ties_embedding="embedding.values" not in self._constants,
+            ties_embedding=self._tables[EMBEDDING] == self._tables[HEAD],
         )
 
     def _rope_base(self, head_dim: int) -> float:
@@ -113,8 +116,11 @@ class ArtefactCheckpoint:
         return float(f"{base:.{_ROPE_DIGITS}g}")
 
     def _refuse_foreign(self) -> None:
-        known = {FINAL_NORM, "head.values", "head.scales"}
-        known |= {"embedding.values", "embedding.scales"}
+        tables = {self._table(name) for name in (EMBEDDING, HEAD)}
+        known = {
+            FINAL_NORM,
+            *(f"{table}.{kind}" for table in tables for kind in ("values", "scales")),
+        }
         for layer in range(self.shape.layers):
             known |= {layer_weight(layer, norm) for norm in LAYER_NORMS}
             for part in ("qkv", "o", "gate", "up", "down"):
@@ -128,6 +134,12 @@ class ArtefactCheckpoint:
         ]
         if odd:
             raise UnknownGraphError(f"llama.cpp's plain Llama has no {', '.join(sorted(odd)[:3])}")
+
+    def _table(self, name: str) -> str:
+        """Return what the embedding's or the head's table is called in the graph."""
+        if not self._tables[name]:
+            raise UnknownGraphError(f"the graph's {name} has no 8-bit blocks")
+        return self._tables[name][0].removesuffix(".scales")
 
     def _matrix(self, name: str) -> Float32Array:
         values, scales = (self._constant(f"{name}.{kind}") for kind in ("values", "scales"))
