@@ -72,6 +72,17 @@ def test_a_cloud_answer_of_another_form_is_degraded_and_says_why(desk: Desk) -> 
     )
 
 
+def test_half_a_form_without_a_cloud_ends_as_a_failure_that_names_it(desk: Desk) -> None:
+    desk.submit(output=m.OutputFormat(json=True))
+    desk.escalated(answer=None)
+    desk.cloud_failed(2)
+    desk.wake()
+    assert desk.job().attempt == 3
+    desk.failed(3, retryable=False)
+    result = result_of(desk)
+    assert (result.status, result.code, result.text) == (m.JobStatus.FAILED, "onnx", "")
+
+
 def test_a_call_of_an_older_attempt_moves_nothing(desk: Desk) -> None:
     desk.submit()
     desk.escalated()
