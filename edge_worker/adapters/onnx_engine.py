@@ -4,58 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from edge_worker.adapters.artefact import Artefact
 from edge_worker.adapters.onnx_graph import KvGraph
+from edge_worker.adapters.onnx_row import Row
+from edge_worker.adapters.output_guide import GrammarGuides
 from edge_worker.adapters.tokenizer import ChatTokenizer
 from edge_worker.core.batching import (
     EngineSettings,
+    MemoryPlan,
+    Reading,
     WaitingLine,
     check_fits,
     close_gap,
     next_chunk,
-    plan_context,
+    next_reading,
+    plan_memory,
 )
-from edge_worker.core.sampling import Float32Array, Int64Array, choose_token
-from edge_worker.core.stopping import AnswerText, StopRule
-from edge_worker.ports import Broke, EngineEvent, Finished, GenerationRequest, Grew, ModelError
-from fleet_protocol.errors import RejectedError
+from edge_worker.core.prefixes import PrefixTree
+from edge_worker.core.sampling import Float32Array
+from edge_worker.ports import (
+    Broke,
+    EngineEvent,
+    GenerationRequest,
+    Grew,
+    ModelError,
+    OutputGuide,
+    OutputGuides,
+)
+from fleet_protocol.errors import FleetError, RejectedError
+from fleet_protocol.manifest import Manifest
 from fleet_protocol.messages import ChatMessage, ModelInfo
-
-
-class _Row:
-    """A request that has a row of the graph's buffers.
-
-    Attributes:
-        held_tokens: Positions of the row that are written.
-        next_token: Chosen, but not read by the model yet.
-    """
-
-    def __init__(self, request: GenerationRequest, stop_tokens: Sequence[int]) -> None:
-        wanted = request.generation
-        self.request = request
-        self.prompt: Int64Array = np.array(request.prompt_tokens, np.int64)
-        self.held_tokens = 0
-        self.next_token = 0
-        self.logprobs: list[float] = []
-        self.answer = AnswerText(
-            StopRule(tokens=frozenset(stop_tokens), texts=wanted.stop, max_tokens=wanted.max_tokens)
-        )
-        # Of its own for each request: what it draws does not depend on its neighbours.
-        self.generator = np.random.default_rng(wanted.seed) if wanted.temperature > 0 else None
 
 
 class OnnxEngine:
     """An `InferenceEngine` on an artefact.
 
-    A step reads one chunk of one waiting prompt, then adds one token to every row that generates:
+    A step reads one chunk of one prompt, then adds at least one token to every row that generates:
     a long prompt never makes the others wait longer than one chunk. Rows that generate are the
-    first ones, without gaps; the row behind them is the one whose prompt is being read.
+    first ones, without gaps; those whose prompts are being read follow behind them.
+
+    A request gets the same tokens whoever else is there, whatever prompts were kept, and whether
+    or not tokens are drafted: see `KvGraph` and `PrefixTree` for why that needs care.
     """
 
-    def __init__(self, artefact: Artefact, *, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        artefact: Artefact,
+        *,
+        settings: EngineSettings | None = None,
+        guides: OutputGuides | None = None,
+    ) -> None:
         """Load the model.
+
+        Args:
+            artefact: What to load.
+            settings: What it may use of the machine.
+            guides: Hold answers to a form; None: `GrammarGuides`, on the model's own tokenizer.
 
         Raises:
             ModelError: With a code and the next step; nothing stays allocated.
@@ -68,36 +72,33 @@ class OnnxEngine:
             chat_template=manifest.chat_template,
             stop_tokens=manifest.stop_tokens,
         )
-        try:
-            context_tokens = plan_context(
-                settings, model_tokens=manifest.context_tokens, architecture=manifest.architecture
-            )
-        except ValueError as error:
-            raise ModelError(
-                str(error), code="model_memory", hint="raise `memory_mb` or lower `slots`"
-            ) from error
+        self._guides = guides or GrammarGuides(
+            self._tokenizer, vocab=manifest.architecture.vocab, stop_tokens=manifest.stop_tokens
+        )
+        self._plan = plan = _plan(settings, manifest)
         self._graph: KvGraph | None = KvGraph(
-            artefact.graph,
-            architecture=manifest.architecture,
-            context_tokens=context_tokens,
-            settings=settings,
+            artefact.graph, architecture=manifest.architecture, plan=plan, settings=settings
         )
         self._model = ModelInfo(
             name=manifest.name,
             version=manifest.version,
-            context_tokens=context_tokens,
+            context_tokens=plan.context_tokens,
             sha256=artefact.graph_sha256,
+        )
+        self._prefixes = PrefixTree(
+            blocks=plan.kept_blocks, block_tokens=settings.prefill_chunk_tokens
         )
         self._limit = settings.slots
         self._line = WaitingLine()
-        self._requests: dict[str, GenerationRequest] = {}
-        self._reading: _Row | None = None
-        self._generating: list[_Row] = []
+        self._requests: dict[str, Row] = {}
+        # The first `_generating` of them generate, the others are being read.
+        self._rows: list[Row] = []
+        self._generating = 0
 
     def __repr__(self) -> str:
         return (
-            f"OnnxEngine({self._model.name}, generating={len(self._generating)}, "
-            f"reading={self._reading is not None}, waiting={len(self._line)})"
+            f"OnnxEngine({self._model.name}, generating={self._generating}, "
+            f"reading={len(self._rows) - self._generating}, waiting={len(self._line)})"
         )
 
     @property
@@ -113,8 +114,7 @@ class OnnxEngine:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is read or generates, nor could begin to."""
-        at_work = self._reading is not None or bool(self._generating)
-        return not at_work and (not self._requests or self._limit == 0)
+        return not self._rows and (not self._requests or self._limit == 0)
 
     def limit_slots(self, count: int) -> None:
         """Let no further request begin while `count` rows are in use; 0: none at all."""
@@ -132,7 +132,8 @@ class OnnxEngine:
         """Let a request wait for a row.
 
         Raises:
-            RejectedError: `too_long`, `empty_prompt`, or `duplicate_request`: the id is in use.
+            RejectedError: `too_long`, `empty_prompt`, `duplicate_request`: the id is in use,
+                `bad_output_format` or `unsupported_output_format`.
         """
         check_fits(
             prompt_tokens=len(request.prompt_tokens),
@@ -141,29 +142,31 @@ class OnnxEngine:
         )
         if request.id in self._requests:
             raise RejectedError(f"request {request.id} is here already", code="duplicate_request")
-        self._requests[request.id] = request
+        self._requests[request.id] = Row(
+            request,
+            stop_tokens=self._stop_tokens,
+            guide=self._guide(request),
+            draft_tokens=self._graph.draft_tokens if self._graph is not None else 0,
+        )
         self._line.add(request.id, priority=request.priority)
 
     def cancel(self, request_id: str) -> None:
         """Drop a request; its row is free at once."""
-        if self._requests.pop(request_id, None) is None:
+        row = self._requests.pop(request_id, None)
+        if row is None:
             return
         self._line.remove(request_id)
-        if self._reading is not None and self._reading.request.id == request_id:
-            self._reading = None
-        for place, row in enumerate(self._generating):
-            if row.request.id == request_id:
-                self._leave(place)
-                return
+        if row in self._rows:
+            self._leave(self._rows.index(row))
 
     def step(self) -> list[EngineEvent]:
-        """Read one chunk of a prompt and add one token to every generating row."""
+        """Read one chunk of a prompt and add one token or more to every generating row."""
         if self._graph is None:
             return []
         events: list[EngineEvent] = []
         self._admit()
-        if self._reading is not None:
-            self._read_chunk(self._graph, self._reading, events)
+        if len(self._rows) > self._generating:
+            self._read_chunk(self._graph, events)
         if self._generating:
             self._decode(self._graph, events)
         return events
@@ -171,118 +174,172 @@ class OnnxEngine:
     def close(self) -> None:
         """Release the model's memory. Whatever was generating is dropped without an event."""
         self._graph = None
-        self._generating.clear()
+        self._generating = 0
+        self._rows.clear()
         self._requests.clear()
-        self._reading = None
         self._line = WaitingLine()
 
-    def _admit(self) -> None:
-        if self._reading is None and len(self._generating) < self._limit:
-            name = self._line.take()
-            if name is not None:
-                self._reading = _Row(self._requests[name], self._stop_tokens)
+    def _guide(self, request: GenerationRequest) -> OutputGuide | None:
+        output = request.generation.output
+        return None if output is None else self._guides.guide(output)
 
-    def _read_chunk(self, graph: KvGraph, row: _Row, events: list[EngineEvent]) -> None:
+    def _admit(self) -> None:
+        """Give rows to who waits, best first, as long as rows and memory suffice."""
+        reserved = sum(row.reserved_tokens for row in self._rows)
+        while len(self._rows) < self._limit:
+            name = self._line.peek()
+            if name is None:
+                return
+            row = self._requests[name]
+            reserved += row.reserved_tokens
+            # Who does not fit holds those behind it up, or it might wait for ever.
+            if reserved > self._plan.running_tokens:
+                return
+            self._line.take()
+            self._rows.append(row)
+
+    def _read_chunk(self, graph: KvGraph, events: list[EngineEvent]) -> None:
+        reading = self._rows[self._generating :]
+        chosen = next_reading(
+            [Reading(row.request.priority, row.left_tokens, row.passed_over) for row in reading]
+        )
+        for row in reading:
+            row.passed_over += 1
+        row, place = reading[chosen], self._generating + chosen
+        row.passed_over = 0
+        self._use_kept(graph, row, place)
         start, end = next_chunk(
             done_tokens=row.held_tokens,
             prompt_tokens=len(row.prompt),
             chunk_tokens=self._settings.prefill_chunk_tokens,
         )
-        place = len(self._generating)
         try:
             logits = graph.prefill(place, row.prompt[start:end], start=start)
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base
-            self._reading = None
-            self._break(row, error, events)
+            self._break(place, error, events)
             return
         row.held_tokens = end
+        for block, first in self._prefixes.keep(row.request.prompt_tokens, tokens=end):
+            graph.keep_block(block, row=place, start=first)
         if end == len(row.prompt):
-            self._reading = None
-            self._generating.append(row)
-            self._grow(place, logits, events)
+            self._grow(self._join(graph, place), logits, events)
+
+    def _use_kept(self, graph: KvGraph, row: Row, place: int) -> None:
+        """Copy what is kept of the prompt's next chunks, so that they need not be read."""
+        size = self._settings.prefill_chunk_tokens
+        blocks = self._prefixes.match(row.request.prompt_tokens)
+        for block in blocks[row.held_tokens // size :]:
+            graph.use_block(block, row=place, start=row.held_tokens)
+            row.held_tokens += size
+            row.cached_tokens += size
+
+    def _join(self, graph: KvGraph, place: int) -> int:
+        """Let a row whose prompt is read generate; return its new place."""
+        rows, target = self._rows, self._generating
+        if place != target:
+            longest = max(rows[place].held_tokens, rows[target].held_tokens)
+            graph.swap_rows(place, target, tokens=longest)
+            rows[place], rows[target] = rows[target], rows[place]
+        self._generating += 1
+        return target
 
     def _decode(self, graph: KvGraph, events: list[EngineEvent]) -> None:
-        rows = self._generating
+        rows = self._rows[: self._generating]
+        # Alone only: several rows keep the processor busy, and a guess would slow the others down.
+        draft = rows[0].draft(graph.draft_tokens) if len(rows) == 1 else ()
+        first = len(draft)
         for place, row in enumerate(rows):
-            graph.tokens[place, 0] = row.next_token
-            graph.lengths[place] = row.held_tokens
+            entry = first + place if place else 0
+            graph.tokens[entry, 0] = row.next_token
+            graph.lengths[entry] = row.held_tokens
+        for place, token in enumerate(draft, start=1):
+            graph.tokens[place, 0] = token
+            graph.lengths[place] = rows[0].held_tokens + place
         try:
-            logits = graph.decode(len(rows))
+            logits = graph.decode(len(rows), drafted=first)
         except Exception:  # noqa: BLE001 - onnxruntime's errors share no base
             self._decode_alone(graph, events)
             return
         # From the last to the first: who leaves is replaced by a row that has had its turn.
-        for place in reversed(range(len(rows))):
+        for place in reversed(range(1, len(rows))):
             rows[place].held_tokens += 1
-            self._grow(place, logits[place], events)
+            self._grow(place, logits[first + place], events)
+        self._grow_drafted(draft, logits, events)
+
+    def _grow_drafted(
+        self, draft: tuple[int, ...], logits: Float32Array, events: list[EngineEvent]
+    ) -> None:
+        """Let the first row grow as far as what it chooses is what was drafted."""
+        row, accepted = self._rows[0], 0
+        for place in range(len(draft) + 1):
+            row.held_tokens += 1
+            self._grow(0, logits[place], events)
+            is_over = row.request.id not in self._requests
+            if is_over or place == len(draft) or row.next_token != draft[place]:
+                break
+            accepted += 1
+        row.record_draft(len(draft), accepted=accepted)
 
     def _decode_alone(self, graph: KvGraph, events: list[EngineEvent]) -> None:
         """After a failed batch: run each row by itself, so that only the guilty one breaks."""
-        for place in reversed(range(len(self._generating))):
-            row = self._generating[place]
+        for place in reversed(range(self._generating)):
+            row = self._rows[place]
+            graph.tokens[place, 0] = row.next_token
+            graph.lengths[place] = row.held_tokens
             try:
                 logits = graph.decode_alone(place)
             except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base
-                self._leave(place)
-                self._break(row, error, events)
+                self._break(place, error, events)
                 continue
             row.held_tokens += 1
             self._grow(place, logits, events)
 
     def _grow(self, place: int, logits: Float32Array, events: list[EngineEvent]) -> None:
         """Choose the next token of a row; it leaves if that ends its answer."""
-        row = self._generating[place]
-        wanted = row.request.generation
+        row = self._rows[place]
         try:
-            choice = choose_token(
-                logits,
-                temperature=wanted.temperature,
-                top_p=wanted.top_p,
-                generator=row.generator,
-            )
-        except ValueError as error:
-            self._leave(place)
-            self._break(row, error, events)
+            text = row.take(logits, self._tokenizer.piece)
+        except (ValueError, FleetError) as error:
+            self._break(place, error, events)
             return
-        row.next_token = choice.token
-        row.logprobs.append(choice.logprob)
-        text = row.answer.take(choice.token, self._tokenizer.piece(choice.token))
         if text:
             events.append(Grew(row.request.id, text, row.answer.tokens))
         if row.answer.finish is not None:
             self._leave(place)
-            self._finish(row, events)
+            del self._requests[row.request.id]
+            events.append(row.finished())
 
     def _leave(self, place: int) -> None:
-        """Free a generating row; the rows stay contiguous."""
-        rows = self._generating
-        moves = close_gap(leaving=place, generating=len(rows), reading=self._reading is not None)
+        """Free a row; the others stay contiguous."""
+        rows, graph = self._rows, self._graph
+        moves = close_gap(leaving=place, generating=self._generating, rows=len(rows))
         for source, target in moves:
-            moved = self._reading if source == len(rows) else rows[source]
-            if moved is not None and self._graph is not None:
-                self._graph.copy_row(source=source, target=target, tokens=moved.held_tokens)
-        rows[place] = rows[-1]
+            rows[target] = rows[source]
+            if graph is not None:
+                graph.release_row(target)
+                graph.copy_row(source=source, target=target, tokens=rows[target].held_tokens)
         rows.pop()
+        self._generating -= place < self._generating
+        if graph is not None:
+            graph.release_row(len(rows))
 
-    def _finish(self, row: _Row, events: list[EngineEvent]) -> None:
-        del self._requests[row.request.id]
-        finish = row.answer.finish
-        if finish is None:
-            raise AssertionError("an answer without an end cannot be finished")
-        events.append(
-            Finished(
-                id=row.request.id,
-                text=row.answer.text,
-                finish=finish,
-                prompt_tokens=len(row.prompt),
-                cached_tokens=0,
-                tokens=row.answer.tokens,
-                logprobs=tuple(row.logprobs),
-            )
-        )
-
-    def _break(self, row: _Row, error: Exception, events: list[EngineEvent]) -> None:
+    def _break(self, place: int, error: Exception, events: list[EngineEvent]) -> None:
+        row = self._rows[place]
+        self._leave(place)
         del self._requests[row.request.id]
         short = isinstance(error, MemoryError) or "allocate" in str(error).lower()
         code = "out_of_memory" if short else "generation_failed"
+        if isinstance(error, FleetError):
+            code = error.code
         events.append(Broke(row.request.id, code, str(error)[:500]))
+
+
+def _plan(settings: EngineSettings, manifest: Manifest) -> MemoryPlan:
+    try:
+        return plan_memory(
+            settings, model_tokens=manifest.context_tokens, architecture=manifest.architecture
+        )
+    except ValueError as error:
+        raise ModelError(
+            str(error), code="model_memory", hint="raise `memory_mb` or lower `max_tokens`"
+        ) from error

@@ -46,8 +46,7 @@ def choose_token(
             temperature above 0 comes without a generator.
     """
     best = int(logits.argmax())
-    peak = float(logits[best])
-    if not np.isfinite(peak):
+    if not np.isfinite(logits[best]):
         raise ValueError("the model's logits are not numbers")
     if temperature <= 0.0:
         token = best
@@ -55,8 +54,14 @@ def choose_token(
         raise ValueError("sampling above temperature 0 needs a generator")
     else:
         token = draw_token(logits, temperature=temperature, top_p=top_p, generator=generator)
-    spread = float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64))
-    return Choice(token, float(logits[token]) - peak - float(np.log(spread)))
+    return Choice(token, log_probability(logits, token))
+
+
+def log_probability(logits: Float32Array, token: int) -> float:
+    """Return the natural logarithm of the probability that logits [vocab] give a token."""
+    peak = logits.max()
+    spread = float(np.exp(logits - peak).sum(dtype=np.float64))
+    return float(logits[token]) - float(peak) - float(np.log(spread))
 
 
 def draw_token(

@@ -101,13 +101,13 @@ def test_a_batch_that_fails_breaks_only_the_guilty_row(
     for name in ("a", "guilty", "b"):
         ask(engine, name, "hello")
 
-    def fail(_graph: KvGraph, _rows: int) -> None:
+    def fail(_graph: KvGraph, _rows: int, **_options: int) -> None:
         raise RuntimeError("Failed to allocate memory for requested buffer")
 
     alone = KvGraph.decode_alone
 
     def fail_second(graph: KvGraph, row: int) -> object:
-        if engine._generating[row].request.id == "guilty":
+        if engine._rows[row].request.id == "guilty":
             raise RuntimeError("Failed to allocate memory for requested buffer")
         return alone(graph, row)
 
@@ -223,11 +223,27 @@ def test_an_unknown_execution_provider_names_those_there_are(artefact: Artefact)
     assert "cpu" in error.hint
 
 
-def test_too_little_memory_for_the_rows_is_said(artefact: Artefact) -> None:
-    manifest = msgspec.structs.replace(artefact.manifest, context_tokens=100_000)
-    tiny_model.write_manifest(artefact.folder, manifest)
-    settings = EngineSettings(slots=64, memory_mb=1, max_tokens=100_000)
-    assert failure(artefact, settings).code == "model_memory"
+def test_too_little_memory_for_one_request_is_said(artefact: Artefact) -> None:
+    def change(manifest: Manifest) -> Manifest:
+        shape = msgspec.structs.replace(manifest.architecture, kv_heads=300)
+        return msgspec.structs.replace(manifest, architecture=shape)
+
+    rewrite(artefact, change)
+    assert failure(artefact, EngineSettings(memory_mb=1)).code == "model_memory"
+
+
+def test_who_does_not_fit_into_the_memory_waits(artefact: Artefact) -> None:
+    limit = tiny_model.CONTEXT_TOKENS
+    settings = EngineSettings(slots=3, intra_op_threads=1, max_tokens=limit)
+    engine = OnnxEngine(artefact, settings=settings)
+    engine._plan = engine._plan._replace(running_tokens=limit)
+    for name in ("a", "b", "c"):
+        ask(engine, name, "hello", max_tokens=30)
+    most = 0
+    while not engine.is_idle:
+        engine.step()
+        most = max(most, len(engine._rows))
+    assert most == 2
 
 
 def test_the_context_is_the_smaller_one_of_model_and_settings(artefact: Artefact) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edge_worker.core.batching import (
+    READING_PATIENCE,
     EngineSettings,
+    MemoryPlan,
+    Reading,
     RowMove,
     WaitingLine,
     bytes_per_token,
     check_fits,
     close_gap,
     next_chunk,
-    plan_context,
+    next_reading,
+    plan_memory,
 )
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.manifest import Architecture
@@ -78,56 +82,98 @@ def test_what_no_row_can_hold_is_refused(prompt: int, answer: int, code: str) ->
     assert refusal.value.code == code
 
 
+def test_who_is_next_can_be_seen_before_it_is_taken() -> None:
+    line = WaitingLine()
+    assert line.peek() is None
+    line.add("a", priority=5)
+    line.add("urgent", priority=9)
+    line.remove("urgent")
+    assert (line.peek(), line.take(), line.peek()) == ("a", "a", None)
+
+
 def test_the_last_row_takes_the_free_place() -> None:
-    assert close_gap(leaving=1, generating=4, reading=False) == [RowMove(3, 1)]
-    assert close_gap(leaving=3, generating=4, reading=False) == []
+    assert close_gap(leaving=1, generating=4, rows=4) == [RowMove(3, 1)]
+    assert close_gap(leaving=3, generating=4, rows=4) == []
 
 
-def test_the_row_that_is_read_follows_down() -> None:
-    assert close_gap(leaving=0, generating=3, reading=True) == [RowMove(2, 0), RowMove(3, 2)]
-    assert close_gap(leaving=2, generating=3, reading=True) == [RowMove(3, 2)]
+def test_the_last_row_that_is_read_follows_down() -> None:
+    assert close_gap(leaving=0, generating=3, rows=4) == [RowMove(2, 0), RowMove(3, 2)]
+    assert close_gap(leaving=2, generating=3, rows=5) == [RowMove(4, 2)]
 
 
-@given(generating=st.integers(1, 9), data=st.data(), reading=st.booleans())
+def test_a_row_that_is_read_leaves_without_touching_those_that_generate() -> None:
+    assert close_gap(leaving=2, generating=2, rows=5) == [RowMove(4, 2)]
+    assert close_gap(leaving=4, generating=2, rows=5) == []
+
+
+@given(generating=st.integers(0, 6), reading=st.integers(0, 4), data=st.data())
 def test_rows_stay_contiguous_and_nobody_is_overwritten(
-    *, generating: int, data: st.DataObject, reading: bool
+    *, generating: int, reading: int, data: st.DataObject
 ) -> None:
-    leaving = data.draw(st.integers(0, generating - 1))
-    rows: list[str | None] = [f"row-{place}" for place in range(generating)]
-    rows.append("reading" if reading else None)
-    gone = rows[leaving]
-    for source, target in close_gap(leaving=leaving, generating=generating, reading=reading):
-        assert rows[target] is gone or rows[target] in rows[:target] + rows[target + 1 :]
+    assume(generating + reading > 0)
+    rows = [f"generates-{place}" for place in range(generating)]
+    rows += [f"reads-{place}" for place in range(reading)]
+    leaving = data.draw(st.integers(0, len(rows) - 1))
+    expected = set(rows) - {rows[leaving]}
+    for source, target in close_gap(leaving=leaving, generating=generating, rows=len(rows)):
         rows[target] = rows[source]
-    left = rows[: generating - 1 + reading]
-    expected = {f"row-{place}" for place in range(generating)} - {gone}
-    assert set(left) == expected | ({"reading"} if reading else set())
-    assert not reading or left[-1] == "reading"
+    rows.pop()
+    assert set(rows) == expected
+    left = generating - (leaving < generating)
+    assert [row.startswith("generates") for row in rows] == [True] * left + [False] * (
+        len(rows) - left
+    )
+
+
+def test_the_shortest_prompt_is_read_first_of_equal_ones_the_first() -> None:
+    assert next_reading([Reading(5, 40, 0), Reading(5, 8, 0), Reading(5, 8, 0)]) == 1
+
+
+def test_a_higher_priority_is_read_before_a_shorter_prompt() -> None:
+    assert next_reading([Reading(5, 8, 0), Reading(9, 40, 0)]) == 1
+
+
+def test_a_long_prompt_is_read_among_ever_new_short_ones() -> None:
+    left, passed, turns = 64, 0, 0
+    while left > 0:
+        turns += 1
+        if next_reading([Reading(5, left, passed), Reading(5, 8, 0)]) == 0:
+            left, passed = left - 8, 0
+        else:
+            passed += 1
+    assert 7 * READING_PATIENCE < turns <= 8 * (READING_PATIENCE + 1)
 
 
 def test_the_default_model_takes_45_kib_a_token() -> None:
     assert bytes_per_token(DEFAULT_MODEL) == 45 * 1024
 
 
+def plan(settings: EngineSettings, *, model_tokens: int = 8_192) -> MemoryPlan:
+    return plan_memory(settings, model_tokens=model_tokens, architecture=DEFAULT_MODEL)
+
+
 def test_the_context_is_the_smallest_of_model_settings_and_memory() -> None:
-    def plan(settings: EngineSettings, model_tokens: int = 8_192) -> int:
-        return plan_context(settings, model_tokens=model_tokens, architecture=DEFAULT_MODEL)
-
-    assert plan(EngineSettings(max_tokens=2_048)) == 2_048
-    assert plan(EngineSettings(max_tokens=2_048), model_tokens=512) == 512
-    assert plan(EngineSettings(slots=4, max_tokens=2_048, memory_mb=100)) == 542
-    assert plan(EngineSettings(slots=2, max_tokens=2_048, memory_mb=1_000)) == 2_048
+    assert plan(EngineSettings()).context_tokens == 2_048
+    assert plan(EngineSettings(), model_tokens=512).context_tokens == 512
+    assert plan(EngineSettings(memory_mb=50)).context_tokens == 1_085
 
 
-def test_a_row_too_short_to_be_useful_is_an_error() -> None:
-    with pytest.raises(ValueError, match="10 MB hold 4 rows of 54 tokens"):
-        plan_context(
-            EngineSettings(slots=4, memory_mb=10), model_tokens=8_192, architecture=DEFAULT_MODEL
-        )
+def test_one_request_of_the_whole_context_fits_where_no_memory_is_set() -> None:
+    assert plan(EngineSettings(max_tokens=4_096)) == (4_096, 4_096, 16)
 
 
-def test_the_defaults_are_the_megabytes_the_docs_say() -> None:
-    settings = EngineSettings()
-    bytes_all = settings.slots * settings.max_tokens * bytes_per_token(DEFAULT_MODEL)
-    assert round(bytes_all / 1e6) == 377
-    assert "377 MB" in (EngineSettings.__doc__ or "")
+def test_no_more_is_planned_than_the_rows_can_hold() -> None:
+    assert plan(EngineSettings(slots=2, max_tokens=512, memory_mb=900)).running_tokens == 1_024
+
+
+def test_a_memory_too_small_to_be_useful_is_an_error() -> None:
+    with pytest.raises(ValueError, match="5 MB hold 108 tokens"):
+        plan(EngineSettings(memory_mb=5))
+
+
+def test_the_defaults_are_the_tokens_the_docs_say() -> None:
+    context_tokens, running_tokens, kept_blocks = plan(EngineSettings())
+    assert (context_tokens, running_tokens, kept_blocks * 32) == (2_048, 2_083, 512)
+    assert "2,083 tokens of running requests and 512" in " ".join(
+        (EngineSettings.__doc__ or "").split()
+    )
