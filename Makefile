@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-MODEL := smollm2-135m-instruct-int8
 
 .PHONY: help demo test check bench docs lock format clean model
 help:  ## List the verbs
@@ -22,7 +21,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 model: $(STAMP)  ## Build the default model into the user's cache folder
-	@$(BIN)/python -m models build $(MODEL)
+	@$(BIN)/python -m models build
 
 demo: model  ## Start a fleet on this machine and put real questions to it
 	@$(BIN)/fleet demo

@@ -35,7 +35,7 @@ from bench.lineup import (
     running,
 )
 from bench.peers.gguf_export import ArtefactCheckpoint
-from bench.prepare import DEFAULT_MODEL, Peers
+from bench.prepare import Peers
 from bench.report import Aim, report
 from bench.rounds import Measurement, Rounds
 from bench.workload import Run
@@ -43,6 +43,7 @@ from edge_worker.adapters.artefact import cache_folder, load_artefact, resolve_m
 from edge_worker.adapters.onnx_session import count_cores
 from edge_worker.adapters.tokenizer import ChatTokenizer
 from fleet_protocol.errors import FleetError
+from fleet_protocol.manifest import DEFAULT_MODEL
 
 CONCURRENCIES = (1, 2, 4, 8)
 PREFILL_TOKENS = 256

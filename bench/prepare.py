@@ -21,8 +21,8 @@ from typing import NoReturn
 from bench.peers.gguf_export import export_gguf
 from edge_worker.adapters.artefact import Artefact, cache_folder, load_artefact, resolve_model
 from fleet_protocol.errors import FleetError
+from fleet_protocol.manifest import DEFAULT_MODEL
 
-DEFAULT_MODEL = "smollm2-135m-instruct-int8"
 LLAMA_PACKAGE = "llama-cpp-python"
 LLAMA_VERSION = "0.3.36"
 LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"

@@ -12,11 +12,11 @@ from typing import Annotated, Final
 import msgspec
 
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.messages import Id, WorkerId
 from fleet_protocol.settings import BrokerSettings, parse_settings
 
 PREFIX: Final = "EDGEFLEET_WORKER"
-DEFAULT_MODEL: Final = "smollm2-135m-instruct-int8"
 _ECHO_SLOTS: Final = 64
 _ONNX_SLOTS: Final = 4
 

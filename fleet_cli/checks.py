@@ -12,10 +12,10 @@ import msgspec
 
 from fleet_cli.broker import BrokerKind
 from fleet_cli.connection import Connection
-from fleet_cli.local_fleet import DEFAULT_MODEL
 from fleet_cli.model import find_model
 from fleet_client.watch import FleetPicture, FleetWatcher
 from fleet_protocol.errors import FleetError
+from fleet_protocol.manifest import DEFAULT_MODEL
 
 _DISK_LOW_MB = 500
 _SKEW_MOST_MS = 5_000

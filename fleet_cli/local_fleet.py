@@ -20,9 +20,9 @@ from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, prog
 from fleet_client.credentials import password_of
 from fleet_client.watch import FleetPicture, FleetWatcher
 from fleet_protocol.errors import ConfigError, FleetError, RetryableError
+from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.settings import BrokerSettings
 
-DEFAULT_MODEL = "smollm2-135m-instruct-int8"
 _TICK_S = 0.2
 _CRASHES_MOST = 3
 _START_S = 120.0

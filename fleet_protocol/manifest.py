@@ -12,6 +12,8 @@ import msgspec
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
+DEFAULT_MODEL = "smollm2-135m-instruct-int8"
+"""What every program takes that is told no other; also in `edge_worker/example.toml`."""
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):

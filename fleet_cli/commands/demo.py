@@ -20,11 +20,11 @@ from fleet_cli.context import DataFolder
 from fleet_cli.demo_jobs import DemoJob, demo_jobs
 from fleet_cli.exits import ExitCode
 from fleet_cli.fleet_process import FleetProcess
-from fleet_cli.local_fleet import DEFAULT_MODEL
 from fleet_cli.model import ensure_model
 from fleet_cli.output import console, print_json_line, say
 from fleet_client.admin import AdminClient
 from fleet_client.client import FleetClient, JobHandle
+from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.messages import AdminOp, JobResult, JobStatus
 
 _DEMO_DATA = DEFAULT_DATA.with_name("edgefleet-demo")

@@ -13,10 +13,11 @@ import click
 from fleet_cli.broker import BrokerKind
 from fleet_cli.connection import DEFAULT_DATA, Connection, connection_options
 from fleet_cli.context import DataFolder, FleetContext
-from fleet_cli.local_fleet import DEFAULT_MODEL, FleetPlan, LocalFleet
+from fleet_cli.local_fleet import FleetPlan, LocalFleet
 from fleet_cli.model import ensure_model
 from fleet_cli.output import print_json_line, say
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.manifest import DEFAULT_MODEL
 
 
 @click.command(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from fleet_protocol.manifest import DEFAULT_MODEL
 from models.build import Build, BuildReport
 from models.cache import step_files
 from models.fetch import fetch
@@ -92,7 +93,7 @@ def pack_artefact(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", default=DEFAULT_MODEL)
 @source_option
 @variant_option
 @out_option
@@ -107,7 +108,10 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build NAME, a known model or a recipe's file: every step that is not done yet."""
+    """Build NAME, a known model or a recipe's file: every step that is not done yet.
+
+    Without a name, the model that workers take by default.
+    """
     cache = factory_cache()
     with show_progress(as_json=as_json) as progress, cache.lock():
         report = Build(find_recipe(name, source, variant), cache, progress, force=force).run(out)
