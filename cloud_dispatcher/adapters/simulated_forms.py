@@ -42,11 +42,9 @@ def _value(schema: Any, *, depth: int) -> Any:
     kinds = schema.get("type", "object" if "properties" in schema else "null")
     kind = kinds[0] if isinstance(kinds, list) else kinds
     if kind == "object":
-        properties = schema.get("properties", {})
-        return {
-            name: _value(properties.get(name), depth=depth + 1)
-            for name in schema.get("required", properties)
-        }
+        properties: dict[str, Any] = schema.get("properties", {})
+        names = schema.get("required") or list(properties)
+        return {name: _value(properties.get(name), depth=depth + 1) for name in names}
     if kind in {"number", "integer"}:
         return schema.get("minimum", 0)
     return _OF_TYPE.get(kind)
