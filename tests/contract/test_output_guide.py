@@ -21,6 +21,7 @@ from edge_worker.adapters.output_guide import KEPT_FORMS, GrammarGuides
 from edge_worker.adapters.tokenizer import ChatTokenizer
 from edge_worker.ports import ModelError, OutputGuide, OutputGuides
 from fleet_protocol.errors import RejectedError
+from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.messages import OutputFormat
 
 SCHEMA = {
@@ -103,9 +104,7 @@ def tiny(folder: Path) -> Desk:
 @cache
 def default_model() -> Desk | None:
     try:
-        artefact = load_artefact(
-            resolve_model("smollm2-135m-instruct-int8", cache_folder(os.environ))
-        )
+        artefact = load_artefact(resolve_model(DEFAULT_MODEL, cache_folder(os.environ)))
     except ModelError:
         return None
     manifest = artefact.manifest
