@@ -181,6 +181,7 @@ def test_a_build_merges_the_adapter_prunes_and_says_so(recipe: Recipe, tmp_path:
     write_adapter(folder, {name: tensor * 2 for name, tensor in halves(_Q, 64, 64).items()})
     unpinned = built(recipe, tmp_path, adapter=AdapterSource(path=str(folder)))
     assert unpinned.files != merged.files
+    assert unpinned.version.startswith("1.0.0+")
     assert unpinned.version not in {plain.version, merged.version}
 
 

@@ -174,6 +174,17 @@ def test_a_manifest_that_no_index_names_yet_is_not_changed_either(
         publish(artefact, shelf, SilentProgress())
 
 
+def test_what_the_index_names_is_not_changed_where_its_manifest_is_gone(
+    artefact: Path, tmp_path: Path
+) -> None:
+    shelf = FolderShelf(tmp_path / "shelf")
+    report = publish(artefact, shelf, SilentProgress())
+    (tmp_path / "shelf" / report.manifest).unlink()
+    with_version(artefact, report.version, "{}")
+    with pytest.raises(AlreadyPublishedError):
+        publish(artefact, shelf, SilentProgress())
+
+
 def test_another_version_shares_the_files_that_are_equal(artefact: Path, shelf: Shelf) -> None:
     publish(artefact, shelf, SilentProgress())
     with_version(artefact, "2.0.0", "{}")
