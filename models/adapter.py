@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from models.cache import hash_file, hash_key
 from models.catalog import AdapterSource
-from models.checkpoint import Checkpoint, Float32Array, LlamaShape, layer_weight
+from models.checkpoint import Checkpoint, DecoderShape, Float32Array, layer_weight
 from models.errors import CheckpointError, ChecksumError
-from models.safetensors_reader import HF_LAYER_NAMES
+from models.hf_config import HF_LAYER_NAMES
 from models.tensor_folder import TensorFolder
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
@@ -127,7 +127,7 @@ class AdaptedCheckpoint:
         self._adapter = adapter
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> DecoderShape:
         """Its sizes, which no adapter changes."""
         return self._checkpoint.shape
 

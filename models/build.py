@@ -44,9 +44,12 @@ _MEMORY_STEP_MB: Final = 20
 # SPDX for "the source does not say".
 _LICENCE_UNKNOWN: Final = "NOASSERTION"
 # What decides the bytes of a step's outcome: a change in one of them makes the step again.
-_READ_BY: Final = ("checkpoint", "gguf_reader", "safetensors_reader", "tensor_folder")
-_WEIGHED_BY: Final = (*_READ_BY, "adapter", "weights", "chat", "reference", "smooth")
-_QUANTIZED_BY: Final = ("quantize", "products", "graph", "variants")
+_READ_BY: Final = (
+    *("checkpoint", "rope", "gguf_reader", "gguf_config", "safetensors_reader", "hf_config"),
+    *("tensor_folder", "chat"),
+)
+_WEIGHED_BY: Final = (*_READ_BY, "adapter", "weights", "reference", "smooth")
+_QUANTIZED_BY: Final = ("quantize", "products", "graph", "graph_layers", "graph_norms", "variants")
 _TEXT_BY: Final = (*_READ_BY, "tokenizer")
 _VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure")
 

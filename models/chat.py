@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,6 +18,7 @@ _PROBES: Final = (
     "it's\n\n  two   spaces\tand a tab",
     "née 你好 🙂 Ω≈ç\u200d√ \x00 end",
 )
+_WORDS: Final = "three plain words"
 
 
 def render_prompt(template: str, messages: Sequence[tuple[str, str]]) -> str:
@@ -36,6 +38,16 @@ def render_prompt(template: str, messages: Sequence[tuple[str, str]]) -> str:
         raise CheckpointError(
             f"the chat template does not render: {error}", hint="fix it in the checkpoint"
         ) from error
+
+
+def bind_first_token(template: str, token: str) -> str:
+    """Return the template with `bos_token` set, if it writes one.
+
+    Whoever renders it later need not know the token, and nothing else writes it.
+    """
+    if "bos_token" not in template:
+        return template
+    return f"{{% set bos_token = {json.dumps(token, ensure_ascii=False)} %}}{template}"
 
 
 class PromptEncoder:
@@ -73,8 +85,23 @@ def check_text_parts(text: TextParts) -> None:
             raise CheckpointError(
                 "the chat template drops what the user says", hint="fix it in the checkpoint"
             )
+    if not _decodes_in_parts(tokenizer):
+        raise CheckpointError(
+            "the tokenizer decodes a token otherwise at the beginning than later on",
+            hint="take a model with a byte-level or byte-fallback BPE tokenizer without a prefix "
+            "(Llama 3, Qwen, SmolLM, Gemma)",
+        )
     for stop in text.stop_tokens:
         if tokenizer.id_to_token(stop) is None:
             raise CheckpointError(
                 f"stop token {stop} is not in the vocabulary", hint="fetch the checkpoint again"
             )
+
+
+def _decodes_in_parts(tokenizer: Tokenizer) -> bool:
+    """Tell whether an answer can be told token by token: some decoders drop the first space."""
+    ids = tokenizer.encode(_WORDS, add_special_tokens=False).ids
+    return all(
+        tokenizer.decode(ids[:cut]) + tokenizer.decode(ids[cut:]) == _WORDS
+        for cut in range(len(ids))
+    )

@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's format) of Llama-like models."""
+"""GGUF files (llama.cpp's format) of decoders."""
 
 from __future__ import annotations
 
@@ -6,55 +6,34 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, ReaderTensor, dequantize
 
-from models.checkpoint import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    Float32Array,
-    LlamaShape,
-    TextParts,
-)
+from models.chat import bind_first_token
+from models.checkpoint import DecoderShape, Float32Array, TextParts
 from models.errors import CheckpointError
+from models.gguf_config import (
+    ARCHITECTURES,
+    ROPE_DIVISORS,
+    permutes_heads,
+    read_shape,
+    stored_name,
+)
 from models.tokenizer import GgufVocabulary, build_tokenizer_json
 
-GGUF_TOP_NAMES: Final[dict[str, str]] = {
-    EMBEDDING: "token_embd.weight",
-    HEAD: "output.weight",
-    FINAL_NORM: "output_norm.weight",
-}
-GGUF_LAYER_NAMES: Final[dict[str, str]] = {
-    "attention_norm": "attn_norm.weight",
-    "feed_forward_norm": "ffn_norm.weight",
-    "q": "attn_q.weight",
-    "k": "attn_k.weight",
-    "v": "attn_v.weight",
-    "o": "attn_output.weight",
-    "gate": "ffn_gate.weight",
-    "up": "ffn_up.weight",
-    "down": "ffn_down.weight",
-}
-# Tensors that change the forward pass in ways the graph builder does not know.
-_FOREIGN_SUFFIXES: Final = (
-    ".bias",
-    "rope_freqs.weight",
-    "attn_q_norm.weight",
-    "ffn_gate_inp.weight",
+_HINT: Final = (
+    "use a GGUF file of a Llama, Qwen2, Qwen2.5, Qwen3 or Gemma 3 (text), or a folder with its "
+    "Hugging Face checkpoint"
 )
 
 
-def unpermute(matrix: Float32Array, *, heads: int) -> Float32Array:
-    """Undo llama.cpp's row order of q and k.
+def unpermute(rows: Float32Array, *, heads: int) -> Float32Array:
+    """Undo llama.cpp's row order of q and k (or of their biases).
 
     It stores the two halves of a head that the rotary embedding turns together interleaved, row by
     row; the graph wants half after half. Source: `LlamaModel.permute` in llama.cpp's converter.
     """
-    rows, columns = matrix.shape
-    half = rows // heads // 2
-    return np.ascontiguousarray(
-        matrix.reshape(heads, half, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
+    half = len(rows) // heads // 2
+    return np.ascontiguousarray(rows.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(rows.shape))
 
 
 class GgufSource:
@@ -67,8 +46,11 @@ class GgufSource:
         except (ValueError, KeyError, IndexError, OSError) as error:
             raise self._broken(f"cannot be read: {error}") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self._refuse_foreign()
         self.shape = self._read_shape()
+        self._sizes = self.shape.sizes()
+        self._refuse_foreign_tensors()
+        self._heads = {"q": self.shape.heads, "k": self.shape.kv_heads}
+        self._heads |= {f"{name}_bias": heads for name, heads in self._heads.items()}
 
     @property
     def checkpoint(self) -> GgufSource:
@@ -84,67 +66,75 @@ class GgufSource:
 
     def weight(self, name: str) -> Float32Array:
         """Return one weight, dequantised, q and k in the graph's row order."""
-        stored = self._stored_name(name)
-        tensor = self._tensors.get(stored)
-        if tensor is None:
+        stored = stored_name(name)
+        if stored not in self._tensors:
             raise self._broken(f"has no tensor {stored}")
+        weight = self._read(stored)
+        if weight.shape != self._sizes[name]:
+            raise self._broken(f"stores {stored} as {weight.shape}, not {self._sizes[name]}")
+        heads = self._heads.get(name.rpartition(".")[2])
+        if heads is None or not permutes_heads(self._optional):
+            return weight
+        return unpermute(weight, heads=heads)
+
+    def _read(self, stored: str) -> Float32Array:
+        tensor = self._tensors[stored]
         try:
             flat = dequantize(tensor.data, tensor.tensor_type)
         except (NotImplementedError, ValueError) as error:
             raise self._broken(f"{stored}: {error}") from error
-        # GGUF names the fastest dimension first.
-        matrix = flat.astype(np.float32).reshape(tuple(int(n) for n in tensor.shape[::-1]))
-        if name.endswith(".q"):
-            return unpermute(matrix, heads=self.shape.heads)
-        if name.endswith(".k"):
-            return unpermute(matrix, heads=self.shape.kv_heads)
-        return matrix
+        return flat.astype(np.float32).reshape(_size_of(tensor))
 
     def text_parts(self) -> TextParts:
-        """Build the tokenizer from the vocabulary and merges in the metadata."""
-        if self._required("tokenizer.ggml.model") != "gpt2":
-            raise self._broken("has a tokenizer that is not byte-level BPE")
+        """Build the tokenizer from the vocabulary in the metadata."""
         vocabulary = GgufVocabulary(
+            model=str(self._required("tokenizer.ggml.model")),
             tokens=self._required("tokenizer.ggml.tokens"),
             kinds=self._required("tokenizer.ggml.token_type"),
-            merges=self._required("tokenizer.ggml.merges"),
-            pre_tokenizer=str(self._required("tokenizer.ggml.pre")),
+            merges=self._optional("tokenizer.ggml.merges") or [],
+            scores=self._optional("tokenizer.ggml.scores") or [],
+            pre_tokenizer=str(self._optional("tokenizer.ggml.pre") or "default"),
+            # Only a file that says otherwise does without it.
+            adds_space=self._optional("tokenizer.ggml.add_space_prefix") in {None, True},
         )
         return TextParts(
             tokenizer_json=build_tokenizer_json(vocabulary),
-            chat_template=str(self._required("tokenizer.chat_template")),
-            stop_tokens=(int(self._required("tokenizer.ggml.eos_token_id")),),
+            chat_template=self._chat_template(vocabulary.tokens),
+            stop_tokens=self._stop_tokens(),
         )
 
-    def _refuse_foreign(self) -> None:
+    def _chat_template(self, tokens: list[str]) -> str:
+        template = str(self._required("tokenizer.chat_template"))
+        first = self._optional("tokenizer.ggml.bos_token_id")
+        return template if first is None else bind_first_token(template, tokens[int(first)])
+
+    def _stop_tokens(self) -> tuple[int, ...]:
+        """The end of a text and, where a chat ends its turns with another token, that one."""
+        end = int(self._required("tokenizer.ggml.eos_token_id"))
+        turn = self._optional("tokenizer.ggml.eot_token_id")
+        return (end,) if turn in {None, end} else (end, int(turn))
+
+    def _read_shape(self) -> DecoderShape:
         architecture = self._required("general.architecture")
-        if architecture != "llama":
-            raise self._broken(f"is of architecture {architecture}, not llama")
-        for name in self._tensors:
-            if name.endswith(_FOREIGN_SUFFIXES):
-                raise self._broken(f"has {name}, which the graph builder does not know")
+        if architecture not in ARCHITECTURES:
+            raise self._broken(f"is of architecture {architecture}, which is not known here")
+        sizes = {name: _size_of(tensor) for name, tensor in self._tensors.items()}
+        divisors: tuple[float, ...] = ()
+        if ROPE_DIVISORS in self._tensors:
+            divisors = tuple(self._read(ROPE_DIVISORS).tolist())
+        try:
+            return read_shape(self._optional, sizes, divisors)
+        except KeyError as error:
+            raise self._broken(f"does not state {error}") from error
+        except (TypeError, ValueError) as error:
+            raise self._broken(f"has metadata without a usable {error}") from error
 
-    def _read_shape(self) -> LlamaShape:
-        hidden, heads = self._size("embedding_length"), self._size("attention.head_count")
-        head_dim = int(self._optional("llama.attention.key_length") or hidden // heads)
-        if int(self._optional("llama.rope.dimension_count") or head_dim) != head_dim:
-            raise self._broken("turns only a part of each head by its rotary embedding")
-        return LlamaShape(
-            layers=self._size("block_count"),
-            hidden=hidden,
-            heads=heads,
-            kv_heads=int(self._optional("llama.attention.head_count_kv") or heads),
-            head_dim=head_dim,
-            feed_forward=self._size("feed_forward_length"),
-            vocab=len(self._required("tokenizer.ggml.tokens")),
-            context_tokens=self._size("context_length"),
-            norm_epsilon=float(self._required("llama.attention.layer_norm_rms_epsilon")),
-            rope_base=float(self._optional("llama.rope.freq_base") or 10_000.0),
-            ties_embedding=GGUF_TOP_NAMES[HEAD] not in self._tensors,
-        )
-
-    def _size(self, key: str) -> int:
-        return int(self._required(f"llama.{key}"))
+    def _refuse_foreign_tensors(self) -> None:
+        """A tensor that nobody reads would change the answers by being left out."""
+        known = {ROPE_DIVISORS, *map(stored_name, self._sizes)}
+        foreign = sorted(self._tensors.keys() - known)
+        if foreign:
+            raise self._broken(f"has {foreign[0]}, which the graph builder does not know")
 
     def _required(self, key: str) -> Any:
         value = self._optional(key)
@@ -156,13 +146,10 @@ class GgufSource:
         field = self._reader.fields.get(key)
         return None if field is None else field.contents()
 
-    def _stored_name(self, name: str) -> str:
-        if name in GGUF_TOP_NAMES:
-            return GGUF_TOP_NAMES[name]
-        _, layer, part = name.split(".")
-        return f"blk.{layer}.{GGUF_LAYER_NAMES[part]}"
-
     def _broken(self, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self._path.name} {what}", hint="use a GGUF file of a Llama-like model"
-        )
+        return CheckpointError(f"{self._path.name} {what}", hint=_HINT)
+
+
+def _size_of(tensor: ReaderTensor) -> tuple[int, ...]:
+    """Return [rows, columns]: GGUF names the fastest dimension first."""
+    return tuple(int(length) for length in tensor.shape[::-1])

@@ -1,4 +1,4 @@
-"""The ONNX graph of a Llama-like decoder with 8-bit weights, written node by node.
+"""The ONNX graph of a decoder with 8-bit weights, written node by node.
 
 Built from the operators that ONNX Runtime fuses such models into anyway, so nothing is left for a
 loader to optimise: one packed matrix for q, k and v, GroupQueryAttention with the rotary
@@ -21,11 +21,12 @@ from models.checkpoint import (
     FINAL_NORM,
     HEAD,
     Checkpoint,
-    Float32Array,
-    LlamaShape,
+    DecoderShape,
     layer_weight,
 )
-from models.products import ByteBlocks, GraphParts, Products, write_table
+from models.graph_layers import LayerWriter
+from models.graph_norms import NormWriter
+from models.products import ByteBlocks, GraphParts, Products, Table, write_table
 from models.progress import Progress
 
 OPSET: Final = 21
@@ -54,80 +55,61 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._parts = GraphParts(constant=self._constant, node=self._node)
+        self._norms = NormWriter(self._parts, epsilon=self._shape.norm_epsilon)
 
     def build(self, progress: Progress) -> onnx.ModelProto:
         """Read, quantise and connect every weight."""
-        self._rotary_tables()
-        residual = self._embed()
-        normed = self._first_norm(residual, layer_weight(0, "attention_norm"))
+        layers = LayerWriter(
+            self._checkpoint, self._parts, norms=self._norms, products=self._products
+        )
+        layers.write_rotary_tables()
+        table = self._write_table()
+        residual = self._embed(table)
+        first = layer_weight(0, "attention_norm")
+        normed = self._norms.plain(residual, first, self._checkpoint.weight(first))
         for layer in range(self._shape.layers):
-            attended = self._attend(layer, normed)
+            attended = layers.attend(layer, normed)
             normed, residual = self._skip_norm(
                 residual, attended, layer_weight(layer, "feed_forward_norm")
             )
-            fed = self._feed_forward(layer, normed)
+            fed = layers.feed_forward(layer, normed)
             normed, residual = self._skip_norm(residual, fed, self._norm_after(layer))
             progress.advance(layer + 1, self._shape.layers)
-        self._head(normed)
+        self._head(normed, table)
         return self._model()
 
     def _norm_after(self, layer: int) -> str:
         is_last = layer + 1 == self._shape.layers
         return FINAL_NORM if is_last else layer_weight(layer + 1, "attention_norm")
 
-    def _rotary_tables(self) -> None:
-        """Tables [context, head_dim / 2] of cosines and sines."""
-        shape = self._shape
-        exponents = np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim
-        angles = np.outer(np.arange(shape.context_tokens), shape.rope_base**-exponents)
-        self._constant("rotary.cos", np.cos(angles).astype(np.float32))
-        self._constant("rotary.sin", np.sin(angles).astype(np.float32))
+    def _skip_norm(self, residual: str, branch: str, name: str) -> tuple[str, str]:
+        """Add the branch to the residual stream; return (normed, new residual)."""
+        return self._norms.skip(residual, branch, name, self._checkpoint.weight(name))
 
-    def _embed(self) -> str:
-        """Look tokens up in a table that also is the head where the checkpoint ties the two."""
-        shape = self._shape
+    def _write_table(self) -> Table:
+        """Write the embedding, which also is the head where the checkpoint ties the two."""
         weight = self._checkpoint.weight(EMBEDDING)
-        self._embedding = write_table(self._parts, EMBEDDING, weight, block=self._block)
-        self._constant("embedding.shape", np.array([shape.vocab, shape.hidden], np.int64))
-        self._node("Reshape", ["embedding.values", "embedding.shape"], ["embedding.table"])
+        return write_table(self._parts, EMBEDDING, weight, block=self._block)
+
+    def _embed(self, table: Table) -> str:
+        self._constant("embedding.shape", np.array([table.rows, table.columns], np.int64))
+        self._node("Reshape", [f"{table.name}.values", "embedding.shape"], ["embedding.table"])
         self._node(
             "GatherBlockQuantized",
-            ["embedding.table", "input_ids", "embedding.scales"],
+            ["embedding.table", "input_ids", f"{table.name}.scales"],
             ["embedded"],
             bits=8,
-            block_size=self._block,
+            block_size=table.block,
             gather_axis=0,
             quantize_axis=1,
         )
-        return "embedded"
+        if self._shape.embedding_scale == 1:
+            return "embedded"
+        self._constant("embedded.scale", np.array(self._shape.embedding_scale, np.float32))
+        self._node("Mul", ["embedded", "embedded.scale"], ["embedded.scaled"])
+        return "embedded.scaled"
 
-    def _attend(self, layer: int, normed: str) -> str:
-        shape, at = self._shape, f"layers.{layer}"
-        packed = np.concatenate([self._layer(layer, name) for name in ("q", "k", "v")])
-        qkv = self._matmul(normed, f"{at}.qkv", packed)
-        past = [f"past.{layer}.key", f"past.{layer}.value"]
-        self._node(
-            "GroupQueryAttention",
-            [qkv, "", "", *past, "seqlens_k", "total_len", "rotary.cos", "rotary.sin"],
-            [f"{at}.attended", f"present.{layer}.key", f"present.{layer}.value"],
-            num_heads=shape.heads,
-            kv_num_heads=shape.kv_heads,
-            scale=shape.head_dim**-0.5,
-            do_rotary=1,
-            rotary_interleaved=0,
-        )
-        return self._matmul(f"{at}.attended", f"{at}.o", self._layer(layer, "o"))
-
-    def _feed_forward(self, layer: int, normed: str) -> str:
-        at = f"layers.{layer}"
-        gate = self._matmul(normed, f"{at}.gate", self._layer(layer, "gate"))
-        up = self._matmul(normed, f"{at}.up", self._layer(layer, "up"))
-        self._node("Sigmoid", [gate], [f"{at}.sigmoid"])
-        self._node("Mul", [gate, f"{at}.sigmoid"], [f"{at}.silu"])
-        self._node("Mul", [f"{at}.silu", up], [f"{at}.gated"])
-        return self._matmul(f"{at}.gated", f"{at}.down", self._layer(layer, "down"))
-
-    def _head(self, normed: str) -> None:
+    def _head(self, normed: str, table: Table) -> None:
         """Only the last `logit_tokens` positions' logits: the rest of a prompt needs none."""
         self._constant("last.end", np.array([np.iinfo(np.int64).max], np.int64))
         self._constant("last.axis", np.array([1], np.int64))
@@ -137,44 +119,10 @@ class GraphBuilder:
         self._products.multiply_head(
             self._parts,
             "last_hidden",
-            table=self._embedding if is_tied else None,
+            table=table if is_tied else None,
             matrix=self._checkpoint.weight(EMBEDDING if is_tied else HEAD),
             out="logits",
         )
-
-    def _first_norm(self, hidden: str, name: str) -> str:
-        """RMS norm of the embedding, in ONNX's own operators: nothing is added to it yet."""
-        self._constant(name, self._checkpoint.weight(name))
-        self._constant(f"{name}.axis", np.array([-1], np.int64))
-        self._constant(f"{name}.epsilon", np.array([self._shape.norm_epsilon], np.float32))
-        square, mean, root = f"{name}.square", f"{name}.mean", f"{name}.root"
-        self._node("Mul", [hidden, hidden], [square])
-        self._node("ReduceMean", [square, f"{name}.axis"], [mean], keepdims=1)
-        self._node("Add", [mean, f"{name}.epsilon"], [f"{mean}.kept_off_zero"])
-        self._node("Sqrt", [f"{mean}.kept_off_zero"], [root])
-        self._node("Div", [hidden, root], [f"{name}.unit"])
-        self._node("Mul", [f"{name}.unit", name], [f"{name}.out"])
-        return f"{name}.out"
-
-    def _skip_norm(self, residual: str, branch: str, name: str) -> tuple[str, str]:
-        """Add the branch to the residual stream; return (normed, new residual)."""
-        self._constant(name, self._checkpoint.weight(name))
-        outputs = [f"{name}.out", "", "", f"{name}.residual"]
-        self._node(
-            "SkipSimplifiedLayerNormalization",
-            [residual, branch, name],
-            outputs[:1] if name == FINAL_NORM else outputs,
-            epsilon=self._shape.norm_epsilon,
-        )
-        return outputs[0], outputs[3]
-
-    def _layer(self, layer: int, name: str) -> Float32Array:
-        return self._checkpoint.weight(layer_weight(layer, name))
-
-    def _matmul(self, left: str, name: str, matrix: Float32Array) -> str:
-        out = f"{name}.out"
-        self._products.multiply(self._parts, left, name=name, matrix=matrix, out=out)
-        return out
 
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> None:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
@@ -199,7 +147,7 @@ class GraphBuilder:
 
 
 def graph_signature(
-    shape: LlamaShape,
+    shape: DecoderShape,
 ) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     """Return the graph's inputs and outputs, in order."""
     value = helper.make_tensor_value_info

@@ -2,7 +2,8 @@
 
 MatMulNBits quantises its input too, in blocks that one large channel spoils. Dividing a channel of
 the input by a factor and multiplying the matrix's column by it changes nothing in exact arithmetic,
-and the division disappears into what makes the channel: a norm's weights, or the rows of v and up.
+and the division disappears into what makes the channel: a norm's weights, or the rows of v (with
+its bias) and up. Norms of q, k and of what joins the residual stream come after these matrices.
 Factors are powers of two, so not even rounding changes. Source: SmoothQuant, arXiv 2211.10438.
 Measured on SmolLM2 135M, blocks of 32: the divergence from fp32 falls from 0.0073 to 0.0042 nats.
 """
@@ -15,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from models.chat import PromptEncoder
-from models.checkpoint import Checkpoint, Float32Array, LlamaShape, layer_weight
+from models.checkpoint import Checkpoint, DecoderShape, Float32Array, layer_weight
 from models.progress import Progress
 from models.reference import reference_hidden
 
@@ -73,7 +74,9 @@ def measure_factors(
     }
 
 
-def _shared_factors(inputs: Float32Array, weights: Float32Array, shape: LlamaShape) -> Float32Array:
+def _shared_factors(
+    inputs: Float32Array, weights: Float32Array, shape: DecoderShape
+) -> Float32Array:
     """Factors of o's inputs: the heads of a group read the same rows of v, so they share them."""
     group = shape.heads // shape.kv_heads
     by_group = (shape.kv_heads, group, shape.head_dim)
@@ -105,6 +108,10 @@ class SmoothedCheckpoint:
         layer = int(number)
         if part in _NORM_OF:
             return weight / self._factors[layer_weight(layer, _NORM_OF[part])]
+        if part == "v_bias":
+            return weight / self._rows_of_v(layer)
+        if part not in _GROUPS:
+            return weight
         weight = weight * self._factors[layer_weight(layer, _GROUPS[part])]
         if part == "v":
             weight = weight / self._rows_of_v(layer)[:, None]

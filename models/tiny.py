@@ -6,22 +6,22 @@ import json
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFWriter, RopeScalingType
 from tokenizers.pre_tokenizers import ByteLevel
 
 from models.catalog import GoldenCheck, Recipe, Source
 from models.checkpoint import (
-    EMBEDDING,
     FINAL_NORM,
-    HEAD,
-    LAYER_NORMS,
+    Activation,
+    DecoderShape,
     Float32Array,
-    LlamaShape,
-    layer_weight,
 )
-from models.gguf_reader import GGUF_LAYER_NAMES, GGUF_TOP_NAMES
-from models.safetensors_reader import HF_LAYER_NAMES, HF_TOP_NAMES
+from models.gguf_config import ROPE_DIVISORS
+from models.gguf_config import stored_name as gguf_name
+from models.hf_config import stored_name as hf_name
+from models.rope import Rope
 
 SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STOP_TOKEN: Final = 2
@@ -41,29 +41,51 @@ def tiny_vocabulary() -> list[str]:
     return [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()), *merged]
 
 
-class TinyCheckpoint:
-    """Random weights for a decoder of two layers; the same seed gives the same ones."""
+def tiny_shape(architecture: str = "llama", *, ties_embedding: bool = True) -> DecoderShape:
+    """Return a shape of two layers, with all by which `architecture` (as GGUF has it) differs."""
+    shape = DecoderShape(
+        layers=2,
+        hidden=64,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        feed_forward=96,
+        vocab=len(tiny_vocabulary()),
+        context_tokens=512,
+        norm_epsilon=2.0**-17,
+        rope=Rope(),
+        ties_embedding=ties_embedding,
+        attention_scale=16**-0.5,
+        has_qkv_bias=architecture == "qwen2",
+        has_head_norms=architecture in {"qwen3", "gemma3"},
+    )
+    if architecture != "gemma3":
+        return shape
+    return msgspec.structs.replace(
+        shape,
+        rope=Rope(base=1_000_000.0, divisors=(8.0,) * 8),
+        embedding_scale=8.0,
+        activation=Activation.GELU_TANH,
+        has_sandwich_norms=True,
+        window_tokens=8,
+        window_layers=(0, 1),
+        window_rope=Rope(),
+    )
 
-    def __init__(self, *, seed: int = 7, ties_embedding: bool = True) -> None:
-        self.shape = LlamaShape(
-            layers=2,
-            hidden=64,
-            heads=4,
-            kv_heads=2,
-            head_dim=16,
-            feed_forward=96,
-            vocab=len(tiny_vocabulary()),
-            context_tokens=512,
-            norm_epsilon=2.0**-17,
-            rope_base=10_000.0,
-            ties_embedding=ties_embedding,
-        )
+
+class TinyCheckpoint:
+    """Random weights for a small decoder; the same seed gives the same ones."""
+
+    def __init__(self, shape: DecoderShape | None = None, *, seed: int = 7) -> None:
+        self.shape = shape or tiny_shape()
         random = np.random.default_rng(seed)
         self.weights: dict[str, Float32Array] = {}
-        for name, size in _sizes(self.shape).items():
+        for name, size in self.shape.sizes().items():
             spread = random.standard_normal(size).astype(np.float32)
-            is_norm = len(size) == 1
-            weight = 1 + spread / 10 if is_norm else spread / size[-1] ** 0.5
+            if name.endswith("norm"):
+                weight = 1 + spread / 10
+            else:
+                weight = spread / 2 if name.endswith("bias") else spread / size[-1] ** 0.5
             self.weights[name] = weight.astype(np.float32)
         # Clear decisions, as a trained model makes most of the time.
         self.weights[FINAL_NORM] *= np.float32(4)
@@ -73,51 +95,43 @@ class TinyCheckpoint:
         return self.weights[name]
 
 
-def _sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    matrices = {
-        "q": (query, shape.hidden),
-        "k": (key, shape.hidden),
-        "v": (key, shape.hidden),
-        "o": (shape.hidden, query),
-        "gate": (shape.feed_forward, shape.hidden),
-        "up": (shape.feed_forward, shape.hidden),
-        "down": (shape.hidden, shape.feed_forward),
-    }
-    sizes: dict[str, tuple[int, ...]] = {EMBEDDING: (shape.vocab, shape.hidden)}
-    sizes[FINAL_NORM] = (shape.hidden,)
-    if not shape.ties_embedding:
-        sizes[HEAD] = (shape.vocab, shape.hidden)
-    for layer in range(shape.layers):
-        sizes |= {layer_weight(layer, norm): (shape.hidden,) for norm in LAYER_NORMS}
-        sizes |= {layer_weight(layer, name): size for name, size in matrices.items()}
-    return sizes
-
-
-def write_tiny_gguf(path: Path, checkpoint: TinyCheckpoint) -> None:
-    """Write it as llama.cpp's converter would, rows of q and k in its own order."""
-    writer = GGUFWriter(str(path), "llama")
-    _write_metadata(writer, checkpoint.shape)
+def write_tiny_gguf(path: Path, checkpoint: TinyCheckpoint, *, architecture: str = "llama") -> None:
+    """Write it as llama.cpp's converter would, a Llama's rows of q and k in its own order."""
+    writer = GGUFWriter(str(path), architecture)
+    _write_sizes(writer, checkpoint.shape)
+    _write_vocabulary(writer)
     for name, weight in checkpoint.weights.items():
-        stored = _interleave(name, weight, checkpoint.shape)
-        writer.add_tensor(_stored_name(name, GGUF_TOP_NAMES, GGUF_LAYER_NAMES, "blk."), stored)
+        is_permuted = architecture == "llama"
+        stored = _interleave(name, weight, checkpoint.shape) if is_permuted else weight
+        writer.add_tensor(gguf_name(name), stored)
+    if architecture == "llama" and checkpoint.shape.rope.divisors:
+        writer.add_tensor(ROPE_DIVISORS, np.array(checkpoint.shape.rope.divisors, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _write_metadata(writer: GGUFWriter, shape: LlamaShape) -> None:
-    tokens = tiny_vocabulary()
-    writer.add_license("apache-2.0")
+def _write_sizes(writer: GGUFWriter, shape: DecoderShape) -> None:
     writer.add_block_count(shape.layers)
     writer.add_embedding_length(shape.hidden)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
     writer.add_feed_forward_length(shape.feed_forward)
     writer.add_context_length(shape.context_tokens)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
-    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_rope_freq_base(shape.rope.base)
+    if len(set(shape.rope.divisors)) == 1:
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(shape.rope.divisors[0])
+    if shape.window_tokens:
+        writer.add_sliding_window(shape.window_tokens)
+
+
+def _write_vocabulary(writer: GGUFWriter) -> None:
+    tokens = tiny_vocabulary()
+    writer.add_license("apache-2.0")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
@@ -129,7 +143,7 @@ def _write_metadata(writer: GGUFWriter, shape: LlamaShape) -> None:
 
 
 def write_tiny_folder(folder: Path, checkpoint: TinyCheckpoint, tokenizer_json: str) -> None:
-    """Write it as `save_pretrained` would."""
+    """Write a Llama as `save_pretrained` would."""
     shape = checkpoint.shape
     config = {
         "model_type": "llama",
@@ -141,7 +155,7 @@ def write_tiny_folder(folder: Path, checkpoint: TinyCheckpoint, tokenizer_json: 
         "vocab_size": shape.vocab,
         "max_position_embeddings": shape.context_tokens,
         "rms_norm_eps": shape.norm_epsilon,
-        "rope_theta": shape.rope_base,
+        "rope_theta": shape.rope.base,
         "eos_token_id": STOP_TOKEN,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +165,7 @@ def write_tiny_folder(folder: Path, checkpoint: TinyCheckpoint, tokenizer_json: 
     header: dict[str, object] = {}
     data = bytearray()
     for name, weight in checkpoint.weights.items():
-        stored = _stored_name(name, HF_TOP_NAMES, HF_LAYER_NAMES, "model.layers.")
+        stored = hf_name(name, has_sandwich_norms=shape.has_sandwich_norms)
         start = len(data)
         data += weight.tobytes()
         offsets = [start, len(data)]
@@ -171,7 +185,7 @@ def tiny_entry(gguf: Path) -> Recipe:
     )
 
 
-def _interleave(name: str, weight: Float32Array, shape: LlamaShape) -> Float32Array:
+def _interleave(name: str, weight: Float32Array, shape: DecoderShape) -> Float32Array:
     heads = {"q": shape.heads, "k": shape.kv_heads}.get(name.rpartition(".")[2])
     if heads is None:
         return weight
@@ -182,10 +196,3 @@ def _interleave(name: str, weight: Float32Array, shape: LlamaShape) -> Float32Ar
         for half in range(2)
     ]
     return np.ascontiguousarray(weight[rows])
-
-
-def _stored_name(name: str, top: dict[str, str], layers: dict[str, str], prefix: str) -> str:
-    if name in top:
-        return top[name]
-    _, layer, part = name.split(".")
-    return f"{prefix}{layer}.{layers[part]}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, cast
 
-import msgspec
 import numpy as np
 
 from models.adapter import AdaptedCheckpoint, Adapter, adapter_folder, hash_adapter
@@ -15,7 +14,6 @@ from models.checkpoint import (
     Checkpoint,
     Float32Array,
     KeptWeights,
-    LlamaShape,
     SourceModel,
     layer_weight,
 )
@@ -39,7 +37,7 @@ class PrunedCheckpoint:
             )
         self._checkpoint = checkpoint
         self._keep = keep
-        self.shape: LlamaShape = msgspec.structs.replace(checkpoint.shape, layers=len(keep))
+        self.shape = checkpoint.shape.with_layers(keep)
 
     def weight(self, name: str) -> Float32Array:
         """Return one weight."""

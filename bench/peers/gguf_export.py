@@ -23,12 +23,13 @@ from models.checkpoint import (
     HEAD,
     LAYER_MATRICES,
     LAYER_NORMS,
+    DecoderShape,
     Float32Array,
-    LlamaShape,
     layer_weight,
 )
-from models.gguf_reader import GGUF_LAYER_NAMES, GGUF_TOP_NAMES
+from models.gguf_config import GGUF_LAYER_NAMES, GGUF_TOP_NAMES
 from models.quantize import QuantizedMatrix, dequantize_blocks
+from models.rope import Rope
 
 # Constants of a graph that are no weights.
 _FURNITURE: Final = ("rotary.", "embedding.shape", "last.")
@@ -85,7 +86,7 @@ class ArtefactCheckpoint:
         tables = {name for node in self._products for name in node.input[1:]}
         return sum(self._constant(name).nbytes for name in tables)
 
-    def _read_shape(self, context_tokens: int) -> LlamaShape:
+    def _read_shape(self, context_tokens: int) -> DecoderShape:
         try:
             heads = int(self._attributes["GroupQueryAttention", "num_heads"])
             kv_heads = int(self._attributes["GroupQueryAttention", "kv_num_heads"])
@@ -95,7 +96,7 @@ class ArtefactCheckpoint:
         head_dim = 2 * self._constant("rotary.cos").shape[1]
         vocab, hidden = self._matrix(self._table(HEAD)).shape
         layers = sum(name.endswith(".qkv.values") for name in self._constants)
-        return LlamaShape(
+        return DecoderShape(
             layers=layers,
             hidden=hidden,
             heads=heads,
@@ -105,7 +106,8 @@ class ArtefactCheckpoint:
             vocab=vocab,
             context_tokens=context_tokens,
             norm_epsilon=epsilon,
-            rope_base=self._rope_base(head_dim),
+            rope=Rope(base=self._rope_base(head_dim)),
+            attention_scale=head_dim**-0.5,
             ties_embedding=self._tables[EMBEDDING] == self._tables[HEAD],
         )
 
@@ -176,7 +178,7 @@ def export_gguf(artefact: Artefact, target: Path) -> None:
     partial.replace(target)
 
 
-def _write_shape(writer: GGUFWriter, shape: LlamaShape) -> None:
+def _write_shape(writer: GGUFWriter, shape: DecoderShape) -> None:
     writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context_tokens)
@@ -187,7 +189,7 @@ def _write_shape(writer: GGUFWriter, shape: LlamaShape) -> None:
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_rope_freq_base(shape.rope.base)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
     writer.add_vocab_size(shape.vocab)
 
@@ -226,7 +228,7 @@ def _pre_tokenizer(rule: dict[str, Any]) -> str:
     return "smollm" if "Digits" in kinds else "gpt-2"
 
 
-def _interleave(name: str, weight: Float32Array, shape: LlamaShape) -> Float32Array:
+def _interleave(name: str, weight: Float32Array, shape: DecoderShape) -> Float32Array:
     """Bring the rows of q and k into llama.cpp's order; see `models.gguf_reader.unpermute`."""
     heads = {"q": shape.heads, "k": shape.kv_heads}.get(name.rpartition(".")[2])
     if heads is None:

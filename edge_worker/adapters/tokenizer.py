@@ -22,16 +22,24 @@ from edge_worker.ports import ModelError
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.messages import ChatMessage
 
+_SPACE = "\u2581"
+"""What SentencePiece, and tokenizers that came from it, write for a space."""
+_FALLBACK_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 CUT = "\ufdd0"
 """Marks where a control token inside a content was cut; a noncharacter, so no text has it."""
 
 
 class ChatTokenizer:
-    """The tokenizer of one artefact. Byte-level BPE: every token stands for exact bytes."""
+    """The tokenizer of one artefact.
+
+    Byte-level BPE, or BPE of text that falls back to bytes: every token stands for exact bytes,
+    wherever in an answer it stands.
+    """
 
     def __init__(self, path: Path, *, chat_template: str, stop_tokens: Sequence[int]) -> None:
-        """Load. Raises ModelError: no `tokenizers` JSON, not byte-level, or a bad template."""
-        self._tokenizer = _load(path)
+        """Load. Raises ModelError: no `tokenizers` JSON, no bytes a token, or a bad template."""
+        self._tokenizer, decoder = _load(path)
+        self._is_byte_level = decoder == "ByteLevel"
         self._added = self._tokenizer.get_added_tokens_decoder()
         self._template = _compile(chat_template)
         ending = self._added.get(stop_tokens[0]) if stop_tokens else None
@@ -84,10 +92,15 @@ class ChatTokenizer:
 
     def _look_up(self, token: int) -> bytes:
         added = self._added.get(token)
-        if added is not None:
-            return b"" if added.special else added.content.encode()
+        if added is not None and added.special:
+            return b""
         name = self._tokenizer.id_to_token(token) or ""
-        return bytes(_BYTE_OF[char] for char in name if char in _BYTE_OF)
+        if self._is_byte_level:
+            if added is not None:
+                return added.content.encode()
+            return bytes(_BYTE_OF[char] for char in name if char in _BYTE_OF)
+        byte = _FALLBACK_BYTE.fullmatch(name)
+        return bytes.fromhex(byte[1]) if byte else name.replace(_SPACE, " ").encode()
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str] | None:
@@ -107,7 +120,8 @@ class ChatTokenizer:
         )
 
 
-def _load(path: Path) -> Tokenizer:
+def _load(path: Path) -> tuple[Tokenizer, str]:
+    """Return the tokenizer and the kind of its decoder."""
     try:
         text = path.read_text(encoding="utf-8")
         tokenizer = Tokenizer.from_str(text)
@@ -118,13 +132,21 @@ def _load(path: Path) -> Tokenizer:
             code="model_tokenizer",
             hint="build or fetch the model again",
         ) from error
-    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+    kind = decoder.get("type") if isinstance(decoder, dict) else None
+    if kind != "ByteLevel" and not (kind == "Sequence" and _falls_back_to_bytes(decoder)):
         raise ModelError(
-            f"the tokenizer {path} is not byte-level",
+            f"the tokenizer {path} is neither byte-level nor falls back to bytes",
             code="model_tokenizer",
-            hint="take a model with a byte-level BPE tokenizer (Llama 3, Qwen, SmolLM, GPT-2 ...)",
+            hint="take a model with such a tokenizer (Llama 3, Qwen, SmolLM, Gemma 3 ...)",
         )
-    return tokenizer
+    return tokenizer, str(kind)
+
+
+def _falls_back_to_bytes(decoder: dict[str, Any]) -> bool:
+    """Tell whether a token means the same everywhere: others drop the space of the first one."""
+    parts = [dict(part) for part in decoder["decoders"]]
+    spaces = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+    return [part for part in parts if part["type"] != "Fuse"] == [spaces, {"type": "ByteFallback"}]
 
 
 def _compile(chat_template: str) -> Any:

@@ -70,7 +70,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "head_dim": shape.head_dim,
         "max_position_embeddings": shape.context_tokens,
         "rms_norm_eps": shape.norm_epsilon,
-        "rope_theta": shape.rope_base,
+        "rope_theta": shape.rope.base,
         "tie_word_embeddings": shape.ties_embedding,
     }
 

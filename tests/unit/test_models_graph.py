@@ -11,13 +11,12 @@ import pytest
 
 from models.cache import hash_file
 from models.checkpoint import Float32Array
-from models.gguf_reader import GgufSource
 from models.graph import WEIGHTS_NAME, GraphBuilder, graph_signature, save_graph
 from models.products import ByteBlocks
 from models.progress import SilentProgress
 from models.reference import RoundedCheckpoint, reference_logits
 from models.runner import GraphRunner, log_softmax
-from models.tiny import TinyCheckpoint, write_tiny_gguf
+from models.tiny import TinyCheckpoint, tiny_shape
 from models.verify import architecture_of, graph_opset
 
 _BLOCK = 32
@@ -53,7 +52,7 @@ def exact(checkpoint: TinyCheckpoint, tokens: list[int]) -> Float32Array:
 def test_a_prompt_gives_the_reference_logits_of_its_last_position(
     runner_of: RunnerOf, *, ties_embedding: bool
 ) -> None:
-    checkpoint = TinyCheckpoint(ties_embedding=ties_embedding)
+    checkpoint = TinyCheckpoint(tiny_shape(ties_embedding=ties_embedding))
     ours = runner_of(checkpoint).prefill(_SEQUENCE)
     np.testing.assert_allclose(ours, exact(checkpoint, _SEQUENCE)[-1], atol=_CLOSE)
 
@@ -122,7 +121,7 @@ def test_a_tied_embedding_is_stored_once(tmp_path: Path, checkpoint: TinyCheckpo
     for ties_embedding in (True, False):
         folder = tmp_path / str(ties_embedding)
         folder.mkdir()
-        tiny = TinyCheckpoint(ties_embedding=ties_embedding)
+        tiny = TinyCheckpoint(tiny_shape(ties_embedding=ties_embedding))
         save_graph(GraphBuilder(tiny, block=_BLOCK).build(SilentProgress()), folder)
         sizes.append((folder / WEIGHTS_NAME).stat().st_size)
     shape = checkpoint.shape
@@ -159,12 +158,3 @@ def test_inputs_and_outputs_are_the_ones_that_the_manifest_promises(
     assert list(graph.input) == inputs
     assert list(graph.output) == outputs
     assert graph_opset(tmp_path / "model.onnx") == 21
-
-
-def test_the_row_order_of_llama_cpp_is_undone(tmp_path: Path, checkpoint: TinyCheckpoint) -> None:
-    path = tmp_path / "tiny.gguf"
-    write_tiny_gguf(path, checkpoint)
-    source = GgufSource(path)
-    assert source.shape == checkpoint.shape
-    for name, weight in checkpoint.weights.items():
-        assert np.array_equal(source.weight(name), weight), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from models.checkpoint import Checkpoint, layer_weight
 from models.graph import GraphBuilder, save_graph
@@ -12,15 +13,15 @@ from models.progress import SilentProgress
 from models.reference import reference_logits
 from models.runner import GraphRunner, log_softmax
 from models.smooth import SmoothedCheckpoint, measure_factors
-from models.tiny import TinyCheckpoint
+from models.tiny import TinyCheckpoint, tiny_shape
 from models.verify import architecture_of
 
 _TOKENS = [5, 17, 200, 3, 99, 99, 41, 7, 180, 62, 11]
 
 
-def with_outliers() -> TinyCheckpoint:
+def with_outliers(architecture: str = "llama") -> TinyCheckpoint:
     """Two channels run forty times as large as the rest, as they do in trained decoders."""
-    checkpoint = TinyCheckpoint()
+    checkpoint = TinyCheckpoint(tiny_shape(architecture))
     for layer in range(checkpoint.shape.layers):
         for norm, matrices in (("attention_norm", "q k v"), ("feed_forward_norm", "gate up")):
             checkpoint.weights[layer_weight(layer, norm)][[3, 40]] *= 40
@@ -34,8 +35,9 @@ def smoothed(checkpoint: TinyCheckpoint) -> SmoothedCheckpoint:
     return SmoothedCheckpoint(checkpoint, factors)
 
 
-def test_a_smoothed_checkpoint_computes_the_same() -> None:
-    checkpoint = with_outliers()
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_a_smoothed_checkpoint_computes_the_same(architecture: str) -> None:
+    checkpoint = with_outliers(architecture)
     np.testing.assert_allclose(
         reference_logits(smoothed(checkpoint), _TOKENS),
         reference_logits(checkpoint, _TOKENS),
