@@ -67,7 +67,9 @@ class _Encoder:
         self._tokenizer = _open_tokenizer(folder / manifest.tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=manifest.max_tokens)
-        self._unknown = self._tokenizer.token_to_id("[UNK]")
+        # No token has -1: a vocabulary without the mark knows every text.
+        unknown = self._tokenizer.token_to_id("[UNK]")
+        self._unknown = -1 if unknown is None else unknown
         self._max_unknown_share = manifest.max_unknown_share
 
     def tokens(self, text: str) -> list[int]:
