@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from models.catalog import load_catalog
+from models.chat import render_prompt
 from models.cli import cli
 from models.errors import ExitCode
 from models.tiny import TinyCheckpoint, write_tiny_gguf
@@ -101,3 +103,56 @@ def test_a_folder_that_is_no_artefact_fails_verification(run: Run, tmp_path: Pat
     result = run("verify", str(tmp_path))
     assert result.exit_code == ExitCode.VERIFICATION
     assert "models build" in result.stderr
+
+
+def test_the_distilled_models_prompt_has_no_system_turn_of_its_own() -> None:
+    template = load_catalog().find("smollm2-135m-device-int8").prompt.chat_template
+    assert template is not None
+    messages = (("system", "Short."), ("user", "Hello"))
+    assert render_prompt(template, messages) == (
+        "<|im_start|>system\nShort.<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert render_prompt(template, messages[1:]).startswith("<|im_start|>user\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("surprise = 1", "surprise"),
+        ("[[variants]]\nname = 'a'\nscheme = 'int3-block32'", "scheme"),
+        ("variants = []", "variants"),
+        ("[layers]\nkeep = []", "keep"),
+        ("not toml", "TOML|Expected"),
+    ],
+)
+def test_a_recipe_that_is_none_says_where(run: Run, tmp_path: Path, line: str, why: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "name = 'mine'\nversion = '1'\nsummary = 'my own'\n"
+        + (f"{line}\n[source]\n" if "\n" not in line else f"[source]\nurl = 'file:a'\n{line}\n")
+        + ("url = 'file:a'\n" if "\n" not in line else "")
+    )
+    result = run("show", str(path))
+    assert result.exit_code == ExitCode.CONFIG
+    assert "error[bad_recipe]" in result.stderr
+    assert re.search(why, result.stderr)
+
+
+def test_a_recipes_file_is_built_from_what_lies_beside_it(
+    run: Run, gguf: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "name = 'mine'\nversion = '1.2'\nsummary = 'my own'\n"
+        f"[source]\nurl = 'file:{gguf.name}'\n[[variants]]\nname = 'rows'\nscheme = 'dynamic-u8'\n"
+        "[[golden]]\nprompt = 'the 12 cats'\n"
+    )
+    step = msgspec.json.decode(run("optimize", str(path), "--json").stdout)
+    assert Path(step["path"]).is_dir()
+    graphs = msgspec.json.decode(run("quantize", str(path), "--json").stdout)
+    assert "model.onnx" in graphs["files"]
+    packed = run("pack", str(path))
+    assert packed.exit_code == ExitCode.OK, packed.output
+    assert msgspec.json.decode(run("show", str(path), "--json").stdout)["is_built"]
+    assert "is sound" in run("verify", packed.stdout.strip().splitlines()[-1]).stdout
