@@ -92,6 +92,14 @@ class GraphBuilder:
         return write_table(self._parts, EMBEDDING, weight, block=self._block)
 
     def _embed(self, table: Table) -> str:
+        embedded = self._look_up(table)
+        if self._shape.embedding_scale == 1:
+            return embedded
+        self._constant("embedded.scale", np.array(self._shape.embedding_scale, np.float32))
+        self._node("Mul", [embedded, "embedded.scale"], ["embedded.scaled"])
+        return "embedded.scaled"
+
+    def _look_up(self, table: Table) -> str:
         self._constant("embedding.shape", np.array([table.rows, table.columns], np.int64))
         self._node("Reshape", [f"{table.name}.values", "embedding.shape"], ["embedding.table"])
         self._node(
@@ -103,11 +111,7 @@ class GraphBuilder:
             gather_axis=0,
             quantize_axis=1,
         )
-        if self._shape.embedding_scale == 1:
-            return "embedded"
-        self._constant("embedded.scale", np.array(self._shape.embedding_scale, np.float32))
-        self._node("Mul", ["embedded", "embedded.scale"], ["embedded.scaled"])
-        return "embedded.scaled"
+        return "embedded"
 
     def _head(self, normed: str, table: Table) -> None:
         """Only the last `logit_tokens` positions' logits: the rest of a prompt needs none."""

@@ -47,11 +47,13 @@ class Fp32GraphBuilder(GraphBuilder):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint, block=1, products=FullFloats())
 
-    def _embed(self) -> str:
+    def _write_table(self) -> Table:
         rows, columns = self._shape.vocab, self._shape.hidden
         self._constant(f"{EMBEDDING}.weight", self._checkpoint.weight(EMBEDDING))
-        self._embedding = Table(name=EMBEDDING, rows=rows, columns=columns, block=1)
-        self._node("Gather", [f"{EMBEDDING}.weight", "input_ids"], ["embedded"], axis=0)
+        return Table(name=EMBEDDING, rows=rows, columns=columns, block=1)
+
+    def _look_up(self, table: Table) -> str:
+        self._node("Gather", [f"{table.name}.weight", "input_ids"], ["embedded"], axis=0)
         return "embedded"
 
 
