@@ -49,7 +49,7 @@ CONCURRENCIES = (1, 2, 4, 8)
 PREFILL_TOKENS = 256
 RULES_REPEATS = 4
 ANSWER_TOKENS, QUICK_ANSWER_TOKENS = 64, 24
-ROUNDS, QUICK_ROUNDS = 7, 2
+ROUNDS, QUICK_ROUNDS = 5, 2
 # What the aims are about: above / below, by program and figure.
 RATIOS = {
     "decode_1_vs_llamacpp": ((OURS, "decode_1_tok_s"), (LLAMA, "decode_1_tok_s")),
