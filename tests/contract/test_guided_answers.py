@@ -1,4 +1,4 @@
-"""The ONNX engine holds answers to the form that was asked for, with any neighbour and any draft."""
+"""The ONNX engine holds answers to the form asked for, with any neighbour and any draft."""
 
 from __future__ import annotations
 
