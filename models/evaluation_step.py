@@ -1,7 +1,7 @@
 """The build's evaluation: from the record that ships with the recipe, else by asking the suite.
 
 The suite takes far longer than the build. As the same recipe gives the same bytes, a recorded
-evaluation that names these very bytes and this very suite says what asking again would say.
+evaluation that names these very bytes, this version and this suite says what asking would say.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class EvaluationStep:
             found = msgspec.json.decode(path.read_bytes(), type=Evaluation)
         except (OSError, msgspec.DecodeError):
             return None
-        is_same = found.artefact_sha256 == _artefact_sha256(manifest)
-        return found if is_same and found.suite_sha256 == self._suite_sha256() else None
+        about = (found.artefact_sha256, found.version, found.suite_sha256)
+        wanted = (_artefact_sha256(manifest), manifest.version, self._suite_sha256())
+        return found if about == wanted else None
 
     def _asked(
         self, manifest: Manifest, files: dict[str, Path], checkpoint: Checkpoint, *, force: bool

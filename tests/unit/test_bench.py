@@ -23,7 +23,7 @@ from fleet_protocol.messages import ChatMessage
 from models.gguf_reader import GgufSource
 from models.graph import GRAPH_NAME, GraphBuilder, save_graph
 from models.progress import SilentProgress
-from models.tiny import MERGES, TinyCheckpoint, tiny_vocabulary, write_tiny_gguf
+from models.tiny import MERGES, TinyCheckpoint, tiny_shape, tiny_vocabulary, write_tiny_gguf
 
 # Both formats hold 8-bit levels; the scale has 11 significant bits in the one, 24 in the other.
 ROUNDING = 2**-11
@@ -32,7 +32,7 @@ ROUNDING = 2**-11
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def artefact(request: pytest.FixtureRequest, tmp_path: Path) -> Artefact:
     """A tiny model as the factory makes it."""
-    checkpoint = TinyCheckpoint(ties_embedding=request.param)
+    checkpoint = TinyCheckpoint(tiny_shape(ties_embedding=request.param))
     source = tmp_path / "source.gguf"
     write_tiny_gguf(source, checkpoint)
     text = GgufSource(source).text_parts()
@@ -75,7 +75,7 @@ def test_llama_cpp_gets_the_very_weights_of_our_graph(artefact: Artefact, tmp_pa
 
 def test_what_is_read_from_a_graph_is_what_was_put_into_it(artefact: Artefact) -> None:
     read = ArtefactCheckpoint(artefact.graph, context_tokens=artefact.manifest.context_tokens)
-    original = TinyCheckpoint(ties_embedding=read.shape.ties_embedding)
+    original = TinyCheckpoint(tiny_shape(ties_embedding=read.shape.ties_embedding))
     assert read.shape == original.shape
     assert set(read.names()) == original.weights.keys()
     for name in read.names():

@@ -22,7 +22,7 @@ from models.evaluate.store import store
 from models.graph import GRAPH_NAME
 from models.progress import SilentProgress
 from models.suite import SuiteItem
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
+from models.tiny import TinyCheckpoint, tiny_entry, tiny_shape, write_tiny_gguf
 from models.verify import read_manifest, verify_artefact
 
 SWITCH = {
@@ -114,7 +114,7 @@ def test_eight_bits_are_near_their_weights_and_not_the_same(evaluation: Evaluati
 
 
 def test_the_fp32_graph_of_an_untied_checkpoint_computes_its_weights(tmp_path: Path) -> None:
-    save_fp32_graph(TinyCheckpoint(ties_embedding=False), tmp_path, SilentProgress())
+    save_fp32_graph(TinyCheckpoint(tiny_shape(ties_embedding=False)), tmp_path, SilentProgress())
 
 
 def test_size_is_that_of_the_graph_against_its_fp32_twin(

@@ -18,7 +18,7 @@ from models.progress import SilentProgress
 from models.quantize import quantize_channels, quantize_nibbles
 from models.reference import reference_logits
 from models.runner import GraphRunner, log_softmax
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
+from models.tiny import TinyCheckpoint, tiny_entry, tiny_shape, write_tiny_gguf
 from models.variants import graph_bytes, graph_name, write_variants
 from models.verify import architecture_of, read_manifest, verify_artefact
 
@@ -49,7 +49,7 @@ def runner(folder: Path, variant: VariantRecipe, *, rows: int = 1) -> GraphRunne
 def test_every_variant_is_near_the_unquantised_weights(
     tmp_path: Path, variant: VariantRecipe, nats: float, *, ties_embedding: bool
 ) -> None:
-    checkpoint = TinyCheckpoint(ties_embedding=ties_embedding)
+    checkpoint = TinyCheckpoint(tiny_shape(ties_embedding=ties_embedding))
     write_variants(checkpoint, (variant,), tmp_path, SilentProgress())
     graph = GraphRunner(tmp_path / GRAPH_NAME, architecture_of(checkpoint), max_len=64)
     ours = log_softmax(graph.prefill(_SEQUENCE))
