@@ -50,7 +50,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         variant: Which of the model's graphs, `default` being the first; None: what suits the
             processor, and if there are several, a measurement at the first start.
         context: Most tokens of prompt and answer together, within what the model can.
-        memory_mb: Most memory for the slots' rows; None: as slots and context need.
+        memory_mb: Most megabytes for running jobs; one more waits until it fits. None: 96, or one
+            job of the whole context if that is more.
+        prefix_mb: Most megabytes for beginnings of prompts kept for later ones; 0: none is kept.
+        draft_tokens: Most tokens guessed and checked at once while one job runs alone; 0: none.
         provider: Execution provider of the ONNX runtime, e.g. `cpu`; `auto`: the CPU, or CUDA
             where the runtime has it and a measurement finds it faster.
         min_confidence: Answers below it are escalated, 0..1; None: as the model's manifest says.
@@ -73,6 +76,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     context: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 2_048
     memory_mb: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    prefix_mb: Annotated[int, msgspec.Meta(ge=0)] = 24
+    draft_tokens: Annotated[int, msgspec.Meta(ge=0, le=15)] = 7
     variant: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] | None = None
     provider: str = "auto"
     min_confidence: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None

@@ -309,6 +309,8 @@ def _engine_settings(settings: WorkerSettings) -> EngineSettings:
         "slots": settings.slot_count,
         "max_tokens": settings.context,
         "memory_mb": settings.memory_mb,
+        "prefix_mb": settings.prefix_mb,
+        "draft_tokens": settings.draft_tokens,
         "intra_op_threads": settings.threads,
     }
     try:
