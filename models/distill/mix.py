@@ -20,26 +20,6 @@ Maker: TypeAlias = Callable[[random.Random], Example]
 
 FAMILIES_FOLDER: Final = Path(str(resources.files("models.distill"))) / "families"
 
-SHARES: Final[Mapping[str, float]] = {
-    "en/command": 15,
-    "en/classify": 15,
-    "en/extract": 14,
-    "threshold": 14,
-    "comparison": 2,
-    "arithmetic": 13,
-    "units": 5,
-    "summary": 3,
-    "en/facts": 5,
-    "en/rewrite": 4,
-    "en/refuse": 3,
-    "zh/command": 3,
-    "zh/classify": 2,
-    "zh/extract": 2,
-    "threshold-zh": 2,
-    "zh/refuse": 0.5,
-}
-"""Weights of the families of the default model; arithmetic needs more than its share of prompts."""
-
 
 def built_in_makers() -> dict[str, Maker]:
     """Return a maker for every family that comes with the program."""

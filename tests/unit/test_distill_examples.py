@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from models.catalog import load_catalog
 from models.distill.example import Example
 from models.distill.mix import (
     FAMILIES_FOLDER,
-    SHARES,
     built_in_makers,
     family_makers,
     load_examples,
@@ -24,6 +24,8 @@ from models.errors import RecipeError
 from models.suite.items import load_suite
 
 MAKERS = built_in_makers()
+RECIPES = [recipe for recipe in load_catalog().recipes if recipe.distill is not None]
+SHARES = RECIPES[0].distill.shares if RECIPES[0].distill is not None else {}
 
 
 def some(name: str, count: int = 150) -> list[Example]:
@@ -34,8 +36,11 @@ def numbers_of(prompt: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", prompt)]
 
 
-def test_every_share_names_a_family_that_exists() -> None:
-    assert set(SHARES) <= set(MAKERS)
+def test_every_share_of_every_recipe_names_a_family_that_exists() -> None:
+    assert RECIPES
+    for recipe in RECIPES:
+        assert recipe.distill is not None
+        assert set(recipe.distill.shares) <= set(MAKERS)
 
 
 def test_the_same_seed_makes_the_same_examples() -> None:
