@@ -119,12 +119,11 @@ def measure_costs(setup: Setup, rounds: Rounds, number: int) -> None:
 
 
 def _note_child(rounds: Rounds, number: int, name: str, started: Started) -> None:
-    status = started.child.status()
     rounds.note(number, name, "load_s", started.child.ready.load_s)
     rounds.note(number, name, "first_token_s", started.first_token_s)
-    rounds.note(number, name, "peak_mb", status.peak_mb)
+    rounds.note(number, name, "peak_mb", started.child.peak_mb())
     if name == OURS:
-        rounds.note(number, name, "idle_cpu_pct", status.idle_cpu_pct)
+        rounds.note(number, name, "idle_cpu_pct", started.child.status().idle_cpu_pct)
 
 
 def agreement(setup: Setup, peers: dict[str, Peer]) -> float:
@@ -146,8 +145,7 @@ def _same_share(one: str, other: str) -> float:
 
 def measure_peaks(peers: dict[str, Peer], rounds: Rounds) -> None:
     """Note the memory of the programs that worked on several requests at once."""
-    for name, peer in peers.items():
-        if name == OURS and isinstance(peer, Child):
-            rounds.note(0, name, "together_peak_mb", peer.status().peak_mb)
-        if name == LLAMA and isinstance(peer, LlamaServer):
+    for name in (OURS, LLAMA):
+        peer = peers.get(name)
+        if isinstance(peer, Child | LlamaServer):
             rounds.note(0, name, "together_peak_mb", peer.peak_mb())

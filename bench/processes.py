@@ -60,3 +60,17 @@ def cpu_s(root: psutil.Process) -> float:
             times = one.cpu_times()
             total += times.user + times.system
     return total
+
+
+def peak_mb(one: psutil.Process) -> float:
+    """Return the most memory a living process ever had resident, in 10^6 bytes.
+
+    Its own `ru_maxrss` would not do: on Linux it begins with what its parent held at the start.
+    """
+    status = Path(f"/proc/{one.pid}/status")
+    if status.is_file():
+        lines = status.read_text().splitlines()
+        peaks = [line.split() for line in lines if line.startswith("VmHWM:")]
+        return float(peaks[0][1]) * 1_024 / 1e6
+    # No system but Linux tells the peak of another process: what it holds now is less than that.
+    return float(one.memory_info().rss) / 1e6

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+import psutil
 
+from bench.processes import peak_mb
 from bench.workload import Job, Run
 
 HERE = Path(__file__).parent
@@ -33,11 +35,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         idle_cpu_pct: Processor time of a second without anything to do.
-        peak_mb: Most memory ever resident, 10^6 bytes.
     """
 
     idle_cpu_pct: float
-    peak_mb: float
 
 
 class Child:
@@ -56,8 +56,12 @@ class Child:
         return msgspec.json.decode(self._ask({"jobs": jobs, "at_once": at_once}), type=Run)
 
     def status(self) -> Status:
-        """Ask for its idle load and memory; takes a second and a half."""
+        """Ask for its idle load; takes a second and a half."""
         return msgspec.json.decode(self._ask({"status": True}), type=Status)
+
+    def peak_mb(self) -> float:
+        """Return the most memory it ever had resident, in 10^6 bytes."""
+        return peak_mb(psutil.Process(self._process.pid))
 
     def _ask(self, question: object) -> bytes:
         pipe = self._pipe(self._process.stdin)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 import time
 from collections import deque
@@ -90,14 +89,12 @@ def _spans(starts_s: list[float], ends_s: list[float]) -> list[float]:
 
 
 def status() -> dict[str, float]:
-    """Return idle load and peak memory."""
+    """Return the idle load."""
     time.sleep(0.5)  # the runtime's threads spin a little before they sleep
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     time.sleep(1.0)
     idle_pct = 100 * (time.process_time() - cpu_s) / (time.perf_counter() - wall_s)
-    unit = 1 if sys.platform == "darwin" else 1_024
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return {"idle_cpu_pct": idle_pct, "peak_mb": peak_mb}
+    return {"idle_cpu_pct": idle_pct}
 
 
 def main() -> None:

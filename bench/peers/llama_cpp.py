@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from bench.processes import free_port, process
+from bench.processes import free_port, peak_mb, process
 from bench.workload import Job, Run
 
 _START_WITHIN_S = 60.0
@@ -90,13 +90,7 @@ class LlamaServer:
 
     def peak_mb(self) -> float:
         """Return the most memory it ever had resident, in 10^6 bytes."""
-        status = Path(f"/proc/{self._process.pid}/status")
-        if status.is_file():
-            lines = status.read_text().splitlines()
-            peaks = [line.split() for line in lines if line.startswith("VmHWM:")]
-            return float(peaks[0][1]) * 1_024 / 1e6
-        # No system but Linux tells the peak of another process: what it has now is less than that.
-        return float(self._process.memory_info().rss) / 1e6
+        return peak_mb(self._process)
 
     def wait_ready(self) -> None:
         """Wait until the model is loaded."""

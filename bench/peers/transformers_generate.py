@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from typing import Any
@@ -69,13 +68,6 @@ def run(model: Any, jobs: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def status() -> dict[str, float]:
-    """Return idle load (not measured here) and peak memory."""
-    unit = 1 if sys.platform == "darwin" else 1_024
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return {"idle_cpu_pct": 0.0, "peak_mb": peak_mb}
-
-
 def main() -> None:
     """Load, say so, answer until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,8 +80,7 @@ def main() -> None:
     model = load(options.runtime, options.folder, options.threads)
     say({"load_s": time.perf_counter() - started_s})
     for line in sys.stdin:
-        asked = json.loads(line)
-        say(status() if asked.get("status") else run(model, asked["jobs"]))
+        say(run(model, json.loads(line)["jobs"]))
 
 
 def say(answer: object) -> None:

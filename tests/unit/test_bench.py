@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
+import psutil
 import pytest
 from gguf import GGUFReader
 
 from bench import workload
 from bench.peers.gguf_export import ArtefactCheckpoint, UnknownGraphError, export_gguf
+from bench.processes import peak_mb
 from bench.report import Aim, build_report
 from bench.rounds import Measurement, Rounds
 from bench.workload import Job, Run
@@ -154,6 +158,17 @@ def test_a_ratio_of_several_rounds_is_reported_as_median_and_spread() -> None:
     assert result["ratios"] == {"several": 1.2, "one": 2.0}
     assert result["spreads"] == {"several": (1.0, 3.0), "one": (2.0, 2.0)}
     assert json.loads(json.dumps(result))["aims"]["several"]["met"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells another process's peak")
+def test_the_memory_of_a_program_is_not_that_of_the_benchmark() -> None:
+    held = bytearray(b"x" * 300_000_000)
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        assert 0 < peak_mb(psutil.Process(child.pid)) < 150 < len(held) / 1e6
+    finally:
+        child.communicate()
 
 
 def spell(messages: Sequence[ChatMessage]) -> tuple[int, ...]:
