@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from fleet_protocol.manifest import CpuClass
 from models.cache import cache_root
 from models.catalog import load_catalog
 from models.chat import PromptEncoder
-from models.checkpoint import TextParts
 from models.runner import GraphRunner
-from models.verify import read_manifest, verify_artefact
+from models.variants import graph_bytes
+from models.verify import read_manifest, text_of, verify_artefact
 
 pytestmark = pytest.mark.model
 _NAME = "smollm2-135m-instruct-int8"
@@ -39,10 +40,24 @@ def test_the_built_model_is_sound_and_answers_its_golden_prompts(artefact: Path)
     assert "7 days" in texts["How many days are in a week?"]
 
 
-def test_the_built_model_is_under_three_tenths_of_fp32(artefact: Path) -> None:
-    size_bytes = sum(path.stat().st_size for path in artefact.iterdir())
+def test_the_graph_a_board_loads_takes_a_quarter_of_fp32_and_two_percent(artefact: Path) -> None:
     fp32_bytes = 134_515_008 * 4
-    assert size_bytes < 0.3 * fp32_bytes
+    assert graph_bytes(artefact, read_manifest(artefact).graph) <= 0.27 * fp32_bytes
+
+
+def test_boards_without_dot_products_have_a_graph_of_their_own(artefact: Path) -> None:
+    manifest = read_manifest(artefact)
+    (variant,) = manifest.variants
+    assert variant.cpu_class == CpuClass.BASELINE
+    runner = GraphRunner(artefact / variant.graph, manifest.architecture)
+    for golden in manifest.golden:
+        prompt = encoder(artefact).encode(golden.messages[-1][1])
+        answer = runner.answer(prompt, max_tokens=8, stops=manifest.stop_tokens)
+        assert answer.tokens[:3] == golden.expect_tokens[:3]
+
+
+def encoder(artefact: Path) -> PromptEncoder:
+    return PromptEncoder(text_of(artefact, read_manifest(artefact)))
 
 
 def test_the_manifest_says_what_a_board_must_know(artefact: Path) -> None:
@@ -64,14 +79,7 @@ def test_the_tokenizer_splits_digits_and_loses_nothing(artefact: Path) -> None:
 
 def test_a_long_prompt_in_chunks_gives_what_it_gives_at_once(artefact: Path) -> None:
     manifest = read_manifest(artefact)
-    text = TextParts(
-        tokenizer_json=(artefact / manifest.tokenizer).read_text("utf-8"),
-        chat_template=manifest.chat_template,
-        stop_tokens=manifest.stop_tokens,
-    )
-    prompt = PromptEncoder(text).encode(
-        "Summarise this. The pump in zone 3 stopped at 06:30. " * 10
-    )
+    prompt = encoder(artefact).encode("Summarise this. The pump in zone 3 stopped at 06:30. " * 10)
     runner = GraphRunner(artefact / manifest.graph, manifest.architecture)
     whole = runner.prefill(prompt, chunk=len(prompt))
     in_chunks = runner.prefill(prompt, chunk=64)
