@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
-from models.chat import PromptEncoder, check_text_parts, render_prompt
+from models.chat import PromptEncoder, bind_first_token, check_text_parts, render_prompt
 from models.checkpoint import TextParts
 from models.errors import CheckpointError
 from models.tiny import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, STOP_TOKEN, tiny_vocabulary
 from models.tokenizer import GgufVocabulary, build_tokenizer_json
+from tests.unit import byte_fallback as spm
 
 _VOCABULARY = GgufVocabulary(
     tokens=tiny_vocabulary(),
@@ -89,3 +94,59 @@ def test_a_stop_token_outside_the_vocabulary_is_refused() -> None:
         check_text_parts(
             TextParts(tokenizer_json=_JSON, chat_template=CHAT_TEMPLATE, stop_tokens=(99_999,))
         )
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "digits"),
+    [("qwen2", ["1", "2", "3", "4"]), ("llama-bpe", ["123", "4"]), ("gpt-2", ["1234"])],
+)
+def test_each_family_lets_its_own_number_of_digits_stand_together(
+    pre_tokenizer: str, digits: list[str]
+) -> None:
+    merges = ["1 2", "12 3", "123 4"]
+    tokens = [*sorted(ByteLevel.alphabet()), "12", "123", "1234"]
+    vocabulary = GgufVocabulary(
+        tokens=tokens, kinds=[1] * len(tokens), merges=merges, pre_tokenizer=pre_tokenizer
+    )
+    assert Tokenizer.from_str(build_tokenizer_json(vocabulary)).encode("1234").tokens == digits
+
+
+def test_a_word_that_is_a_token_is_taken_whole_by_llama_3_only() -> None:
+    tokens = [*sorted(ByteLevel.alphabet()), "word"]
+    found = {
+        name: Tokenizer.from_str(
+            build_tokenizer_json(
+                GgufVocabulary(
+                    tokens=tokens, kinds=[1] * len(tokens), merges=[], pre_tokenizer=name
+                )
+            )
+        )
+        .encode("word")
+        .tokens
+        for name in ("llama-bpe", "qwen2")
+    }
+    assert found == {"llama-bpe": ["word"], "qwen2": ["w", "o", "r", "d"]}
+
+
+def test_a_template_that_writes_the_first_token_is_given_it() -> None:
+    bound = bind_first_token("{{ bos_token }}{{ messages[0].content }}", "<bos>")
+    assert render_prompt(bound, (("user", "hi"),)) == "<bos>hi"
+    assert bind_first_token(CHAT_TEMPLATE, "<bos>") == CHAT_TEMPLATE
+
+
+def test_a_tokenizer_that_drops_the_space_of_a_first_token_is_refused() -> None:
+    """An answer is told token by token: each of them would lose its space."""
+    kinds = [1 if kind == 4 else kind for kind in spm.VOCABULARY.kinds]
+    plain = msgspec.structs.replace(spm.VOCABULARY, kinds=kinds)
+    prefixed = json.loads(build_tokenizer_json(plain))
+    prefixed["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Prepend", "prepend": spm.SPACE}, prefixed["normalizer"]],
+    }
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    prefixed["decoder"]["decoders"].append(strip)
+    text = TextParts(
+        tokenizer_json=json.dumps(prefixed), chat_template=CHAT_TEMPLATE, stop_tokens=(2,)
+    )
+    with pytest.raises(CheckpointError, match="beginning"):
+        check_text_parts(text)

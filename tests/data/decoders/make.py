@@ -73,17 +73,18 @@ FAMILIES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 def fill(model: torch.nn.Module, dtype: torch.dtype, seed: int) -> None:
     """Random weights that make clear decisions, rounded to what the file will hold."""
     generator = torch.Generator().manual_seed(seed)
+    is_gemma = model.config.model_type == "gemma3_text"
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if "norm" in name:
-            centre = 0.0 if model.config.model_type == "gemma3_text" else 1.0
-            noise = centre + noise / 4
+            noise = (0 if is_gemma else 1) + noise / 4
             if name == "model.norm.weight":
                 noise = noise + 2
         elif weight.ndim == 1:
             noise = noise / 2
         elif "embed" in name:
-            noise = noise / 4
+            # Gemma multiplies it by 8: more, and layers would hardly matter to a tied head.
+            noise = noise / (16 if is_gemma else 4)
         else:
             noise = noise / weight.shape[1] ** 0.5
         weight.data = noise.to(dtype).float()
