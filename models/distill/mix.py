@@ -15,6 +15,7 @@ from models.distill.example import Example
 from models.distill.numeric import NUMBER_FAMILIES
 from models.distill.templates import FamilyTemplates, load_family
 from models.errors import RecipeError
+from models.suite.items import load_suite
 
 Maker: TypeAlias = Callable[[random.Random], Example]
 
@@ -71,6 +72,8 @@ def stream(
 ) -> Iterator[Example]:
     """Yield examples without end; the same seed yields the same ones.
 
+    A question that the held-out suite asks is left out, should one be made by chance.
+
     Raises:
         RecipeError: A share names a family that does not exist.
     """
@@ -80,10 +83,18 @@ def stream(
             f"no such task families: {', '.join(unknown)}",
             hint=f"choose of: {', '.join(sorted(makers))}",
         )
+    held_out = {_bare(item.prompt) for item in load_suite()}
     chance = random.Random(seed)  # noqa: S311 - examples, not secrets
     names, weights = list(shares), list(shares.values())
     while True:
-        yield makers[chance.choices(names, weights)[0]](chance)
+        example = makers[chance.choices(names, weights)[0]](chance)
+        if _bare(example.prompt) not in held_out:
+            yield example
+
+
+def _bare(prompt: str) -> str:
+    """Return a prompt's letters and digits: what is left when it is only typed differently."""
+    return "".join(filter(str.isalnum, prompt.lower()))
 
 
 def _chooser(examples: Sequence[Example]) -> Maker:

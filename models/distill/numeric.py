@@ -1,5 +1,8 @@
 """Questions about numbers: comparisons with a limit, small arithmetic, units.
 
+An answer writes down its calculation first, in the notation of `fleet_protocol.calculation`: a
+small model reads a question well and calculates badly.
+
 The wordings are data, in `families/wordings.toml`.
 """
 
@@ -14,13 +17,23 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from fleet_protocol.calculation import annotate, calculate
 from models.distill.example import Example, roughen
 
 Number: TypeAlias = int | float
 Words: TypeAlias = Mapping[str, tuple[str, ...]]
 
-_KINDS: Final = {"above": 30, "below": 24, "inside": 12, "outside": 8, "at_least": 10, "equal": 4}
-_OPERATIONS: Final = {"add": 32, "subtract": 30, "multiply": 26, "divide": 12}
+_KINDS: Final = {
+    "above": 30,
+    "below": 24,
+    "inside": 12,
+    "outside": 8,
+    "at_least": 10,
+    "at_most": 12,
+    "equal": 4,
+}
+_OPERATIONS: Final = {"add": 30, "subtract": 30, "multiply": 25, "divide": 15}
+_SIGNS: Final = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 _TIGHT_UNITS: Final = frozenset({"", "%", "°C"})
 _ZH_UNITS: Final = ("", "度", "%", "巴", "伏")
 _UNITS: Final = (
@@ -56,18 +69,11 @@ def make_threshold(chance: random.Random) -> Example:
     space = "" if unit in _TIGHT_UNITS or chance.random() < 0.15 else " "
     a, b, c = _readings(chance, kind)
     asked = chance.choice(words[kind]).format(a=a, b=b, c=c, q=quantity, u=f"{space}{unit}")
-    verdict = {
-        "above": a > b,
-        "below": a < b,
-        "inside": b <= a <= c,
-        "outside": not b <= a <= c,
-        "at_least": a >= b,
-        "equal": a == b,
-    }[kind]
+    worked, verdict = _compare(kind, a, b, c)
     asked = asked[:1].upper() + asked[1:] if chance.random() < 0.8 else asked
     demand = chance.choice(words["yes_no"])
     prompt = f"{demand} {asked}" if chance.random() < 0.2 else f"{asked} {demand}"
-    return _example("threshold", prompt, "yes" if verdict else "no")
+    return _example("threshold", prompt, f"{worked}{'yes' if verdict else 'no'}")
 
 
 def make_threshold_zh(chance: random.Random) -> Example:
@@ -77,22 +83,30 @@ def make_threshold_zh(chance: random.Random) -> Example:
     a, b, _ = _readings(chance, kind)
     unit = chance.choice(_ZH_UNITS)
     asked = chance.choice(words[kind]).format(a=f"{a}{unit}", b=f"{b}{unit}")
-    verdict = a > b if kind == "above" else a < b
+    worked, verdict = _compare(kind, a, b, b)
     prompt = asked + chance.choice(words["yes_no"])
-    return _example("threshold", prompt, "是" if verdict else "否", language="zh")
+    return _example("threshold", prompt, f"{worked}{'是' if verdict else '否'}", language="zh")
 
 
-def make_comparison(chance: random.Random) -> Example:
-    """Return a question which of two numbers is larger: what a threshold is made of."""
-    a, b, _ = _readings(chance, "above")
-    if a == b:
-        return make_comparison(chance)
-    larger = chance.random() < 0.5
-    words = ("larger", "bigger", "higher", "greater") if larger else ("smaller", "lower", "less")
-    asked = chance.choice(
-        ("Which is {w}, {a} or {b}?", "Which number is {w}: {a} or {b}?", "{w}: {a} or {b}?")
-    ).format(a=a, b=b, w=chance.choice(words))
-    return _example("threshold", asked, str(max(a, b) if larger else min(a, b)))
+def _compare(kind: str, a: Number, b: Number, c: Number) -> tuple[str, bool]:
+    """Return the calculation that decides a question, and the verdict on it.
+
+    The calculation says what is asked, so that its result is the verdict: out of range is written
+    as the two sides that break it.
+    """
+    if kind == "outside":
+        below = a < b
+        expression = f"{a}<{b}" if below else f"{a}>{c}"
+        return annotate(expression), below or a > c
+    expression = {
+        "above": f"{a}>{b}",
+        "below": f"{a}<{b}",
+        "inside": f"{b}<={a}<={c}",
+        "at_least": f"{a}>={b}",
+        "at_most": f"{a}<={b}",
+        "equal": f"{a}=={b}",
+    }[kind]
+    return annotate(expression), calculate(expression) == "yes"
 
 
 def make_arithmetic(chance: random.Random) -> Example:
@@ -101,21 +115,19 @@ def make_arithmetic(chance: random.Random) -> Example:
     kind = chance.choices(list(_OPERATIONS), list(_OPERATIONS.values()))[0]
     if kind == "add":
         a, b = _summands(chance)
-        result = a + b
     elif kind == "subtract":
-        b, result = _summands(chance)
-        a = b + result
+        b, rest = _summands(chance)
+        a = b + rest
     elif kind == "multiply":
         a, b = _factors(chance)
-        result = a * b
     else:
-        result, b = _factors(chance)
-        a = b * result
+        rest, b = _factors(chance)
+        a = b * rest
     told = words[f"{kind}_stories"] if chance.random() < 0.3 else words[kind]
     asked = roughen(chance.choice(told).format(a=a, b=b), chance)
-    return _example(
-        "arithmetic", f"{asked} {chance.choice(words['number_only'])}".strip(), str(result)
-    )
+    prompt = f"{asked} {chance.choice(words['number_only'])}".strip()
+    expression = f"{a}{_SIGNS[kind]}{b}"
+    return _example("arithmetic", prompt, f"{annotate(expression)}{calculate(expression)}")
 
 
 def make_units(chance: random.Random) -> Example:
@@ -125,26 +137,29 @@ def make_units(chance: random.Random) -> Example:
     large, small, factor = chance.choice(_UNITS)
     count = _count(chance, factor)
     if chance.random() < 0.6:
-        return _conversion(chance, (count, large), (count * factor, small))
-    return _conversion(chance, (count * factor, small), (count, large))
+        return _conversion(chance, (count, large), small, f"{_trim(count)}*{factor}")
+    given = _trim(count * factor)
+    return _conversion(chance, (given, small), large, f"{given}/{factor}")
 
 
 def _degrees(chance: random.Random) -> Example:
     """Return a Celsius-Fahrenheit one, in whole numbers."""
     celsius = 5 * chance.randint(-4, 20)
     c, f = chance.choice(_DEGREES)
-    sides = ((celsius, c), (celsius * 9 // 5 + 32, f))
-    given, wanted = sides if chance.random() < 0.6 else sides[::-1]
-    return _conversion(chance, given, wanted)
+    if chance.random() < 0.6:
+        return _conversion(chance, (celsius, c), f, f"{celsius}*9/5+32")
+    fahrenheit = celsius * 9 // 5 + 32
+    return _conversion(chance, (fahrenheit, f), c, f"({fahrenheit}-32)*5/9")
 
 
 def _conversion(
-    chance: random.Random, given: tuple[Number, str], wanted: tuple[Number, str]
+    chance: random.Random, given: tuple[Number, str], unit: str, expression: str
 ) -> Example:
     asked = chance.choice(wordings()["units"]["convert"]).format(
-        x=_trim(given[0]), u=given[1], v=wanted[1]
+        x=_trim(given[0]), u=given[1], v=unit
     )
-    return _example("units", roughen(asked, chance), f"{_trim(wanted[0])} {wanted[1]}")
+    answer = f"{annotate(expression)}{calculate(expression)} {unit}"
+    return _example("units", roughen(asked, chance), answer)
 
 
 def _readings(chance: random.Random, kind: str) -> tuple[Number, Number, Number]:
@@ -155,7 +170,7 @@ def _readings(chance: random.Random, kind: str) -> tuple[Number, Number, Number]
     if chance.random() < 0.1:
         b = -b // 4
     reach = max(2, abs(b) // 10) if chance.random() < 0.5 else max(5, top * scale)
-    least = 0 if kind in {"at_least", "equal", "outside"} else 1
+    least = 0 if kind in {"at_least", "at_most", "equal", "outside"} else 1
     a = b + chance.choice((-1, 1)) * chance.randint(least, reach)
     c = b + chance.randint(2, max(4, reach))
     if kind in {"inside", "outside"}:
@@ -204,7 +219,6 @@ def _example(family: str, prompt: str, answer: str, *, language: str = "en") -> 
 NUMBER_FAMILIES: Final[Mapping[str, Callable[[random.Random], Example]]] = {
     "threshold": make_threshold,
     "threshold-zh": make_threshold_zh,
-    "comparison": make_comparison,
     "arithmetic": make_arithmetic,
     "units": make_units,
 }

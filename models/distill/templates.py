@@ -22,6 +22,7 @@ from __future__ import annotations
 import random
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -184,7 +185,7 @@ class FamilyTemplates:
         answer = pattern.answers[wording] if pattern.answers else pattern.answer
         keys = chance.choice(self._family.keys)
         values = [draft.value(part) for part in answer]
-        instruction = _name_keys(chance.choice(self._family.instructions), keys, chance)
+        instruction = _name_keys(keys, self._family, chance)
         actions = list(self._family.actions)
         chance.shuffle(actions)
         instruction = instruction.replace("{actions}", ", ".join(actions))
@@ -201,7 +202,7 @@ class FamilyTemplates:
                 values[extra] = None
         keys = list(values)
         chance.shuffle(keys)
-        instruction = _name_keys(chance.choice(self._family.instructions), keys, chance)
+        instruction = _name_keys(keys, self._family, chance)
         system, prompt = self._place(instruction, said, chance)
         return self._example(system, prompt, write_json(keys, [values[key] for key in keys]))
 
@@ -241,12 +242,14 @@ class FamilyTemplates:
         )
 
 
-def _name_keys(instruction: str, keys: tuple[str, ...] | list[str], chance: random.Random) -> str:
-    """Fill in {keys}, {key1}, ... and {skeleton}, in one of the ways people list names."""
+def _name_keys(keys: Sequence[str], family: Family, chance: random.Random) -> str:
+    """Choose an instruction; fill in {keys}, {key1}, ... and {skeleton} as people list names."""
+    instruction = chance.choice(family.instructions)
     quoted = [f'"{key}"' for key in keys] if chance.random() < 0.3 else list(keys)
     listed = ", ".join(quoted)
     if len(keys) > 1 and chance.random() < 0.3:
-        listed = f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+        last = "和" if family.language == "zh" else " and "
+        listed = f"{', '.join(quoted[:-1])}{last}{quoted[-1]}"
     skeleton = "{" + ", ".join(f'"{key}": ...' for key in keys) + "}"
     instruction = instruction.replace("{keys}", listed).replace("{skeleton}", skeleton)
     for number, key in enumerate(keys, 1):

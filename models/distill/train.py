@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn import functional
 
+from fleet_protocol.calculation import BAR, CLOSING, OPENING
 from models.chat import render_prompt
 from models.checkpoint import TextParts
 from models.distill.example import Example
@@ -43,11 +44,30 @@ MATRICES: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj
 
 
 class Lesson(msgspec.Struct, frozen=True):
-    """An example in tokens; the last `learnt` ones are the answer's, its end included."""
+    """An example in tokens.
+
+    Attributes:
+        learnt: Which tokens are to be said: the answer's and its end, but not the results of its
+            calculations, which a worker puts in itself.
+        keep: Whether its distributions are held close to the teacher's.
+    """
 
     tokens: list[int]
-    learnt: int
+    learnt: list[bool]
     keep: bool
+
+
+def said_and_computed(answer: str) -> list[tuple[str, bool]]:
+    """Return the pieces of an answer, and whether the model has to say each of them itself.
+
+    A worker encodes the result of a calculation on its own, so it is a piece of its own here.
+    """
+    pieces: list[tuple[str, bool]] = []
+    while OPENING in answer:
+        said, bar, rest = answer.partition(BAR)
+        computed, closing, answer = rest.partition(CLOSING)
+        pieces += [(said + bar, True), (computed + closing, False)]
+    return [*pieces, (answer, True)] if answer else pieces
 
 
 class Lessons:
@@ -65,8 +85,13 @@ class Lessons:
         if example.system is not None:
             turns.insert(0, ("system", example.system))
         prompt = self._encode(render_prompt(self._template, turns))
-        answer = [*self._encode(example.answer), self._end]
-        return Lesson([*prompt, *answer], len(answer), example.family in self._training.keep)
+        tokens, learnt = list(prompt), [False] * len(prompt)
+        for text, is_said in said_and_computed(example.answer):
+            part = self._encode(text)
+            tokens += part
+            learnt += [is_said] * len(part)
+        keep = example.family in self._training.keep
+        return Lesson([*tokens, self._end], [*learnt, True], keep)
 
     def batches(self, examples: Iterator[Example]) -> Iterator[list[Lesson]]:
         """Yield batches of about `step_tokens` tokens, padding counted."""
@@ -264,5 +289,6 @@ def _pad(batch: Sequence[Lesson]) -> tuple[Any, Any, Any]:
         end = len(lesson.tokens)
         ids[row, :end] = torch.tensor(lesson.tokens)
         mask[row, :end] = 1
-        labels[row, end - lesson.learnt : end] = ids[row, end - lesson.learnt : end]
+        learnt = torch.tensor(lesson.learnt)
+        labels[row, :end][learnt] = ids[row, :end][learnt]
     return ids, mask, labels

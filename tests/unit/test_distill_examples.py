@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_protocol.calculation import visible
 from models.catalog import load_catalog
 from models.distill.example import Example
 from models.distill.mix import (
@@ -101,13 +102,13 @@ def test_the_verdict_on_two_numbers_is_right() -> None:
         checked += 1
         a, b = float(match[1]), float(match[3])
         above = match[2].startswith(words["above"])
-        assert example.answer == ("yes" if (a > b if above else a < b) else "no"), example
+        assert visible(example.answer) == ("yes" if (a > b if above else a < b) else "no"), example
 
     assert checked > 20
 
 
 def test_about_half_of_the_verdicts_are_yes() -> None:
-    yes = sum(example.answer == "yes" for example in some("threshold", 1_000))
+    yes = sum(visible(example.answer) == "yes" for example in some("threshold", 1_000))
 
     assert 350 < yes < 650
 
@@ -125,14 +126,16 @@ def test_a_calculation_is_right() -> None:
         if match is None:
             continue
         checked += 1
-        assert float(example.answer) == operations[match[2]](int(match[1]), int(match[3])), example
+        assert float(visible(example.answer)) == operations[match[2]](
+            int(match[1]), int(match[3])
+        ), example
 
     assert checked > 80
 
 
 def test_a_conversion_names_the_unit_that_was_asked_for() -> None:
     for example in some("units"):
-        number, unit = example.answer.split(" ", 1)
+        number, unit = visible(example.answer).split(" ", 1)
 
         assert float(number) is not None
         assert unit.lower() in example.prompt.lower(), example
@@ -153,6 +156,17 @@ def test_nothing_of_the_held_out_suite_is_taught() -> None:
     }
 
     assert not held_out & taught
+
+
+def test_a_question_of_the_suite_is_left_out_however_it_is_typed() -> None:
+    asked = load_suite()[0].prompt
+    same = Example(family="x", language="en", prompt=f" {asked.upper()} !", answer="seen")
+    other = Example(family="x", language="en", prompt="Something else.", answer="unseen")
+    makers = {"x": lambda chance: chance.choice([same, other])}
+
+    assert {example.answer for example in islice(stream(makers, {"x": 1}, seed=1), 20)} == {
+        "unseen"
+    }
 
 
 def test_a_user_family_is_a_toml_file_and_fixed_examples_beside_it(tmp_path: Path) -> None:
