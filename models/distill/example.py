@@ -44,6 +44,16 @@ _LAYOUTS: Final = {
     '"{c}"{s}{i}': 4,
     "{c}\n\n{i}": 4,
     "{i}\n---\n{c}": 4,
+    "{c} -> {i}": 3,
+    "{i}: {c}": 3,
+    "{i} >> {c}": 2,
+    "{i}\nText: {c}": 4,
+    "Text: {c}\n{i}": 3,
+    "{i}\nInput: {c}\nOutput:": 3,
+    "{i}\n'{c}'": 2,
+    "{c} | {i}": 1,
+    "Message: {c}\nTask: {i}": 2,
+    "{i}\n\n> {c}": 2,
 }
 _IN_SYSTEM_TURN: Final = 0.08
 
