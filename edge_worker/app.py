@@ -33,6 +33,7 @@ from edge_worker.loading import (
 from edge_worker.ports import HostFacts, InferenceEngine
 from edge_worker.service import EngineRunner, ServiceParts, WorkerService
 from edge_worker.service.intake import subscriptions
+from edge_worker.service.signals import StopSignals
 from fleet_protocol import __version__, bus, topics
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import ConfigError
@@ -69,24 +70,62 @@ def open_data_folder(settings: WorkerSettings, environ: Mapping[str, str]) -> Pa
     return folder
 
 
-async def run_worker(settings: WorkerSettings, environ: Mapping[str, str]) -> None:
+def measurement_file(settings: WorkerSettings, environ: Mapping[str, str]) -> MeasurementFile:
+    """Return what was measured on this machine.
+
+    Raises:
+        ConfigError: The data folder cannot be made.
+    """
+    folder = open_data_folder(settings, environ)
+    if settings.measurements is not None:
+        return MeasurementFile(Path(settings.measurements).expanduser())
+    return MeasurementFile(folder / MEASUREMENT_FILE)
+
+
+def run_worker(settings: WorkerSettings, environ: Mapping[str, str]) -> None:
     """Run a worker until it is told to stop (SIGTERM, SIGINT) and has drained.
+
+    Until it is connected it holds no job, and the first signal ends it at once.
 
     Raises:
         FleetError: With a code and what to do next: see the command line's exit codes.
+        KeyboardInterrupt: SIGINT ended it at once.
     """
-    folder = open_data_folder(settings, environ)
-    password = broker_password(settings.broker)
-    host = LinuxHost(data=folder)
-    facts = host.facts()
-    file = MeasurementFile(folder / MEASUREMENT_FILE)
-    measuring = Measuring(file=file, report=lambda line: _log.info("setup.tried", found=line))
-    loaded = load_engine(settings, environ, facts=facts, measuring=measuring)
+    with StopSignals() as stop:
+        try:
+            loaded = _load(settings, environ)
+            asyncio.run(_run(settings, environ, loaded=loaded, stop=stop))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            if stop.last is None:
+                raise
+            _log.warning("worker.stopped_at_once", signal=stop.last.name)
+            if stop.last is signal.SIGINT:
+                raise KeyboardInterrupt from None
+
+
+def _load(settings: WorkerSettings, environ: Mapping[str, str]) -> LoadedEngine:
+    """Load the engine before there is a loop: a signal ends this wherever it is."""
+    measuring = Measuring(
+        file=measurement_file(settings, environ),
+        report=lambda line: _log.info("setup.tried", found=line),
+    )
+    loaded = load_engine(settings, environ, measuring=measuring)
     _log_choice(loaded)
-    runner = EngineRunner(loaded.engine, measure=_meter(loaded.measured, file))
+    return loaded
+
+
+async def _run(
+    settings: WorkerSettings, environ: Mapping[str, str], *, loaded: LoadedEngine, stop: StopSignals
+) -> None:
+    stop.watch()
+    folder = open_data_folder(settings, environ)
+    measure = _meter(loaded.measured, measurement_file(settings, environ))
+    runner = EngineRunner(loaded.engine, measure=measure)
     now_ms = steady_clock()
     try:
-        info = worker_info(settings, loaded, facts=facts)
+        password = broker_password(settings.broker)
+        host = LinuxHost(data=folder)
+        info = worker_info(settings, loaded, facts=host.facts())
         names = topics.Topics(settings.broker.root)
         link = _bus_session(settings, names, boot=info.boot)
         async with MqttBus(settings.broker, link, password=password) as mqtt:
@@ -101,7 +140,7 @@ async def run_worker(settings: WorkerSettings, environ: Mapping[str, str]) -> No
                 now_ms=now_ms,
                 rng=random.Random(),  # noqa: S311 - jitter, not a secret
             )
-            await _serve(WorkerService(parts), info)
+            await _serve(WorkerService(parts), info, stop=stop)
     finally:
         runner.close()
 
@@ -165,36 +204,18 @@ def _meter(
     return measure
 
 
-async def _serve(service: WorkerService, info: WorkerInfo) -> None:
+async def _serve(service: WorkerService, info: WorkerInfo, *, stop: StopSignals) -> None:
     """Run the service; the first signal drains it, a second one ends it at once."""
-    loop = asyncio.get_running_loop()
-    running = asyncio.create_task(service.run(), name="worker-service")
-    signals = 0
 
-    def on_signal() -> None:
-        nonlocal signals
-        signals += 1
-        if signals == 1:
-            _log.info("worker.draining")
-            service.request_stop()
-        else:
-            running.cancel()
+    def drain() -> None:
+        _log.info("worker.draining")
+        service.request_stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    stop.drain_with(drain)
     _tune_garbage_collection()
     _log.info("worker.started", boot=info.boot, model=info.models[0].name, slots=info.slots)
-    try:
-        await running
-    except asyncio.CancelledError:
-        if signals < 2:
-            raise
-        _log.warning("worker.stopped_at_once")
-    else:
-        _log.info("worker.stopped")
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    await service.run()
+    _log.info("worker.stopped")
 
 
 def _tune_garbage_collection() -> None:

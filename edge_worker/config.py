@@ -43,6 +43,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes:
         id: The worker's name and MQTT identity; None: the host's name.
         data: Folder of the spool and what else must survive; None: in the user's data folder.
+        measurements: File of what was measured on this machine; None: in the data folder. Workers
+            that share one measure one after the other, or not at all.
         model: Name of a built model, or the path of an artefact.
         slots: Jobs answered at once; None: 4 with a model, 64 with the echo engine.
         prefetch: Jobs held beyond that; None: 1 with a model, as many as slots with echo.
@@ -69,6 +71,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     id: Id | None = None
     broker: BrokerSettings = msgspec.field(default_factory=BrokerSettings)
     data: str | None = None
+    measurements: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     engine: EngineName = EngineName.ONNX
     model: Annotated[str, msgspec.Meta(min_length=1)] = DEFAULT_MODEL
     slots: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None

@@ -4,7 +4,8 @@ What is not settled by the settings is measured at the first start on a machine,
 kept in the data folder. A measurement counts for one model, runtime, processor and set of settings.
 One that was taken beside other work is used, but doubted: the next start that has the machine to
 itself takes it again, and so does any after a month; a running worker measures its speed anew in an
-idle moment.
+idle moment. Workers that share the file measure one after the other, and the later ones take what
+the first one found.
 """
 
 from __future__ import annotations
@@ -231,20 +232,27 @@ class _Loader:
         known = None if self._measuring.again else file.find(of)
         if self._measuring.only_known or (known and not _is_worth_repeating(known)):
             return known
+        with file.alone(lambda: self._measuring.report("waiting: another worker measures")):
+            fresh = file.find(of)
+            if fresh != known and not self._measuring.again:
+                return fresh
+            found = self._measure(plan, of)
+            file.keep(found)
+            return found
+
+    def _measure(self, plan: TrialPlan, of: tuple[str, ...]) -> Measurement:
         meter = LoadMeter()
         one_slot = msgspec.structs.replace(_engine_settings(self._settings), slots=1)
         trials = run_trials(
             plan, partial(self._open, settings=one_slot), report=self._measuring.report
         )
-        found = Measurement(
+        return Measurement(
             of=of,
             chosen=choose_trial(trials, cores=plan.cores),
             trials=trials,
             load=meter.share(),
             measured_at_ms=_now_ms(),
         )
-        file.keep(found)
-        return found
 
     def _key(self, plan: TrialPlan) -> tuple[str, ...]:
         """Name everything a measurement depends on."""

@@ -204,6 +204,8 @@ class LocalFleet:
         extra = {
             "EDGEFLEET_WORKER_THREADS": str(self._plan.threads),
             "EDGEFLEET_WORKER_DRAIN_TIMEOUT_S": str(_DRAIN_S),
+            # All workers here are alike: the first one measures, undisturbed by the others.
+            "EDGEFLEET_WORKER_MEASUREMENTS": str(folder.parent / "benchmark.json"),
             **_broker_environment("EDGEFLEET_WORKER", broker),
         }
         environ = environment(extra, without=("DEEPSEEK_API_KEY",))

@@ -8,8 +8,9 @@ one that cannot be written is no reason not to work.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,25 @@ class MeasurementFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @contextlib.contextmanager
+    def alone(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Be the only process that measures for this file; waits for the one that does.
+
+        The kernel lets go however that one ends. Where nothing can be locked nobody waits.
+
+        Args:
+            on_wait: Called before a wait.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                lock = stack.enter_context(self._path.with_suffix(".lock").open("w"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    on_wait()
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def find(self, of: Sequence[str]) -> Measurement | None:
         """Return what was measured of exactly this, if it was."""
         return next((entry for entry in self._entries() if entry.of == tuple(of)), None)
@@ -37,7 +57,8 @@ class MeasurementFile:
         """Write it down in place of what was known of the same."""
         others = [entry for entry in self._entries() if entry.of != measurement.of]
         data = msgspec.json.encode([measurement, *others][:ENTRIES_MOST])
-        part = self._path.with_suffix(".part")
+        # Of this process alone: another one may write just now.
+        part = self._path.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):
             part.write_bytes(msgspec.json.format(data))
             part.replace(self._path)

@@ -9,13 +9,12 @@ import click
 import msgspec
 
 from edge_worker.adapters.host_linux import LinuxHost
-from edge_worker.adapters.measurements import MeasurementFile
 from edge_worker.adapters.spool_sqlite import SqliteSpool
-from edge_worker.app import SPOOL_FILE, open_data_folder
+from edge_worker.app import SPOOL_FILE, measurement_file, open_data_folder
 from edge_worker.cli.exits import ExitCode, exit_code_of
 from edge_worker.config import WorkerSettings, broker_password
 from edge_worker.core.tuning import cpu_class_of
-from edge_worker.loading import MEASUREMENT_FILE, Measuring, load_engine
+from edge_worker.loading import Measuring, load_engine
 from edge_worker.ports import SpoolUnavailableError
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
@@ -77,8 +76,7 @@ def _model(settings: WorkerSettings, environ: Mapping[str, str]) -> str:
 
     What was measured here is used, and nothing measured: a check takes no time.
     """
-    file = MeasurementFile(open_data_folder(settings, environ) / MEASUREMENT_FILE)
-    measuring = Measuring(file=file, only_known=True)
+    measuring = Measuring(file=measurement_file(settings, environ), only_known=True)
     loaded = load_engine(settings, environ, measuring=measuring)
     model = loaded.engine.model
     loaded.engine.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -103,7 +102,7 @@ def _environ() -> Mapping[str, str]:
 def run(config: Path | None, **flags: str | int | None) -> None:
     """Run the worker until SIGTERM or Ctrl-C; running jobs get time to finish."""
     settings = _settings(config, **flags)
-    asyncio.run(import_module("edge_worker.app").run_worker(settings, _environ()))
+    import_module("edge_worker.app").run_worker(settings, _environ())
 
 
 @main.command()

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import click
 import msgspec
 
-from edge_worker.adapters.measurements import MeasurementFile
-from edge_worker.app import open_data_folder
+from edge_worker.app import measurement_file
 from edge_worker.cli.exits import ExitCode
 from edge_worker.config import WorkerSettings
 from edge_worker.core.tuning import DEFAULT_VARIANT, Measurement
-from edge_worker.loading import MEASUREMENT_FILE, LoadedEngine, Measuring, load_engine
+from edge_worker.loading import LoadedEngine, Measuring, load_engine
 from edge_worker.service import GoldenReport, golden_report
 
 
@@ -25,11 +24,12 @@ def selftest(settings: WorkerSettings, environ: Mapping[str, str], *, as_json: b
     Raises:
         FleetError: The engine cannot be loaded or does not work.
     """
-    file = MeasurementFile(open_data_folder(settings, environ) / MEASUREMENT_FILE)
+    file = measurement_file(settings, environ)
     measuring = Measuring(file=file, again=True, report=_show_progress)
     loaded = load_engine(settings, environ, measuring=measuring)
     try:
-        _show_progress("golden prompts")
+        if loaded.golden:
+            _show_progress("golden prompts")
         report = golden_report(loaded.engine, loaded.golden)
     finally:
         loaded.engine.close()

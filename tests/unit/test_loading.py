@@ -100,6 +100,16 @@ def test_the_second_start_measures_nothing_and_runs_alike(desk: Desk) -> None:
     assert (second.setup, second.measured) == (first.setup, first.measured)
 
 
+def test_who_waited_for_another_worker_takes_what_that_one_found(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = desk.load(threads=1)
+    found = iter([None, first.measured])
+    monkeypatch.setattr(MeasurementFile, "find", lambda _file, _of: next(found))
+    assert desk.load(threads=1).measured == first.measured
+    assert len(desk.tried) == 1
+
+
 def test_another_processor_is_measured_anew(desk: Desk) -> None:
     desk.load(threads=1)
     desk.load(threads=1, facts=msgspec.structs.replace(PI_5, cpu="another"))

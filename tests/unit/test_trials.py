@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import msgspec
@@ -154,6 +155,28 @@ def test_a_file_that_cannot_be_read_is_no_measurement(tmp_path: Path, text: str)
 
 def test_a_file_that_cannot_be_written_is_no_reason_not_to_work(tmp_path: Path) -> None:
     MeasurementFile(tmp_path / "gone" / "benchmark.json").keep(measurement("a"))
+
+
+def test_who_shares_the_file_measures_after_the_other_one(file: MeasurementFile) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with file.alone(waits.set):
+            order.append("second")
+
+    waits = threading.Event()
+    thread = threading.Thread(target=second)
+    with file.alone(pytest.fail):
+        thread.start()
+        assert waits.wait(10)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_where_nothing_can_be_locked_nobody_waits(tmp_path: Path) -> None:
+    with MeasurementFile(tmp_path / "gone" / "benchmark.json").alone(pytest.fail):
+        pass
 
 
 def test_the_load_of_others_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_worker.adapters.measurements import MeasurementFile
 from edge_worker.cli.exits import ExitCode, exit_code_of
 from fleet_protocol import __version__
 from fleet_protocol.errors import (
@@ -22,6 +23,7 @@ from fleet_protocol.errors import (
     RejectedError,
     RetryableError,
 )
+from tests.contract import tiny_model
 
 WORKER = (sys.executable, "-m", "edge_worker")
 PATIENCE_S = 60
@@ -163,6 +165,32 @@ def test_ctrl_c_before_the_broker_answers_ends_the_worker(tmp_path: Path) -> Non
                 assert process.wait(PATIENCE_S) == 130
             finally:
                 process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_worker_that_still_measures_ends_at_once(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """It waits for the one that measures, which we play, and would not reach a broker."""
+    model = tiny_model.build_artefact(tmp_path / "model").folder
+    words = ("run", "--model", str(model), "--data", str(tmp_path), "--broker", "mqtt://127.0.0.1")
+    with (
+        MeasurementFile(tmp_path / "benchmark.json").alone(pytest.fail),
+        subprocess.Popen(
+            # As a shell starts what is to run in the background: deaf to Ctrl-C.
+            ["sh", "-c", 'trap "" INT; exec "$0" "$@"', *WORKER, *words],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stderr is not None
+            while "waiting" not in process.stderr.readline():
+                pass
+            process.send_signal(number)
+            assert process.wait(PATIENCE_S) == code
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
