@@ -122,6 +122,11 @@ class OutputGuide(Protocol):
         """Whether what was accepted is a whole answer already, though more may follow."""
         ...
 
+    @property
+    def is_free(self) -> bool:
+        """Whether any token may come next: `allow` would change nothing."""
+        ...
+
     def allow(self, logits: Float32Array) -> None:
         """Set the logits [vocab] of all tokens that may not come next to -inf, in place.
 

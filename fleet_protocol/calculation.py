@@ -10,6 +10,7 @@ Source of the idea: calculation annotations, arXiv 2110.14168, appendix C.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Final, TypeAlias
 
@@ -18,11 +19,16 @@ BAR: Final = "|"
 CLOSING: Final = ">>"
 LONGEST_CHARS: Final = 80
 """An expression longer than that is none."""
+SPARE_TOKENS: Final = 64
+"""So many tokens of an answer's calculations do not count as its length: nobody sees them."""
 
 _TOKEN: Final = re.compile(r"\s*(\d+(?:\.\d+)?|[-+*/()]|[<>]=?|==)")
 _COMPARISONS: Final = frozenset({"<", ">", "<=", ">=", "=="})
 _PLACES: Final = 6
 _MOST: Final = Fraction(10**15)
+_OPENING_BYTES: Final = OPENING.encode()
+_FIRST_BYTE: Final = OPENING[:1].encode()
+_CLOSING_BYTES: Final = CLOSING.encode()
 
 Value: TypeAlias = Fraction | bool
 
@@ -52,8 +58,10 @@ def calculate(expression: str) -> str | None:
 
 def write_number(value: Fraction) -> str:
     """Return a number with as many decimals as it needs, at most six."""
-    text = f"{float(value):.{_PLACES}f}".rstrip("0").rstrip(".")
-    return "0" if text in {"-0", ""} else text
+    units = round(abs(value) * 10**_PLACES)
+    whole, decimals = divmod(units, 10**_PLACES)
+    text = f"{whole}.{decimals:0{_PLACES}}".rstrip("0").rstrip(".")
+    return f"-{text}" if value < 0 and units else text
 
 
 def annotate(expression: str) -> str:
@@ -90,17 +98,30 @@ def visible(text: str) -> str:
 
 
 class VisibleText:
-    """Lets through what is outside the marks of a text that arrives in pieces."""
+    """Lets through what is outside the marks of a text that arrives in pieces.
+
+    Attributes:
+        hidden_pieces: Pieces so far that were taken between two marks, the marks included.
+    """
 
     def __init__(self) -> None:
+        self.hidden_pieces = 0
         self._held = ""
         self._is_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a calculation has begun and not ended."""
+        return self._is_open
 
     def push(self, piece: str) -> str:
         """Take the next piece; return what may be shown now.
 
         A piece may end in the middle of a mark: its beginning is held until the next one comes.
         """
+        if not (self._held or self._is_open or OPENING[0] in piece):
+            return piece
+        is_hidden = self._is_open
         self._held += piece
         shown: list[str] = []
         while True:
@@ -112,6 +133,8 @@ class VisibleText:
                 shown.append(before)
             self._is_open = not self._is_open
             self._held = rest
+            is_hidden = True
+        self.hidden_pieces += is_hidden
         keep = 1 if self._held.endswith(mark[0]) else 0
         if not self._is_open:
             shown.append(self._held[: len(self._held) - keep])
@@ -122,6 +145,74 @@ class VisibleText:
         """Return what was held in case a mark came, as there will be no more."""
         held, self._held = self._held, ""
         return "" if self._is_open else held
+
+
+class Calculator:
+    """Follows one answer token by token and tells which tokens its calculations make due.
+
+    A result is encoded on its own, with the mark behind it, as in the texts a model was taught
+    with. An expression that comes to nothing makes nothing due: the model goes on as it likes.
+    """
+
+    def __init__(
+        self, *, piece_of: Callable[[int], bytes], encode: Callable[[str], Sequence[int]]
+    ) -> None:
+        """`piece_of` returns the bytes a token stands for, `encode` the tokens of a text."""
+        self._piece_of = piece_of
+        self._encode = encode
+        self._tail = b""
+        self._due: tuple[int, ...] = ()
+
+    @property
+    def due(self) -> tuple[int, ...]:
+        """Tokens that must come next, in this order; empty: the model chooses."""
+        return self._due
+
+    def accept(self, token: int) -> None:
+        """Take the next token of the answer; it is the first one that is due, if any is."""
+        if self._due:
+            self._due = self._due[1:]
+            return
+        self._tail = _follow(self._tail, self._piece_of(token))
+        result = _result_due(self._tail)
+        if result is not None:
+            self._tail = b""
+            self._due = tuple(self._encode(result + CLOSING))
+
+    def free_prefix(self, tokens: Sequence[int]) -> int:
+        """Return how many of these tokens may come next, up to where a result becomes due.
+
+        Of tokens while a result is due already, how many are its own; nothing is accepted.
+        """
+        if self._due:
+            pairs = zip(self._due, tokens, strict=False)
+            differing = (place for place, (due, token) in enumerate(pairs) if due != token)
+            return next(differing, min(len(self._due), len(tokens)))
+        tail = self._tail
+        for count, token in enumerate(tokens, start=1):
+            tail = _follow(tail, self._piece_of(token))
+            if _result_due(tail) is not None:
+                return count
+        return len(tokens)
+
+
+def _follow(tail: bytes, piece: bytes) -> bytes:
+    """Return what of an answer a calculation may still need: from its last open mark on."""
+    if not tail and _FIRST_BYTE not in piece:
+        return b""
+    text = tail + piece
+    start = text.rfind(_OPENING_BYTES)
+    is_open = start >= 0 and _CLOSING_BYTES not in text[start + len(_OPENING_BYTES) :]
+    if is_open and len(text) - start <= LONGEST_CHARS + len(_OPENING_BYTES + BAR.encode()):
+        return text[start:]
+    return _FIRST_BYTE if text.endswith(_FIRST_BYTE) else b""
+
+
+def _result_due(tail: bytes) -> str | None:
+    if not tail.endswith(BAR.encode()):
+        return None
+    expression = open_expression(tail.decode(errors="replace"))
+    return None if expression is None else calculate(expression)
 
 
 class _Parser:

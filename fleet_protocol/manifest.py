@@ -48,13 +48,15 @@ class GoldenPrompt(msgspec.Struct, frozen=True, kw_only=True):
         messages: The conversation, as (role, content) pairs.
         prompt_tokens: Number of tokens the chat template and tokenizer make of it.
         expect_tokens: First token ids of the greedy answer at build time.
-        expect_text: The text they stand for.
+        expect_text: The text they stand for, calculations left out.
+        hidden_tokens: Of `expect_tokens`, those of calculations.
     """
 
     messages: tuple[tuple[str, str], ...]
     prompt_tokens: int
     expect_tokens: tuple[int, ...]
     expect_text: str
+    hidden_tokens: int = 0
 
 
 class Routing(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +147,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         variants: Graphs for other processors; a worker takes the one that suits it.
         refusals: Answers by which this model says that it should not try; a worker hands such a
             job to the cloud as `unsupported`.
+        calculates: It writes calculations down as `fleet_protocol.calculation` defines them; who
+            runs it computes their results and hides them.
         evaluation: None: nobody measured it.
     """
 
@@ -169,6 +173,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     cpu_class: CpuClass = CpuClass.DOT
     variants: tuple[Variant, ...] = ()
     refusals: tuple[str, ...] = ()
+    calculates: bool = False
     evaluation: EvaluationSummary | None = None
 
 

@@ -20,6 +20,7 @@ from edge_worker.core.batching import (
     next_reading,
     plan_memory,
 )
+from edge_worker.core.calculator import CalculationGuide
 from edge_worker.core.prefixes import PrefixTree
 from edge_worker.core.sampling import Float32Array
 from edge_worker.ports import (
@@ -31,6 +32,7 @@ from edge_worker.ports import (
     OutputGuide,
     OutputGuides,
 )
+from fleet_protocol.calculation import SPARE_TOKENS, Calculator
 from fleet_protocol.errors import FleetError, RejectedError
 from fleet_protocol.manifest import Manifest
 from fleet_protocol.messages import ChatMessage, ModelInfo
@@ -45,6 +47,10 @@ class OnnxEngine:
 
     A request gets the same tokens whoever else is there, whatever prompts were kept, and whether
     or not tokens are drafted: see `KvGraph` and `PrefixTree` for why that needs care.
+
+    Where the manifest says that the model writes calculations down, a free answer's are computed
+    and hidden. They cost a request none of its `max_tokens`: up to `SPARE_TOKENS` of theirs are
+    generated on top, as far as the context has room.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class OnnxEngine:
         self._settings = settings = settings or EngineSettings()
         manifest = artefact.manifest
         self._stop_tokens = manifest.stop_tokens
+        self._calculates = manifest.calculates
         self._tokenizer = ChatTokenizer(
             artefact.tokenizer,
             chat_template=manifest.chat_template,
@@ -147,6 +154,7 @@ class OnnxEngine:
             stop_tokens=self._stop_tokens,
             guide=self._guide(request),
             draft_tokens=self._graph.draft_tokens if self._graph is not None else 0,
+            spare_tokens=self._spare_tokens(request),
         )
         self._line.add(request.id, priority=request.priority)
 
@@ -181,7 +189,19 @@ class OnnxEngine:
 
     def _guide(self, request: GenerationRequest) -> OutputGuide | None:
         output = request.generation.output
-        return None if output is None else self._guides.guide(output)
+        if output is not None:
+            return self._guides.guide(output)
+        if not self._calculates:
+            return None
+        tokenizer = self._tokenizer
+        return CalculationGuide(Calculator(piece_of=tokenizer.piece, encode=tokenizer.encode_text))
+
+    def _spare_tokens(self, request: GenerationRequest) -> int | None:
+        """Return how much room calculations have beside the answer; None: it has none of them."""
+        if not self._calculates or request.generation.output is not None:
+            return None
+        asked = len(request.prompt_tokens) + request.generation.max_tokens
+        return min(SPARE_TOKENS, self._model.context_tokens - asked)
 
     def _admit(self) -> None:
         """Give rows to who waits, best first, as long as rows and memory suffice."""

@@ -16,6 +16,7 @@ from edge_worker.core.sampling import (
 from edge_worker.core.speculation import DraftPace, PromptLookup
 from edge_worker.core.stopping import AnswerText, StopRule
 from edge_worker.ports import Finished, GenerationRequest, OutputGuide
+from fleet_protocol.calculation import VisibleText
 
 
 class Row:
@@ -26,6 +27,7 @@ class Row:
         cached_tokens: Of those, how many came from kept blocks.
         passed_over: Chunks of others read since its own last one.
         next_token: Chosen, but not read by the model yet.
+        reserved_tokens: Most tokens it may come to hold.
     """
 
     def __init__(
@@ -35,7 +37,18 @@ class Row:
         stop_tokens: Sequence[int],
         guide: OutputGuide | None,
         draft_tokens: int,
+        spare_tokens: int | None = None,
     ) -> None:
+        """Begin.
+
+        Args:
+            request: What is asked.
+            stop_tokens: Of the model.
+            guide: What the answer is held to.
+            draft_tokens: Most tokens to guess at once; 0: none.
+            spare_tokens: Of calculations, tokens that `max_tokens` does not count; None: the
+                answer has none, and nothing of it is hidden.
+        """
         wanted = request.generation
         self.request = request
         self.prompt: Int64Array = np.array(request.prompt_tokens, np.int64)
@@ -44,8 +57,15 @@ class Row:
         self.passed_over = 0
         self.next_token = 0
         self.answer = AnswerText(
-            StopRule(tokens=frozenset(stop_tokens), texts=wanted.stop, max_tokens=wanted.max_tokens)
+            StopRule(
+                tokens=frozenset(stop_tokens),
+                texts=wanted.stop,
+                max_tokens=wanted.max_tokens,
+                spare_tokens=spare_tokens or 0,
+            ),
+            calculations=None if spare_tokens is None else VisibleText(),
         )
+        self.reserved_tokens = len(self.prompt) + wanted.max_tokens + (spare_tokens or 0)
         # Of its own for each request: what it draws does not depend on its neighbours.
         self._generator = np.random.default_rng(wanted.seed) if wanted.temperature > 0 else None
         self._guide = guide
@@ -54,11 +74,6 @@ class Row:
         self._lookup: PromptLookup | None = None
         self._pace = DraftPace(most_tokens=draft_tokens) if draft_tokens else None
         self._is_guess = False
-
-    @property
-    def reserved_tokens(self) -> int:
-        """Most tokens it may come to hold."""
-        return len(self.prompt) + self.request.generation.max_tokens
 
     @property
     def left_tokens(self) -> int:
@@ -72,35 +87,44 @@ class Row:
             ValueError: The logits are not numbers.
             RejectedError: The answer cannot be held to its form.
         """
-        choice = self._choose(logits)
-        self.next_token = choice.token
-        self._said.append(choice.token)
-        self._logprobs.append(choice.logprob)
+        token = self._choose(logits)
+        self.next_token = token
+        self._said.append(token)
         if self._lookup is not None:
-            self._lookup.add(choice.token)
-        text = self.answer.take(choice.token, piece_of(choice.token))
+            self._lookup.add(token)
+        text = self.answer.take(token, piece_of(token))
         if self.answer.finish is None and self._guide is not None and self._guide.is_complete:
             text += self.answer.end()
         return text
 
-    def _choose(self, logits: Float32Array) -> Choice:
-        wanted = self.request.generation
-        allowed = logits
-        if self._guide is not None:
+    def _choose(self, logits: Float32Array) -> int:
+        """Return the next token; note its probability where there was something to choose."""
+        guide = self._guide
+        if guide is None or guide.is_free:
+            token, logprob = self._draw(logits)
+            self._logprobs.append(logprob)
+        else:
+            is_forced = bool(guide.forced())
             allowed = logits.copy()
-            self._guide.allow(allowed)
-        choice = choose_token(
-            allowed,
+            guide.allow(allowed)
+            token, _ = self._draw(allowed)
+            # Among what is allowed even a token the model finds absurd may be certain. Confidence
+            # is to say what the model thinks, so it keeps the probability it had among all. Of what
+            # is forced the model thinks nothing: it was not asked.
+            if not is_forced:
+                self._logprobs.append(log_probability(logits, token))
+        if guide is not None:
+            guide.accept(token)
+        return token
+
+    def _draw(self, logits: Float32Array) -> Choice:
+        wanted = self.request.generation
+        return choose_token(
+            logits,
             temperature=wanted.temperature,
             top_p=wanted.top_p,
             generator=self._generator,
         )
-        if self._guide is None:
-            return choice
-        self._guide.accept(choice.token)
-        # Among what is allowed even a token the model finds absurd may be certain. Confidence is to
-        # say what the model thinks, so it keeps the probability it had among all.
-        return Choice(choice.token, log_probability(logits, choice.token))
 
     def draft(self, limit: int) -> tuple[int, ...]:
         """Return up to `limit` tokens that may follow the next one.
@@ -108,8 +132,7 @@ class Row:
         First what the form of the answer leaves no choice about, else what followed the same
         tokens before.
         """
-        left = self.request.generation.max_tokens - self.answer.tokens - 1
-        limit = min(limit, left)
+        limit = min(limit, self.answer.left_tokens - 1)
         if self._pace is None or limit < 1:
             return ()
         forced = self._guide.forced() if self._guide is not None else ()

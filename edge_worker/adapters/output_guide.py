@@ -143,7 +143,8 @@ class _GrammarGuide:
         self._stop_tokens = stop_tokens
         self._vocab = vocab
         self._mask: npt.NDArray[np.int32] = np.zeros((vocab + 31) // 32, np.int32)
-        self._forced: deque[int] = deque()
+        # None: nobody looked since the last token.
+        self._forced: deque[int] | None = None
         self._has_ended = False
 
     @property
@@ -153,6 +154,10 @@ class _GrammarGuide:
     @property
     def may_end(self) -> bool:
         return self._has_ended or self._matcher.is_accepting()
+
+    @property
+    def is_free(self) -> bool:
+        return False
 
     def allow(self, logits: Float32Array) -> None:
         if self.is_complete:
@@ -173,12 +178,15 @@ class _GrammarGuide:
             raise _broken(self._matcher.get_error() or "the answer has ended")
         if self._forced and self._forced[0] == token:
             self._forced.popleft()
-        else:
-            self._forced.clear()
+            if self._forced:
+                return
+        self._forced = None
 
     def forced(self) -> tuple[int, ...]:
-        if not self._forced and not self.is_complete:
-            self._forced.extend(self._matcher.compute_ff_tokens()[:FORCED_MOST])
+        if self._forced is None:
+            is_open = not self.is_complete
+            found = self._matcher.compute_ff_tokens()[:FORCED_MOST] if is_open else ()
+            self._forced = deque(found)
         return tuple(self._forced)
 
     def allowed_prefix(self, tokens: Sequence[int]) -> int:

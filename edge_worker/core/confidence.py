@@ -27,12 +27,13 @@ _SEARCHED_CHARS = 512
 def confidence(text: str, logprobs: Sequence[float]) -> float:
     """Return the confidence in an answer, 0..1; 0 for an empty one.
 
-    exp(mean natural log-probability of the generated tokens), which is the geometric mean of
-    their probabilities, lowered in proportion where the text repeats itself.
+    exp(mean natural log-probability of the tokens that the model chose), which is the geometric
+    mean of their probabilities, lowered in proportion where the text repeats itself. Where it had
+    nothing to choose, it cannot have been wrong.
     """
-    if not logprobs or not text.strip():
+    if not text.strip():
         return 0.0
-    likelihood = exp(min(0.0, sum(logprobs) / len(logprobs)))
+    likelihood = exp(min(0.0, sum(logprobs) / len(logprobs))) if logprobs else 1.0
     return likelihood * min(1.0, novelty(text) / NOVELTY_EXPECTED)
 
 

@@ -31,7 +31,7 @@ class Grew(msgspec.Struct, frozen=True):
     """Text was generated: whole characters only, and none that a stop text may still take back.
 
     Attributes:
-        tokens: Generated so far.
+        tokens: Generated so far, those of hidden calculations included.
     """
 
     id: str
@@ -43,10 +43,12 @@ class Finished(msgspec.Struct, frozen=True):
     """The answer is complete.
 
     Attributes:
-        text: All of it, without the stop text.
+        text: All of it, without the stop text and without calculations.
         prompt_tokens: Read; `cached_tokens` of them came from the prefix cache.
-        logprobs: Natural log-probability of each generated token under the model, before
-            temperature; the end-of-answer token included.
+        tokens: Generated, those of hidden calculations included.
+        logprobs: Natural log-probability under the model, before temperature, of each generated
+            token that it had a choice about, the end-of-answer token included. What a form or a
+            calculation forces says nothing of its doubts.
         fits_output: Whether the text is a whole answer of the form that was asked for; always,
             where none was. False where `max_tokens` ended it halfway.
     """

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from fleet_protocol.calculation import VisibleText
 from fleet_protocol.messages import FinishReason
 
 # Looked up once: it goes through the registry of all encodings.
@@ -24,11 +25,13 @@ class StopRule(msgspec.Struct, frozen=True, kw_only=True):
         tokens: Ids of end-of-answer tokens.
         texts: Texts that end the answer and are not part of it.
         max_tokens: Most tokens to generate, the end-of-answer token included.
+        spare_tokens: Of the tokens of calculations, which nobody sees, so many do not count.
     """
 
     tokens: frozenset[int] = frozenset()
     texts: tuple[str, ...] = ()
     max_tokens: int
+    spare_tokens: int = 0
 
 
 class AnswerText:
@@ -36,16 +39,19 @@ class AnswerText:
 
     `take` is called once per token and returns what may be shown now: whole characters, and none
     that could still turn out to belong to a stop text. Bytes that are no UTF-8 are left out.
+    Stop texts are looked for in what is shown.
 
     Attributes:
         finish: Why the answer ended; None while it grows.
-        tokens: Taken so far.
+        tokens: Taken so far, those of hidden calculations included.
     """
 
-    def __init__(self, rule: StopRule) -> None:
+    def __init__(self, rule: StopRule, *, calculations: VisibleText | None = None) -> None:
+        """`calculations` hides them; None: their marks are text like any other."""
         self.finish: FinishReason | None = None
         self.tokens = 0
         self._rule = rule
+        self._calculations = calculations
         self._decoder = _Decoder(errors="ignore")
         self._shown: list[str] = []
         self._pending = ""
@@ -54,6 +60,20 @@ class AnswerText:
     def text(self) -> str:
         """All that was shown so far; the whole answer once it is finished."""
         return "".join(self._shown)
+
+    @property
+    def left_tokens(self) -> int:
+        """Most tokens that may still come: a calculation's own are there only while it is open."""
+        left = self._rule.max_tokens - self._counted
+        if self._calculations is None or not self._calculations.is_open:
+            return left
+        return self._rule.max_tokens + self._rule.spare_tokens - self.tokens
+
+    @property
+    def _counted(self) -> int:
+        if self._calculations is None:
+            return self.tokens
+        return self.tokens - min(self._calculations.hidden_pieces, self._rule.spare_tokens)
 
     def take(self, token: int, piece: bytes, *, count: int = 1) -> str:
         """Add a token and the bytes it stands for; return the text that may now be shown.
@@ -64,13 +84,12 @@ class AnswerText:
         self.tokens += count
         if token in self._rule.tokens:
             return self._end(FinishReason.STOP)
-        self._pending += self._decoder.decode(piece)
+        text = self._decoder.decode(piece)
+        self._pending += self._calculations.push(text) if self._calculations else text
         stops = self._rule.texts
-        cut = first_stop(self._pending, stops) if stops else None
-        if cut is not None:
-            self._pending = self._pending[:cut]
+        if stops and first_stop(self._pending, stops) is not None:
             return self._end(FinishReason.STOP)
-        if self.tokens >= self._rule.max_tokens:
+        if self._counted >= self._rule.max_tokens:
             return self._end(FinishReason.LENGTH)
         held = held_back(self._pending, stops) if stops else 0
         return self._show(len(self._pending) - held)
@@ -81,8 +100,11 @@ class AnswerText:
 
     def _end(self, finish: FinishReason) -> str:
         # A character cut in two by the end is not shown: the decoder keeps its first bytes.
-        self.finish = finish
-        return self._show(len(self._pending))
+        if self._calculations is not None:
+            self._pending += self._calculations.finish()
+        cut = first_stop(self._pending, self._rule.texts)
+        self.finish = finish if cut is None else FinishReason.STOP
+        return self._show(len(self._pending) if cut is None else cut)
 
     def _show(self, chars: int) -> str:
         if chars <= 0:

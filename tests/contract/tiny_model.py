@@ -30,11 +30,24 @@ WORDS = ("he", "ll", "hell", "th", "the", "in", "ing", "Ã©", "Ġa", "Ġt")
 
 def build_artefact(folder: Path, *, stop_tokens: tuple[int, ...] = (2,), seed: int = 7) -> Artefact:
     """Write an artefact into `folder` and return it, verified."""
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    tokenizer.save(str(folder / "tokenizer.json"))
     vocab = tokenizer.get_vocab_size()
     graph = build_graph(printable_tokens(tokenizer), vocab=vocab, seed=seed)
+    return write_artefact(folder, tokenizer, graph, stop_tokens=stop_tokens)
+
+
+def write_artefact(
+    folder: Path,
+    tokenizer: Tokenizer,
+    graph: onnx.ModelProto,
+    *,
+    stop_tokens: tuple[int, ...] = (2,),
+    calculates: bool = False,
+) -> Artefact:
+    """Write what an artefact consists of and return it, verified."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    vocab = tokenizer.get_vocab_size()
     onnx.save(graph, folder / "model.onnx")
     manifest = Manifest(
         name="tiny",
@@ -51,6 +64,7 @@ def build_artefact(folder: Path, *, stop_tokens: tuple[int, ...] = (2,), seed: i
         quantization="int8 weight-only, block 32",
         architecture=Architecture(layers=LAYERS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, vocab=vocab),
         files=tuple(describe(folder, name) for name in ("model.onnx", "tokenizer.json")),
+        calculates=calculates,
     )
     write_manifest(folder, manifest)
     return load_artefact(folder)
@@ -65,11 +79,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
 
 
-def build_tokenizer() -> Tokenizer:
+def build_tokenizer(words: tuple[str, ...] = WORDS) -> Tokenizer:
     """Byte-level BPE: control tokens, the 256 bytes, and a few merges."""
     names = [*CONTROLS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = []
-    for word in WORDS:
+    for word in words:
         left = next(word[:cut] for cut in range(len(word) - 1, 0, -1) if word[:cut] in names)
         merges.append((left, word[len(left) :]))
         names.append(word)

@@ -18,7 +18,7 @@ from edge_worker.adapters.onnx_engine import OnnxEngine
 from edge_worker.core.batching import EngineSettings
 from edge_worker.ports import EngineEvent, Finished, GenerationRequest, Grew
 from fleet_protocol.messages import Generation
-from tests.contract import tiny_model
+from tests.contract import calculating_model, tiny_model
 
 CHUNK = 4
 SYSTEM = (1, 70, 71, 72, 73, 74, 75, 76, 77, 78)
@@ -53,9 +53,11 @@ class Alone:
         return self._known[ask]
 
 
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
-    return tiny_model.build_artefact(tmp_path_factory.mktemp("tiny"))
+@pytest.fixture(scope="module", params=["plain", "calculating"])
+def artefact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    """A model that says anything, and one that writes calculations all the time."""
+    built = calculating_model if request.param == "calculating" else tiny_model
+    return built.build_artefact(tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +130,17 @@ def test_any_interleaving_gives_every_request_what_it_gets_alone(
     assert set(ends) == set(asked) - cancelled
     for name, end in ends.items():
         expected = alone(asked[name])
-        assert (end.text, end.finish, end.logprobs) == (
+        assert (end.text, end.finish, end.tokens, end.logprobs) == (
             expected.text,
             expected.finish,
+            expected.tokens,
             expected.logprobs,
         )
         shown = "".join(e.text for e in events if isinstance(e, Grew) and e.id == name)
         assert shown == end.text
 
 
+@pytest.mark.parametrize("artefact", ["plain"], indirect=True)
 def test_the_tokens_here_are_really_kept_and_drafted(busy: OnnxEngine) -> None:
     """Or the test above would test nothing."""
     ask = Ask((*SYSTEM, 57, 58, 57, 58, 57), Generation(max_tokens=40), 5)
@@ -156,3 +160,13 @@ def run_alone(engine: OnnxEngine, ask: Ask) -> Finished:
     engine.add(request("x", ask))
     (end,) = (event for event in drain(engine) if isinstance(event, Finished))
     return end
+
+
+@pytest.mark.parametrize("artefact", ["calculating"], indirect=True)
+def test_the_calculations_here_are_really_computed(busy: OnnxEngine, alone: Alone) -> None:
+    """Or the test above would test nothing of them."""
+    asked = [Ask((*SYSTEM, last), Generation(max_tokens=24), 5) for last in range(50, 58)]
+    ends = [alone(ask) for ask in asked]
+    hidden = [end for end in ends if end.tokens > len(end.logprobs)]
+    assert len(hidden) > len(asked) / 2
+    assert [run_alone(busy, ask).text for ask in asked] == [end.text for end in ends]

@@ -27,9 +27,13 @@ def test_certain_tokens_give_full_confidence() -> None:
     assert confidence(PROSE, [0.0, 0.0]) == 1.0
 
 
-@pytest.mark.parametrize(("text", "logprobs"), [("", [0.0]), (" \n", [-0.1]), ("yes", [])])
+@pytest.mark.parametrize(("text", "logprobs"), [("", [0.0]), (" \n", [-0.1]), ("", [])])
 def test_no_answer_deserves_no_confidence(text: str, logprobs: list[float]) -> None:
     assert confidence(text, logprobs) == 0.0
+
+
+def test_an_answer_without_any_choice_cannot_be_wrong() -> None:
+    assert confidence("yes", []) == 1.0
 
 
 def test_a_loop_is_lowered_however_sure_the_model_is() -> None:
