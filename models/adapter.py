@@ -34,6 +34,25 @@ _PARTS: Final = {
 }
 
 
+def tensor_name(name: str, half: str) -> str:
+    """Return what PEFT calls the half `A` or `B` of the change of a layer's matrix."""
+    _, layer, part = name.split(".")
+    module = HF_LAYER_NAMES[part].removesuffix(".weight")
+    return f"base_model.model.model.layers.{layer}.{module}.lora_{half}.weight"
+
+
+def tensor_of(stored: str) -> tuple[str, str]:
+    """Return the canonical name and the half that a tensor belongs to.
+
+    Raises:
+        KeyError: It changes no projection of a layer.
+    """
+    match = _TENSOR.match(stored)
+    if match is None:
+        raise KeyError(stored)
+    return layer_weight(int(match[1]), _PARTS[match[2]]), match[3]
+
+
 class _Config(msgspec.Struct, frozen=True, kw_only=True):
     """What of `adapter_config.json` decides what the tensors mean."""
 
@@ -86,11 +105,7 @@ class Adapter:
         In 64 bits: sums of so few products of 16-bit numbers are exact there, so that every
         machine merges the same weights, bit for bit.
         """
-        pair = self._stored[name]
-        if len(pair) != 2:
-            raise self._tensors.broken(f"has only one half of {name}")
-        down = self._tensors.weight(pair["A"]).astype(np.float64)
-        up = self._tensors.weight(pair["B"]).astype(np.float64)
+        down, up = (half.astype(np.float64) for half in self._halves(name))
         wanted = ((self._rank, shape[-1]), (shape[0], self._rank))
         if (down.shape, up.shape) != wanted:
             raise self._tensors.broken(
@@ -98,11 +113,22 @@ class Adapter:
             )
         return np.asarray(self.scale * (up @ down))
 
+    def factors(self, name: str) -> tuple[Float32Array, Float32Array]:
+        """Return A [r, inputs] and B [outputs, r] of a matrix, the scale in B."""
+        down, up = self._halves(name)
+        return down, up * np.float32(self.scale)
+
     def refuse_missing(self, layers: int) -> None:
         """Raise CheckpointError where it changes a layer that a model of so many has not."""
         beyond = [name for name in self.names if int(name.split(".")[1]) >= layers]
         if beyond:
             raise self._tensors.broken(f"changes {min(beyond)}, of a model of {layers} layers")
+
+    def _halves(self, name: str) -> tuple[Float32Array, Float32Array]:
+        pair = self._stored[name]
+        if len(pair) != 2:
+            raise self._tensors.broken(f"has only one half of {name}")
+        return self._tensors.weight(pair["A"]), self._tensors.weight(pair["B"])
 
     def _config(self, folder: Path) -> _Config:
         try:
@@ -111,11 +137,12 @@ class Adapter:
             raise self._tensors.broken(f"has no usable {ADAPTER_CONFIG}: {error}") from error
 
     def _file(self, stored: str) -> None:
-        match = _TENSOR.match(stored)
-        part = _PARTS.get(match[2]) if match else None
-        if match is None or part is None:
-            raise self._tensors.broken(f"changes {stored}, which is no projection of a layer")
-        self._stored.setdefault(layer_weight(int(match[1]), part), {})[match[3]] = stored
+        try:
+            name, half = tensor_of(stored)
+        except KeyError as error:
+            what = f"changes {stored}, which is no projection of a layer"
+            raise self._tensors.broken(what) from error
+        self._stored.setdefault(name, {})[half] = stored
 
 
 class AdaptedCheckpoint:

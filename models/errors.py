@@ -35,6 +35,18 @@ class MissingExtraError(ConfigError):
     code = "missing_extra"
 
 
+class TeacherError(ConfigError):
+    """A teacher cannot be asked as it is set up: its key, address, model or account."""
+
+    code = "bad_teacher"
+
+
+class TeacherUnavailableError(RetryableError):
+    """A teacher does not answer now."""
+
+    code = "teacher_unavailable"
+
+
 class SourceUnavailableError(RetryableError):
     """The source exists but could not be fetched now."""
 
@@ -101,6 +113,7 @@ _EXIT_CODES: tuple[tuple[type[FleetError], ExitCode], ...] = (
     (VerificationError, ExitCode.VERIFICATION),
     (CannotWriteError, ExitCode.CANNOT_WRITE),
     (PublishUnavailableError, ExitCode.UNAVAILABLE),
+    (TeacherUnavailableError, ExitCode.UNAVAILABLE),
     (AlreadyPublishedError, ExitCode.PUBLISHED),
 )
 

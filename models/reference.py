@@ -5,7 +5,7 @@ Written from the architecture's definition, not from the graph, one layer's weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias, assert_never
 
 import numpy as np
@@ -42,15 +42,25 @@ def reference_hidden(
 ) -> Float32Array:
     """Return what the head reads: [tokens, hidden] after the last norm."""
     shape = checkpoint.shape
+    *_, hidden = residual_stream(checkpoint, token_ids, observe=observe)
+    return _rms_norm(hidden, checkpoint.weight(FINAL_NORM), shape.norm_epsilon)
+
+
+def residual_stream(
+    checkpoint: Checkpoint, token_ids: Sequence[int], *, observe: Observe | None = None
+) -> Iterator[Float32Array]:
+    """Yield what each layer reads, and what the last one leaves: [tokens, hidden] each."""
+    shape = checkpoint.shape
     hidden = checkpoint.weight(EMBEDDING)[np.asarray(token_ids)]
     hidden = hidden * np.float32(shape.embedding_scale)
     for index in range(shape.layers):
+        yield hidden
         layer = _Layer(checkpoint, index, observe)
         attended = _attention(layer.norm(hidden, "attention_norm"), layer)
         hidden = hidden + layer.norm_sandwich(attended, "post_attention_norm")
         fed = _feed_forward(layer.norm(hidden, "feed_forward_norm"), layer)
         hidden = hidden + layer.norm_sandwich(fed, "post_feed_forward_norm")
-    return _rms_norm(hidden, checkpoint.weight(FINAL_NORM), shape.norm_epsilon)
+    yield hidden
 
 
 class _Layer:

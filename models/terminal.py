@@ -70,6 +70,23 @@ def home_of(cache: FactoryCache, recipe: Recipe) -> Path:
     return max(others, key=lambda path: path.stat().st_mtime_ns).parent
 
 
+def find_artefact(target: str) -> Path:
+    """Return the folder of an artefact: the folder itself, or the one of a built model's name.
+
+    Raises:
+        UnknownModelError: It is not built here, or nobody knows it.
+    """
+    folder = Path(target)
+    if folder.is_dir():
+        return folder
+    folder = home_of(factory_cache(), find_recipe(target))
+    if not folder.is_dir():
+        raise UnknownModelError(
+            f"{target} is not built here", hint=f"python -m models build {target}"
+        )
+    return folder
+
+
 def _named(name: str, source: str | None) -> Recipe:
     if name.endswith(RECIPE_SUFFIX):
         recipe = read_recipe(Path(name))

@@ -11,7 +11,9 @@ from fleet_protocol.errors import FleetError
 from models.cli.shelves import list_models, publish_artefact, show, verify
 from models.cli.steps import build, export, fetch_source, optimize, pack_artefact, quantize
 from models.difficulty.cli import difficulty
+from models.distill.ask_cli import ask_teacher_command
 from models.distill.cli import distill
+from models.distill.rank_cli import rank_layers_command
 from models.embedding.cli import embedding
 from models.errors import ExitCode, exit_code_of
 from models.evaluate.cli import evaluate
@@ -57,7 +59,8 @@ def cli() -> None:
 
 for _command in (
     *(list_models, show, build, fetch_source, distill, export, optimize, quantize, evaluate),
-    *(pack_artefact, publish_artefact, verify, embedding, difficulty),
+    *(pack_artefact, publish_artefact, verify, ask_teacher_command, rank_layers_command),
+    *(embedding, difficulty),
 ):
     cli.add_command(_command)
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from models.catalog import Recipe, load_catalog
-from models.errors import UnknownModelError
 from models.publish import publish
 from models.shelf import open_shelf
 from models.terminal import (
     factory_cache,
+    find_artefact,
     find_recipe,
     home_of,
     json_option,
@@ -81,7 +81,7 @@ def publish_artefact(target: str, place: str, *, as_json: bool) -> None:
     bearer's token. Files that are there already are not sent again; index.json comes last. A
     version that is published with other bytes is refused.
     """
-    folder, shelf = _built(target), open_shelf(place, os.environ)
+    folder, shelf = find_artefact(target), open_shelf(place, os.environ)
     with show_progress(as_json=as_json) as progress:
         report = publish(folder, shelf, progress)
     if as_json:
@@ -124,15 +124,3 @@ def _facts(recipe: Recipe) -> dict[str, object]:
     for variant in recipe.variants:
         facts[f"for {variant.cpu_class}"] = f"{variant.name}: {describe(variant.scheme)}"
     return facts | {"escalates": f"below a confidence of {recipe.routing.min_confidence}"}
-
-
-def _built(target: str) -> Path:
-    folder = Path(target)
-    if folder.is_dir():
-        return folder
-    folder = home_of(factory_cache(), find_recipe(target))
-    if not folder.is_dir():
-        raise UnknownModelError(
-            f"{target} is not built here", hint=f"python -m models build {target}"
-        )
-    return folder

@@ -10,7 +10,7 @@ import msgspec
 from models.build import Build
 from models.catalog import Recipe
 from models.distill.plan import LessonPlan
-from models.distill.teach import Teaching, TeachReport, lessons_of
+from models.distill.teach import Teaching, TeachReport, lessons_of, whole_plan
 from models.errors import RecipeError
 from models.terminal import factory_cache, find_recipe, json_option, print_json, show_progress
 
@@ -58,7 +58,7 @@ def distill(
 ) -> None:
     """Teach, or show what would be taught."""
     found = find_recipe(recipe)
-    plan = _plan(found, steps)
+    plan = _with_steps(plan_of(found), steps)
     if show:
         _show(plan, families)
         return
@@ -67,20 +67,27 @@ def distill(
     with factory_cache().lock(), show_progress(as_json=as_json) as progress:
         cache = factory_cache()
         build = Build(found, cache, progress)
-        teaching = Teaching(found, plan, families, cache)
+        teacher = None if plan.teacher is None else find_recipe(plan.teacher)
+        teaching = Teaching(found, plan, families, cache, teacher=teacher)
         report = teaching.run(build.fetched.path, build.text_parts, out, progress)
     _print(report, as_json=as_json)
 
 
-def _plan(recipe: Recipe, steps: int | None) -> LessonPlan:
+def plan_of(recipe: Recipe) -> LessonPlan:
+    """Return how a recipe is taught; raises RecipeError where it is not."""
     if recipe.distill is None:
         raise RecipeError(
             f"{recipe.name} has no [distill] section", hint="name a recipe that is taught"
         )
+    teacher = recipe.distill.teacher
+    return whole_plan(recipe.distill, None if teacher is None else find_recipe(teacher))
+
+
+def _with_steps(plan: LessonPlan, steps: int | None) -> LessonPlan:
     if steps is None:
-        return recipe.distill
-    training = msgspec.structs.replace(recipe.distill.training, steps=steps)
-    return msgspec.structs.replace(recipe.distill, training=training)
+        return plan
+    training = msgspec.structs.replace(plan.training, steps=steps)
+    return msgspec.structs.replace(plan, training=training)
 
 
 def _show(plan: LessonPlan, families: tuple[Path, ...]) -> None:

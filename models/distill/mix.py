@@ -83,16 +83,16 @@ def stream(
             f"no such task families: {', '.join(unknown)}",
             hint=f"choose of: {', '.join(sorted(makers))}",
         )
-    held_out = {_bare(item.prompt) for item in load_suite()}
+    held_out = {bare_prompt(item.prompt) for item in load_suite()}
     chance = random.Random(seed)  # noqa: S311 - examples, not secrets
     names, weights = list(shares), list(shares.values())
     while True:
         example = makers[chance.choices(names, weights)[0]](chance)
-        if _bare(example.prompt) not in held_out:
+        if bare_prompt(example.prompt) not in held_out:
             yield example
 
 
-def _bare(prompt: str) -> str:
+def bare_prompt(prompt: str) -> str:
     """Return a prompt's letters and digits: what is left when it is only typed differently."""
     return "".join(filter(str.isalnum, prompt.lower()))
 

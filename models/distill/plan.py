@@ -19,7 +19,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         rank: Of the two matrices that stand for a change of one.
         alpha: The change is scaled by alpha / rank.
         learning_rate: Highest; it rises over `warmup_steps` and then falls as a cosine to a tenth.
-        keep: Families whose answers are also held close to the checkpoint's own distributions.
+        keep: Families whose answers are also held close to the teacher's distributions, or to the
+            checkpoint's own where there is no teacher; `*`: all of them.
         keep_weight: Weight of that against the examples' own loss.
         layers: Layers that learn, counted from the last; None: all.
         seed: Of the examples and of the adapter's first values.
@@ -44,11 +45,13 @@ class LessonPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         shares: How often each family is asked, against the others; see `models.distill.mix`.
+            Empty: as the teacher was taught.
         training: How the adapter learns.
-        teacher: Recipe of a model of the same vocabulary whose distributions the `keep` families
-            are held to; None: the checkpoint itself without the adapter.
+        teacher: Recipe (a name, or a file) of a model of the same vocabulary whose distributions
+            the `keep` families are held to. A student made of its layers also begins with its
+            adapter. None: the checkpoint itself without the adapter.
     """
 
-    shares: Mapping[str, Annotated[float, msgspec.Meta(gt=0)]]
+    shares: Mapping[str, Annotated[float, msgspec.Meta(gt=0)]] = {}
     training: Training = msgspec.field(default_factory=Training)
     teacher: str | None = None

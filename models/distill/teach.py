@@ -9,19 +9,21 @@ from typing import Any, Final
 
 import msgspec
 
-from models.adapter import adapter_folder
+from models.adapter import ADAPTER_WEIGHTS, Adapter, adapter_folder
 from models.cache import FactoryCache, fresh_folder, hash_file, hash_key
-from models.catalog import Recipe
-from models.checkpoint import TextParts
+from models.catalog import AdapterSource, Recipe
+from models.checkpoint import Checkpoint, SourceModel, TextParts
 from models.distill.example import Example
+from models.distill.lessons import Lessons
+from models.distill.low_rank import LowRank, of_layers, read_low_rank
 from models.distill.mix import Maker, built_in_makers, family_makers, stream
 from models.distill.plan import LessonPlan
 from models.distill.student import load_student
 from models.errors import MissingExtraError, RecipeError, writing
+from models.fetch import fetch
 from models.progress import Progress
-from models.weights import open_source, recipe_checkpoint
+from models.weights import PrunedCheckpoint, hash_weights, open_source, recipe_checkpoint
 
-ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 _OWN_SHARE: Final = 25.0
 """Of a user's families together, beside about 100 of the built-in ones."""
 
@@ -47,6 +49,10 @@ def lessons_of(plan: LessonPlan, families: Sequence[Path]) -> Iterator[Example]:
     """
     makers: dict[str, Maker] = built_in_makers()
     shares: dict[str, float] = dict(plan.shares)
+    if not shares:
+        raise RecipeError(
+            "[distill.shares] names no family", hint="name some, or a teacher that has them"
+        )
     for path in families:
         own = family_makers(path)
         if not own:
@@ -59,16 +65,45 @@ def lessons_of(plan: LessonPlan, families: Sequence[Path]) -> Iterator[Example]:
     return stream(makers, shares, seed=plan.training.seed)
 
 
+def whole_plan(plan: LessonPlan, teacher: Recipe | None) -> LessonPlan:
+    """Return the plan with its teacher's shares, where it has none of its own."""
+    if plan.shares or teacher is None or teacher.distill is None:
+        return plan
+    return msgspec.structs.replace(plan, shares=teacher.distill.shares)
+
+
+class _Beginning(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run begins with.
+
+    Attributes:
+        checkpoint: The student's weights.
+        merged: The adapter that is in them already, to be part of the one that is written.
+        adapter: The folder of an adapter that is learnt further.
+    """
+
+    checkpoint: Checkpoint
+    merged: LowRank | None = None
+    adapter: Path | None = None
+
+
 class Teaching:
     """One run of `distill`; interrupted, it goes on from its last saved step."""
 
     def __init__(
-        self, recipe: Recipe, plan: LessonPlan, families: Sequence[Path], cache: FactoryCache
+        self,
+        recipe: Recipe,
+        plan: LessonPlan,
+        families: Sequence[Path],
+        cache: FactoryCache,
+        *,
+        teacher: Recipe | None = None,
     ) -> None:
+        """`plan` is the recipe's, or a changed one; `teacher` the recipe that it names."""
         self._recipe = recipe
         self._plan = plan
         self._families = families
         self._cache = cache
+        self._teacher = teacher
 
     def run(self, source: Path, text: TextParts, out: Path, progress: Progress) -> TeachReport:
         """Learn, and write the adapter in 16-bit floats to the folder `out`.
@@ -82,17 +117,18 @@ class Teaching:
         train = _load_trainer()
         examples = lessons_of(self._plan, self._families)
         training = self._plan.training
-        bare = msgspec.structs.replace(self._recipe, adapter=None)
-        checkpoint = recipe_checkpoint(bare, open_source(source))
-        student = load_student(checkpoint, source if source.is_dir() else None)
         state = self._state(source)
+        taught_by = None if self._teacher is None else self._open(self._teacher, progress)
+        start = self._beginning(open_source(source), taught_by)
+        model = load_student(start.checkpoint)
+        teacher = None if taught_by is None else load_student(taught_by)
         with writing(state):
-            trainer = train.Trainer(student, training, state, progress)
-            if self._families and self._recipe.adapter is not None:
-                trainer.begin_with(adapter_folder(self._recipe.adapter))
-            trainer.run(train.Lessons(text, training).batches(examples))
+            trainer = train.Trainer(model, training, state, progress, teacher=teacher)
+            if start.adapter is not None:
+                trainer.begin_with(start.adapter)
+            trainer.run(Lessons(text, training).batches(examples))
         with writing(out), fresh_folder(out) as folder:
-            trainer.save_adapter(folder)
+            trainer.save_adapter(folder, merged=start.merged)
         weights = out / ADAPTER_WEIGHTS
         return TeachReport(
             adapter=str(out),
@@ -101,12 +137,63 @@ class Teaching:
             steps=training.steps,
         )
 
+    def _open(self, teacher: Recipe, progress: Progress) -> Checkpoint:
+        fetched = fetch(teacher.source, self._cache, progress)
+        return recipe_checkpoint(teacher, open_source(fetched.path))
+
+    def _beginning(self, source: SourceModel, taught_by: Checkpoint | None) -> _Beginning:
+        """Return what the student begins with.
+
+        With families of a user's own: the recipe's adapter. Else a student of the teacher's layers
+        has the teacher's. An adapter is merged and not learnt further where there is a teacher, as
+        the student's has a rank of its own.
+        """
+        own = self._recipe.adapter if self._families else None
+        bare = recipe_checkpoint(msgspec.structs.replace(self._recipe, adapter=None), source)
+        if self._teacher is None or taught_by is None:
+            folder = None if own is None else adapter_folder(own)
+            return _Beginning(checkpoint=bare, adapter=folder)
+        if bare.shape.vocab != taught_by.shape.vocab:
+            raise RecipeError(
+                f"the teacher {self._teacher.name} has another vocabulary",
+                hint="name one of the same tokenizer, or let it answer: models ask-teacher",
+            )
+        if own is not None:
+            return _Beginning(checkpoint=recipe_checkpoint(self._recipe, source), merged=_read(own))
+        if self._teacher.adapter is None or self._teacher.source != self._recipe.source:
+            return _Beginning(checkpoint=bare)
+        places = self._places(self._teacher, bare.shape.layers)
+        return _Beginning(
+            checkpoint=PrunedCheckpoint(taught_by, places),
+            merged=of_layers(_read(self._teacher.adapter), places),
+        )
+
+    def _places(self, teacher: Recipe, layers: int) -> tuple[int, ...]:
+        """Return where the student's layers are among the teacher's of the same checkpoint."""
+        ours = tuple(range(layers)) if self._recipe.layers is None else self._recipe.layers.keep
+        if teacher.layers is None:
+            return ours
+        missing = sorted(set(ours) - set(teacher.layers.keep))
+        if missing:
+            raise RecipeError(
+                f"{self._recipe.name} keeps layers {missing}, which its teacher has not",
+                hint=f"keep some of {list(teacher.layers.keep)}",
+            )
+        return tuple(teacher.layers.keep.index(layer) for layer in ours)
+
     def _state(self, source: Path) -> Path:
         """Return the folder that an interrupted run left, if it was this very run."""
         families = [path.read_bytes().hex() for path in self._families]
         plan = msgspec.json.encode(self._plan)
-        key = hash_key(source, plan, self._recipe.layers, self._recipe.adapter, *families)
+        parts = [source, plan, self._recipe.layers, self._recipe.adapter, *families]
+        if self._teacher is not None:
+            parts.append(hash_weights(self._teacher, str(self._teacher.source)))
+        key = hash_key(*parts)
         return self._cache.root / "factory" / "distill" / key[:32]
+
+
+def _read(source: AdapterSource) -> LowRank:
+    return read_low_rank(Adapter(adapter_folder(source)))
 
 
 def _load_trainer() -> Any:

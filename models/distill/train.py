@@ -10,14 +10,13 @@ Sources: LoRA, arXiv 2106.09685; distillation by KL divergence, arXiv 1503.02531
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+import numpy as np
 import torch
 from peft import (
     LoraConfig,
@@ -25,90 +24,18 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch.nn import functional
 
-from fleet_protocol.calculation import BAR, CLOSING, OPENING
-from models.chat import render_prompt
-from models.checkpoint import TextParts
-from models.distill.example import Example
+from models.adapter import Adapter, tensor_name, tensor_of
+from models.distill.lessons import Lesson
+from models.distill.low_rank import LowRank, combine_adapters, write_adapter
 from models.distill.plan import Training
 from models.errors import CheckpointError
 from models.progress import Progress
 
 _IGNORED: Final = -100
 _STATE_NAME: Final = "training.pt"
-_ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 MATRICES: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Lesson(msgspec.Struct, frozen=True):
-    """An example in tokens.
-
-    Attributes:
-        learnt: Which tokens are to be said: the answer's and its end, but not the results of its
-            calculations, which a worker puts in itself.
-        keep: Whether its distributions are held close to the teacher's.
-    """
-
-    tokens: list[int]
-    learnt: list[bool]
-    keep: bool
-
-
-def said_and_computed(answer: str) -> list[tuple[str, bool]]:
-    """Return the pieces of an answer, and whether the model has to say each of them itself.
-
-    A worker encodes the result of a calculation on its own, so it is a piece of its own here.
-    """
-    pieces: list[tuple[str, bool]] = []
-    while OPENING in answer:
-        said, bar, rest = answer.partition(BAR)
-        computed, closing, answer = rest.partition(CLOSING)
-        pieces += [(said + bar, True), (computed + closing, False)]
-    return [*pieces, (answer, True)] if answer else pieces
-
-
-class Lessons:
-    """Examples as tokens, in batches of about the same length."""
-
-    def __init__(self, text: TextParts, training: Training) -> None:
-        self._tokenizer = Tokenizer.from_str(text.tokenizer_json)
-        self._template = text.chat_template
-        self._end = text.stop_tokens[0]
-        self._training = training
-
-    def lesson(self, example: Example) -> Lesson:
-        """Return an example's tokens, written by the chat template as a worker does."""
-        turns = [("user", example.prompt)]
-        if example.system is not None:
-            turns.insert(0, ("system", example.system))
-        prompt = self._encode(render_prompt(self._template, turns))
-        tokens, learnt = list(prompt), [False] * len(prompt)
-        for text, is_said in said_and_computed(example.answer):
-            part = self._encode(text)
-            tokens += part
-            learnt += [is_said] * len(part)
-        keep = example.family in self._training.keep
-        return Lesson([*tokens, self._end], [*learnt, True], keep)
-
-    def batches(self, examples: Iterator[Example]) -> Iterator[list[Lesson]]:
-        """Yield batches of about `step_tokens` tokens, padding counted."""
-        chance = random.Random(self._training.seed)  # noqa: S311 - order, not secrets
-        while True:
-            pool = [self.lesson(next(examples)) for _ in range(1_024)]
-            pool.sort(key=lambda lesson: len(lesson.tokens))
-            batches: list[list[Lesson]] = [[]]
-            for lesson in pool:
-                if (len(batches[-1]) + 1) * len(lesson.tokens) > self._training.step_tokens:
-                    batches.append([])
-                batches[-1].append(lesson)
-            chance.shuffle(batches)
-            yield from batches
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class Trainer:
@@ -151,7 +78,10 @@ class Trainer:
         self._folder = folder
         self._progress = progress
         self.model = get_peft_model(model, config)
+        self._scale = training.alpha / training.rank
         self._teacher = teacher
+        if teacher is not None:
+            teacher.requires_grad_(requires_grad=False).eval()
         self._learnt = [part for part in self.model.parameters() if part.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._learnt, lr=training.learning_rate, weight_decay=0.0
@@ -223,27 +153,44 @@ class Trainer:
         return training.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
     def begin_with(self, folder: Path) -> None:
-        """Take an adapter's values as the first ones; it must be of the same rank.
+        """Take an adapter's values as the first ones; it must be of the same rank and layers.
 
         Raises:
             CheckpointError: It is of another shape.
         """
-        state = load_file(folder / _ADAPTER_WEIGHTS)
-        wide = {name: tensor.float() for name, tensor in state.items()}
-        try:
-            set_peft_model_state_dict(self.model, wide)
-        except RuntimeError as error:
+        adapter = Adapter(folder)
+        ours = get_peft_model_state_dict(self.model)
+        theirs = {}
+        for name in adapter.names:
+            down, up = adapter.factors(name)
+            theirs[tensor_name(name, "A")] = torch.from_numpy(down)
+            theirs[tensor_name(name, "B")] = torch.from_numpy(up / self._scale)
+        if {name: part.shape for name, part in ours.items()} != {
+            name: part.shape for name, part in theirs.items()
+        }:
             raise CheckpointError(
-                f"{folder} does not fit: {error}"[:500],
+                f"{folder} is an adapter of another rank, of other layers, or of another model",
                 hint="give [distill.training] the rank and layers of that adapter",
-            ) from error
+            )
+        set_peft_model_state_dict(self.model, theirs)
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter as PEFT does, in 16-bit floats."""
-        state = get_peft_model_state_dict(self.model)
-        halves = {name: tensor.half().contiguous() for name, tensor in state.items()}
-        save_file(halves, folder / _ADAPTER_WEIGHTS)
-        self.model.peft_config["default"].save_pretrained(str(folder))
+    def save_adapter(self, folder: Path, *, merged: LowRank | None = None) -> None:
+        """Write the adapter as PEFT does, in 16-bit floats.
+
+        Args:
+            folder: Filled with two files.
+            merged: An adapter that the model's weights hold already; what is written is the sum
+                of both.
+        """
+        learnt: dict[str, dict[str, Any]] = {}
+        for stored, tensor in get_peft_model_state_dict(self.model).items():
+            name, half = tensor_of(stored)
+            learnt.setdefault(name, {})[half] = tensor.detach().float().numpy()
+        ours = {
+            name: (part["A"], part["B"] * np.float32(self._scale)) for name, part in learnt.items()
+        }
+        whole = ours if merged is None else combine_adapters(merged, ours)
+        write_adapter(folder, whole, scale=self._scale)
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

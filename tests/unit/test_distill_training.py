@@ -17,9 +17,10 @@ pytest.importorskip("peft", reason="the extra `distill` is not installed")
 from models.adapter import AdaptedCheckpoint, Adapter  # noqa: E402
 from models.checkpoint import TextParts, layer_weight  # noqa: E402
 from models.distill.example import Example  # noqa: E402
+from models.distill.lessons import Lesson, Lessons  # noqa: E402
 from models.distill.plan import Training  # noqa: E402
 from models.distill.student import load_student  # noqa: E402
-from models.distill.train import Lesson, Lessons, Trainer  # noqa: E402
+from models.distill.train import Trainer  # noqa: E402
 from models.errors import CheckpointError  # noqa: E402
 from models.gguf_reader import GgufSource  # noqa: E402
 from models.progress import SilentProgress  # noqa: E402
@@ -54,7 +55,7 @@ def batches(text: TextParts, training: Training) -> Iterator[list[Lesson]]:
 
 
 def trainer(tmp_path: Path, folder: str, training: Training) -> Trainer:
-    student = load_student(source(tmp_path).checkpoint, None)
+    student = load_student(source(tmp_path).checkpoint)
     return Trainer(student, training, tmp_path / folder, SilentProgress())
 
 

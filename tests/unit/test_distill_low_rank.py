@@ -1,0 +1,117 @@
+"""Adapters are added, cut down to a student's layers and written without losing anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdaptedCheckpoint, Adapter
+from models.checkpoint import layer_weight
+from models.distill.low_rank import (
+    LowRank,
+    combine_adapters,
+    of_layers,
+    read_low_rank,
+    write_adapter,
+)
+from models.errors import CheckpointError
+from models.tiny import TinyCheckpoint
+from models.weights import PrunedCheckpoint
+
+SIZES = TinyCheckpoint().shape.sizes()
+Q, DOWN = layer_weight(0, "q"), layer_weight(1, "down")
+
+
+def random_adapter(rank: int, names: tuple[str, ...] = (Q, DOWN), *, seed: int = 1) -> LowRank:
+    """Numbers that 16 bits hold exactly."""
+    random = np.random.default_rng(seed)
+
+    def draw(rows: int, columns: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        return (random.integers(-64, 64, (rows, columns)) / 128).astype(np.float32)
+
+    return {name: (draw(rank, SIZES[name][1]), draw(SIZES[name][0], rank)) for name in names}
+
+
+def added(adapter: LowRank, name: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    down, up = adapter[name]
+    return np.asarray(up.astype(np.float64) @ down)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    adapter = random_adapter(4)
+    write_adapter(tmp_path, adapter, scale=2.0)
+
+    read = read_low_rank(Adapter(tmp_path))
+
+    assert Adapter(tmp_path).scale == 2.0
+    for name in (Q, DOWN):
+        np.testing.assert_array_equal(added(read, name), added(adapter, name))
+
+
+def test_the_same_adapter_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_adapter(tmp_path / name, random_adapter(4))
+
+    for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_two_adapters_of_different_rank_and_scale_are_one_of_the_sum(tmp_path: Path) -> None:
+    first, second = random_adapter(16), random_adapter(12, seed=2)
+    (tmp_path / "first").mkdir()
+    write_adapter(tmp_path / "first", first, scale=2.0)
+    read = read_low_rank(Adapter(tmp_path / "first"))
+
+    whole = combine_adapters(read, second)
+    write_adapter(tmp_path, whole)
+
+    checkpoint = TinyCheckpoint()
+    merged = AdaptedCheckpoint(checkpoint, Adapter(tmp_path))
+    for name in (Q, DOWN):
+        exact = checkpoint.weight(name) + added(first, name) + added(second, name)
+        np.testing.assert_array_equal(merged.weight(name), exact.astype(np.float32))
+    assert json.loads((tmp_path / ADAPTER_CONFIG).read_text())["r"] == 28
+
+
+def test_what_only_one_of_them_changes_stays_as_it_is(tmp_path: Path) -> None:
+    first, second = random_adapter(4, (Q,)), random_adapter(2, (DOWN,), seed=2)
+
+    write_adapter(tmp_path, combine_adapters(first, second))
+
+    read = read_low_rank(Adapter(tmp_path))
+    np.testing.assert_array_equal(added(read, Q), added(first, Q))
+    np.testing.assert_array_equal(added(read, DOWN), added(second, DOWN))
+
+
+def test_the_teachers_adapter_cut_down_is_that_of_the_pruned_teacher(tmp_path: Path) -> None:
+    adapter = random_adapter(4)
+    (tmp_path / "whole").mkdir()
+    write_adapter(tmp_path / "whole", adapter)
+    checkpoint = TinyCheckpoint()
+    teacher = PrunedCheckpoint(
+        AdaptedCheckpoint(checkpoint, Adapter(tmp_path / "whole")), keep=(1,)
+    )
+
+    write_adapter(tmp_path, of_layers(adapter, (1,)))
+
+    student = AdaptedCheckpoint(PrunedCheckpoint(checkpoint, (1,)), Adapter(tmp_path))
+    for name in student.shape.sizes():
+        np.testing.assert_array_equal(student.weight(name), teacher.weight(name))
+
+
+def test_an_adapter_with_half_a_pair_is_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path, random_adapter(4))
+    path = tmp_path / ADAPTER_WEIGHTS
+    # Another name of the same length: the header keeps its size.
+    path.write_bytes(
+        path.read_bytes().replace(
+            b"layers.0.self_attn.q_proj.lora_A", b"layers.0.self_attn.k_proj.lora_A"
+        )
+    )
+
+    with pytest.raises(CheckpointError, match="only one half"):
+        read_low_rank(Adapter(tmp_path))
