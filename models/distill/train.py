@@ -115,7 +115,7 @@ class Trainer:
             group["lr"] = self._rate()
         ids, mask, labels = _pad(batch)
         logits, wanted, rows = _answers(self.model.get_base_model(), ids, mask, labels)
-        loss = functional.cross_entropy(logits, wanted)
+        loss = _balanced_loss(logits, wanted, rows)
         kept = torch.tensor([lesson.keep for lesson in batch])[rows]
         if bool(kept.any()):
             loss = loss + self._training.keep_weight * self._distance(
@@ -224,6 +224,18 @@ def _answers(decoder: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, Any, 
     learnt = labels[:, 1:] != _IGNORED
     rows = learnt.nonzero()[:, 0]
     return decoder.lm_head(hidden[learnt]), labels[:, 1:][learnt], rows
+
+
+def _balanced_loss(logits: Any, wanted: Any, rows: Any) -> Any:
+    """Return the mean loss; a token counts one over the root of its answer's length.
+
+    With equal tokens the forms of long answers drown out labels of one token: classification had
+    a fiftieth of the gradient, and stayed at chance while the loss looked good.
+    """
+    lengths = torch.bincount(rows).float()
+    weights = lengths[rows].rsqrt()
+    losses = functional.cross_entropy(logits, wanted, reduction="none")
+    return (losses * weights).sum() / weights.sum()
 
 
 def _pad(batch: Sequence[Lesson]) -> tuple[Any, Any, Any]:
