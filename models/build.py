@@ -14,9 +14,11 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from tokenizers import Tokenizer
 
 from fleet_protocol.manifest import GoldenPrompt, Manifest, Variant
 from models.cache import FactoryCache, hash_key, step_files
+from models.calculations import AnswerReader
 from models.card import CARD_NAME, model_card
 from models.catalog import Recipe
 from models.chat import PromptEncoder, check_text_parts
@@ -32,7 +34,7 @@ from models.pack import describe_files, pack
 from models.progress import Progress
 from models.smooth import SmoothedCheckpoint, measure_factors, sample_tokens
 from models.variants import describe, graph_bytes, graph_name, write_variants
-from models.verify import Fidelity, Verified, verify_variants
+from models.verify import Fidelity, Verified, promise, verify_variants
 from models.weights import WideCheckpoint, hash_weights, open_source, recipe_checkpoint
 
 TOKENIZER_NAME: Final = "tokenizer.json"
@@ -51,7 +53,7 @@ _READ_BY: Final = (
 _WEIGHED_BY: Final = (*_READ_BY, "adapter", "weights", "reference", "smooth")
 _QUANTIZED_BY: Final = ("quantize", "products", "graph", "graph_layers", "graph_norms", "variants")
 _TEXT_BY: Final = (*_READ_BY, "tokenizer")
-_VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure")
+_VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure", "calculations")
 
 
 class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,6 +200,7 @@ class Build:
             step_files(self.quantized),
             step_files(self.text),
             msgspec.json.encode(self._recipe.golden),
+            self._recipe.calculates,
             _program_hash(*_VERIFIED_BY),
         )
         folder = self._cache.step("verified", key, make=make, force=self._force)
@@ -285,6 +288,7 @@ class Build:
                 for index, variant in enumerate(others, start=1)
             ),
             refusals=recipe.refusals,
+            calculates=recipe.calculates,
             evaluation=None if evaluation is None else summarize(evaluation),
         )
 
@@ -315,13 +319,10 @@ class Build:
 
     def _golden(self) -> tuple[GoldenPrompt, ...]:
         """Return the answers as the recipe pins them: another CPU's words change no byte."""
-        encoder = PromptEncoder(self.text_parts)
+        tokenizer = Tokenizer.from_str(self.text_parts.tokenizer_json)
+        reader = AnswerReader(tokenizer, calculates=self._recipe.calculates)
         return tuple(
-            msgspec.structs.replace(
-                said, expect_tokens=check.tokens, expect_text=encoder.decode(check.tokens)
-            )
-            if check.tokens
-            else said
+            promise(said, check.tokens, reader) if check.tokens else said
             for check, said in zip(self._recipe.golden, self.verified.golden, strict=True)
         )
 

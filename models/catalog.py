@@ -123,6 +123,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         adapter: Merged into the kept layers.
         context_tokens: Most tokens of prompt and answer; None: what the checkpoint was made for.
         refusals: Answers by which the model says that it should not try.
+        calculates: The model writes calculations down as `fleet_protocol.calculation` defines them:
+            their results are computed and hidden.
         distill: How its adapter is taught; None: it has none, or one made elsewhere.
         evaluate: Put the model to the suite; a build that misses a gate fails. None: do not ask.
     """
@@ -140,6 +142,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     context_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     routing: Routing = msgspec.field(default_factory=Routing)
     refusals: tuple[str, ...] = ()
+    calculates: bool = False
     evaluate: Promises | None = None
     distill: LessonPlan | None = None
     golden: tuple[GoldenCheck, ...] = ()

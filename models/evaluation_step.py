@@ -96,7 +96,11 @@ class EvaluationStep:
             (folder / EVALUATION_NAME).write_bytes(msgspec.json.encode(found))
 
         key = hash_key(
-            _artefact_sha256(manifest), manifest.chat_template, self._suite_sha256(), _asked_by()
+            _artefact_sha256(manifest),
+            manifest.chat_template,
+            manifest.calculates,
+            self._suite_sha256(),
+            _asked_by(),
         )
         folder = self._cache.step("evaluated", key, make=make, force=force)
         return msgspec.json.decode((folder / EVALUATION_NAME).read_bytes(), type=Evaluation)

@@ -7,13 +7,14 @@ several rows of different length in one step.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from fleet_protocol.calculation import SPARE_TOKENS
 from fleet_protocol.manifest import Architecture
 from models.checkpoint import Float32Array
 from models.errors import VerificationError
@@ -36,6 +37,28 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     margins: tuple[float, ...]
+
+
+class Guide(Protocol):
+    """Keeps one answer within a form, or puts the results of calculations into it."""
+
+    @property
+    def hidden_tokens(self) -> int:
+        """Tokens so far that nobody is shown."""
+        ...
+
+    def allow(self, logits: Float32Array) -> None:
+        """Set forbidden tokens to -inf, in place."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen."""
+        ...
+
+
+def counted_tokens(tokens: int, *, guide: Guide | None, spare_tokens: int) -> int:
+    """Return how much of its longest length an answer has used, as a worker counts."""
+    return tokens - (min(guide.hidden_tokens, spare_tokens) if guide is not None else 0)
 
 
 class GraphRunner:
@@ -114,22 +137,35 @@ class GraphRunner:
             logits = self.step(tokens, [start], row=row)
         return np.asarray(logits[0])
 
-    def answer(self, prompt: list[int], *, max_tokens: int, stops: tuple[int, ...]) -> Answer:
-        """Answer greedily on row 0."""
+    def answer(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        stops: tuple[int, ...],
+        guide: Guide | None = None,
+    ) -> Answer:
+        """Answer greedily on row 0; `max_tokens` are as many as a worker would count."""
+        spare = min(SPARE_TOKENS, self.max_len - len(prompt) - max_tokens)
         logits = self.prefill(prompt)
         tokens: list[int] = []
         logprobs: list[float] = []
         margins: list[float] = []
-        while len(logprobs) < max_tokens:
+        while True:
+            if guide is not None:
+                guide.allow(logits)
             best = int(logits.argmax())
             logprobs.append(float(log_softmax(logits)[best]))
             margins.append(float(logits[best] - np.partition(logits, -2)[-2]))
             if best in stops:
                 break
             tokens.append(best)
-            if len(logprobs) < max_tokens:
-                past = len(prompt) + len(tokens) - 1
-                logits = self.step(np.array([[best]], np.int64), [past])[0]
+            if guide is not None:
+                guide.accept(best)
+            if counted_tokens(len(tokens), guide=guide, spare_tokens=spare) >= max_tokens:
+                break
+            past = len(prompt) + len(tokens) - 1
+            logits = self.step(np.array([[best]], np.int64), [past])[0]
         return Answer(tokens=tuple(tokens), logprobs=tuple(logprobs), margins=tuple(margins))
 
 

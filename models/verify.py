@@ -11,9 +11,11 @@ from typing import Final
 import msgspec
 import numpy as np
 import onnx
+from tokenizers import Tokenizer
 
 from fleet_protocol.manifest import MANIFEST_NAME, Architecture, GoldenPrompt, Manifest
 from models.cache import hash_file
+from models.calculations import AnswerReader
 from models.catalog import GoldenCheck, Recipe
 from models.chat import PromptEncoder
 from models.checkpoint import Checkpoint, Float32Array, TextParts
@@ -117,7 +119,9 @@ def verify_artefact(folder: Path) -> VerifyReport:
     started = time.perf_counter()
     runner = GraphRunner(folder / manifest.graph, manifest.architecture)
     load_s = time.perf_counter() - started
-    answers, drifted = ask_golden(runner, text_of(folder, manifest), _recorded(manifest))
+    text = text_of(folder, manifest)
+    reader = AnswerReader(Tokenizer.from_str(text.tokenizer_json), calculates=manifest.calculates)
+    answers, drifted = ask_golden(runner, text, _recorded(manifest), reader=reader)
     for graph in graphs[1:]:
         GraphRunner(folder / graph, manifest.architecture).prefill([0])
     return VerifyReport(
@@ -177,13 +181,14 @@ def verify_variants(
     prompt = PromptEncoder(text).encode(checks[0].prompt if checks else "Hello")
     tokens = prompt[:_COMPARED_TOKENS]
     exact = reference_logits(checkpoint, tokens)
+    reader = AnswerReader(Tokenizer.from_str(text.tokenizer_json), calculates=recipe.calculates)
     golden: tuple[GoldenPrompt, ...] = ()
     found: list[VerifiedVariant] = []
     for variant in recipe.variants:
         progress.step("verify", variant.name)
         graph = graphs[variant.name]
         runner = GraphRunner(graph, architecture)
-        said, drifted = ask_golden(runner, text, checks, is_strict=not found)
+        said, drifted = ask_golden(runner, text, checks, reader=reader, is_strict=not found)
         golden = golden or said
         found.append(
             VerifiedVariant(
@@ -229,7 +234,12 @@ def graph_opset(graph: Path) -> int:
 
 
 def ask_golden(
-    runner: GraphRunner, text: TextParts, checks: Sequence[GoldenCheck], *, is_strict: bool = True
+    runner: GraphRunner,
+    text: TextParts,
+    checks: Sequence[GoldenCheck],
+    *,
+    reader: AnswerReader,
+    is_strict: bool = True,
 ) -> tuple[tuple[GoldenPrompt, ...], tuple[str, ...]]:
     """Put the golden prompts; return the answers, and which of them drifted.
 
@@ -237,6 +247,7 @@ def ask_golden(
         runner: The graph.
         text: Its tokenizer and chat template.
         checks: What to ask.
+        reader: Puts results into its answers, and says what of them is shown.
         is_strict: Refuse an answer that differs and lacks the expected text.
 
     Raises:
@@ -251,27 +262,39 @@ def ask_golden(
         prompt = encoder.encode(check.prompt)
         if check.prompt_tokens not in {None, len(prompt)}:
             raise _wrong(check, f"{len(prompt)} prompt tokens, not {check.prompt_tokens}")
-        answer = runner.answer(prompt, max_tokens=GOLDEN_ANSWER_TOKENS, stops=text.stop_tokens)
-        said = encoder.decode(answer.tokens)
+        answer = runner.answer(
+            prompt,
+            max_tokens=GOLDEN_ANSWER_TOKENS,
+            stops=text.stop_tokens,
+            guide=reader.guide(),
+        )
+        said = reader.read(answer.tokens).text
         if _differs(check, answer.tokens):
             if is_strict and (check.contains is None or check.contains not in said):
                 raise _wrong(check, f"the answer was {said!r}")
             drifted.append(check.prompt)
-        answers.append(
-            GoldenPrompt(
-                messages=messages,
-                prompt_tokens=len(prompt),
-                expect_tokens=clear_tokens(answer),
-                expect_text=encoder.decode(clear_tokens(answer)),
-            )
+        asked = GoldenPrompt(
+            messages=messages, prompt_tokens=len(prompt), expect_tokens=(), expect_text=""
         )
+        answers.append(promise(asked, clear_tokens(answer, reader), reader))
     return tuple(answers), tuple(drifted)
 
 
-def clear_tokens(answer: Answer) -> tuple[int, ...]:
+def promise(golden: GoldenPrompt, tokens: tuple[int, ...], reader: AnswerReader) -> GoldenPrompt:
+    """Return a golden prompt with other first tokens of its answer."""
+    shown = reader.read(tokens)
+    return msgspec.structs.replace(
+        golden,
+        expect_tokens=tokens,
+        expect_text=shown.text,
+        hidden_tokens=shown.hidden_tokens,
+    )
+
+
+def clear_tokens(answer: Answer, reader: AnswerReader) -> tuple[int, ...]:
     """Return the first tokens of an answer, up to where a decision was narrow."""
     clear = takewhile(lambda margin: margin >= CLEAR_MARGIN_NATS, answer.margins)
-    return answer.tokens[: min(GOLDEN_PINNED_TOKENS, len(list(clear)))]
+    return reader.begin_of(answer.tokens[: len(list(clear))], most=GOLDEN_PINNED_TOKENS)
 
 
 def compare(

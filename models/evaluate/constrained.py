@@ -48,6 +48,8 @@ class SchemaGuides:
 class SchemaGuide:
     """Keeps one answer within its schema: a `Guide`."""
 
+    hidden_tokens = 0
+
     def __init__(self, matcher: llguidance.LLMatcher, *, vocab: int) -> None:
         self._matcher = matcher
         self._vocab = vocab

@@ -10,7 +10,9 @@ from typing import Final
 import msgspec
 from tokenizers import Tokenizer
 
+from fleet_protocol.calculation import SPARE_TOKENS
 from fleet_protocol.manifest import Architecture, Manifest
+from models.calculations import AnswerReader
 from models.chat import render_prompt
 from models.evaluate.checks import is_right, parse_object
 from models.evaluate.constrained import SchemaGuides
@@ -110,8 +112,16 @@ def _put(
 ) -> Answers:
     progress.step("answer", f"{len(items)} prompts, {contestant.name}")
     tokenizer = Tokenizer.from_file(str(contestant.tokenizer))
+    # What is held to a schema is JSON as it stands, on a board as here.
+    is_free = guides is None
+    reader = AnswerReader(tokenizer, calculates=contestant.manifest.calculates and is_free)
     questions = [_question(item, contestant.manifest, tokenizer, guides) for item in items]
-    longest = max((len(asked.tokens) + asked.max_tokens for asked in questions), default=1)
+    if is_free:
+        questions = [_with_results(asked, reader, contestant.manifest) for asked in questions]
+    longest = max(
+        (len(asked.tokens) + asked.max_tokens + asked.spare_tokens for asked in questions),
+        default=1,
+    )
     runner = GraphRunner(
         contestant.graph,
         contestant.architecture,
@@ -122,7 +132,7 @@ def _put(
     began = time.perf_counter()
     tokens = answerer.answer_all(questions, advance=progress.advance)
     elapsed_s = time.perf_counter() - began
-    texts = tuple(str(tokenizer.decode(list(answer))) for answer in tokens)
+    texts = tuple(reader.read(answer).text for answer in tokens)
     written = sum(len(answer) + 1 for answer in tokens)
     return Answers(texts=texts, result=_result(contestant.name, items, texts, written, elapsed_s))
 
@@ -139,6 +149,16 @@ def _question(
         max_tokens=_ANSWER_TOKENS[type(item.check)],
         guide=guide,
     )
+
+
+def _with_results(asked: Question, reader: AnswerReader, manifest: Manifest) -> Question:
+    """Let the results of calculations be put into the answer, as a worker does."""
+    guide = reader.guide()
+    if guide is None:
+        return asked
+    room = manifest.context_tokens - len(asked.tokens) - asked.max_tokens
+    spare = max(0, min(SPARE_TOKENS, room))
+    return msgspec.structs.replace(asked, guide=guide, spare_tokens=spare)
 
 
 def _result(

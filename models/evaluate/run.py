@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from models.checkpoint import Float32Array
-from models.runner import PREFILL_CHUNK_TOKENS, GraphRunner
+from models.runner import PREFILL_CHUNK_TOKENS, GraphRunner, Guide, counted_tokens
 
 ROWS: Final = 16
 """More rows make a step longer, not the suite shorter: eight-bit kernels are busy by then."""
-
-
-class Guide(Protocol):
-    """Keeps one answer within a form."""
-
-    def allow(self, logits: Float32Array) -> None:
-        """Set forbidden tokens to -inf, in place."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """Take note of the token that was chosen."""
-        ...
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,11 +20,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         max_tokens: Longest answer.
-        guide: Form of the answer; None: free.
+        spare_tokens: Of calculations, tokens that do not count as its length.
+        guide: Holds the answer to a form, or puts results into it; None: neither.
     """
 
     tokens: tuple[int, ...]
     max_tokens: int
+    spare_tokens: int = 0
     guide: Guide | None = None
 
 
@@ -92,7 +82,8 @@ class Answerer:
             advance(done, len(questions))
 
     def _fits(self, question: Question) -> bool:
-        return len(question.tokens) + question.max_tokens <= self._runner.max_len
+        most = question.max_tokens + question.spare_tokens
+        return len(question.tokens) + most <= self._runner.max_len
 
     def _prefill(self, place: int, index: int, question: Question) -> None:
         row = self._rows[place]
@@ -122,7 +113,10 @@ class Answerer:
         if question is None:
             return False
         has_stopped = row.answer[-1] in self._stops
-        if not has_stopped and len(row.answer) < question.max_tokens:
+        counted = counted_tokens(
+            len(row.answer), guide=question.guide, spare_tokens=question.spare_tokens
+        )
+        if not has_stopped and counted < question.max_tokens:
             return False
         answers[row.index] = tuple(row.answer[:-1] if has_stopped else row.answer)
         row.question = None

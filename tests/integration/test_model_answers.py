@@ -64,7 +64,7 @@ def test_the_golden_prompts_are_answered_as_at_build_time(
         turns = [ChatMessage(role=ChatRole(role), content=text) for role, text in golden.messages]
         prompt = engine.encode(turns)
         assert len(prompt) == golden.prompt_tokens
-        wanted = Generation(max_tokens=len(golden.expect_tokens))
+        wanted = Generation(max_tokens=len(golden.expect_tokens) - golden.hidden_tokens)
         engine.add(GenerationRequest(id="golden", prompt_tokens=prompt, generation=wanted))
         events = []
         while not engine.is_idle:

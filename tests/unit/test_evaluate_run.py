@@ -95,6 +95,7 @@ class OnlyToken:
     def __init__(self, token: int) -> None:
         self.token = token
         self.told: list[int] = []
+        self.hidden_tokens = 0
 
     def allow(self, logits: Float32Array) -> None:
         kept = logits[self.token]

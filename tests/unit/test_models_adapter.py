@@ -192,5 +192,9 @@ def test_a_recipe_may_replace_the_chat_template(recipe: Recipe, tmp_path: Path) 
     assert manifest.golden[0].prompt_tokens < built(recipe, tmp_path).golden[0].prompt_tokens
 
 
-def test_refusals_of_the_recipe_are_in_the_manifest(recipe: Recipe, tmp_path: Path) -> None:
-    assert built(recipe, tmp_path, refusals=("No.",)).refusals == ("No.",)
+def test_what_the_recipe_says_of_its_answers_is_in_the_manifest(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    manifest = built(recipe, tmp_path, refusals=("No.",), calculates=True)
+    assert (manifest.refusals, manifest.calculates) == (("No.",), True)
+    assert not built(recipe, tmp_path).calculates
