@@ -26,21 +26,25 @@ def render_topics() -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_commands() -> str:
-    """Return docs/commands.md: every command of the three programs, from their own help."""
+def programs() -> dict[str, click.Command]:
+    """Return the programs by what a person types to start them."""
     from cloud_dispatcher.cli.main import main as dispatcher  # noqa: PLC0415 - only here
     from edge_worker.cli.program import main as worker  # noqa: PLC0415 - only here
     from fleet_cli.root import root as fleet  # noqa: PLC0415 - only here
     from models.cli import cli as models  # noqa: PLC0415 - only here
 
-    programs: dict[str, click.Command] = {
+    return {
         "fleet": fleet,
         "cloud-dispatcher": dispatcher,
         "edge-worker": worker,
         "python -m models": models,
     }
+
+
+def render_commands() -> str:
+    """Return docs/commands.md: every command of the programs, from their own help."""
     parts = ["# Commands\n\nRendered from the programs' own help by `make docs`.\n"]
-    for name, command in programs.items():
+    for name, command in programs().items():
         parts.extend(_pages(command, click.Context(command, info_name=name, terminal_width=80)))
     return "\n".join(parts)
 

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from docs.render import render_commands
+from docs.render import programs, render_commands
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
+LINES = re.DOTALL | re.MULTILINE
 
 TOUR = re.search(r"<!-- tour:begin -->(.*)<!-- tour:end -->", README, re.DOTALL)
 COMMANDS = re.findall(r"^\$ (.*)$", TOUR[1] if TOUR else "", re.MULTILINE)
@@ -77,12 +79,30 @@ def test_every_make_target_that_the_documents_name_exists() -> None:
     assert named <= targets
 
 
-def test_every_fleet_command_in_the_documents_is_one() -> None:
-    page = (ROOT / "docs" / "commands.md").read_text()
-    known = set(re.findall(r"^## (.*)$", page, re.MULTILINE))
-    for line in re.findall(r"^\$ (fleet .*)$", README, re.MULTILINE):
-        words = [word for word in shlex.split(line)[:3] if not word.startswith("-")]
-        assert any(" ".join(words[:count]) in known for count in (2, 3)), line
+def typed_commands() -> Iterator[tuple[str, list[str]]]:
+    """Yield a program and its words for each line of a code block that starts one."""
+    pages = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "distill.md")
+    for block in re.findall(r"^```.*?$(.*?)^```", "".join(p.read_text() for p in pages), LINES):
+        for line in block.splitlines():
+            for name in programs():
+                if line.removeprefix("$ ").startswith(f"{name} "):
+                    words = line.removeprefix("$ ").removeprefix(name)
+                    yield name, shlex.split(words, comments=True)
+
+
+@pytest.mark.parametrize(("program", "words"), list(typed_commands()))
+def test_every_command_in_the_documents_is_one_and_has_its_options(
+    program: str, words: list[str]
+) -> None:
+    command: click.Command = programs()[program]
+    rest = iter(words)
+    while isinstance(command, click.Group):
+        child = command.get_command(click.Context(command), next(rest, ""))
+        assert child, words
+        command = child
+    known = {name for option in command.params for name in option.opts + option.secondary_opts}
+    given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+    assert given <= known, given - known
 
 
 def test_no_link_between_the_documents_is_dead() -> None:
