@@ -183,7 +183,7 @@ def load_catalog() -> Catalog:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe of the user's own; a relative `file:` source or adapter lies beside it.
+    """Read a recipe of the user's own; what it names by a relative path lies beside it.
 
     Raises:
         RecipeError: No such file, or not a recipe.
@@ -199,7 +199,10 @@ def read_recipe(path: Path) -> Recipe:
     if source.url.startswith("file:"):
         beside = home / source.url.removeprefix("file:")
         source = msgspec.structs.replace(source, url=f"file:{beside}")
-    return msgspec.structs.replace(recipe, adapter=adapter, source=source)
+    plan = recipe.distill
+    if plan is not None and plan.teacher is not None and (home / plan.teacher).is_file():
+        plan = msgspec.structs.replace(plan, teacher=str(home / plan.teacher))
+    return msgspec.structs.replace(recipe, adapter=adapter, source=source, distill=plan)
 
 
 def parse_recipe(text: str, name: str) -> Recipe:

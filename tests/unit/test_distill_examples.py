@@ -12,7 +12,9 @@ import pytest
 
 from fleet_protocol.calculation import visible
 from models.catalog import load_catalog
+from models.distill.cli import plan_of
 from models.distill.example import Example
+from models.distill.lessons import Lessons
 from models.distill.mix import (
     FAMILIES_FOLDER,
     built_in_makers,
@@ -20,13 +22,16 @@ from models.distill.mix import (
     load_examples,
     stream,
 )
+from models.distill.plan import Training
 from models.distill.templates import FamilyTemplates, load_family
 from models.errors import RecipeError
+from models.gguf_reader import GgufSource
 from models.suite.items import load_suite
+from models.tiny import TinyCheckpoint, write_tiny_gguf
 
 MAKERS = built_in_makers()
 RECIPES = [recipe for recipe in load_catalog().recipes if recipe.distill is not None]
-SHARES = RECIPES[0].distill.shares if RECIPES[0].distill is not None else {}
+SHARES = plan_of(load_catalog().find("smollm2-135m-device-int8")).shares
 
 
 def some(name: str, count: int = 150) -> list[Example]:
@@ -40,8 +45,9 @@ def numbers_of(prompt: str) -> list[float]:
 def test_every_share_of_every_recipe_names_a_family_that_exists() -> None:
     assert RECIPES
     for recipe in RECIPES:
-        assert recipe.distill is not None
-        assert set(recipe.distill.shares) <= set(MAKERS)
+        shares = plan_of(recipe).shares
+        assert shares
+        assert set(shares) <= set(MAKERS)
 
 
 def test_the_same_seed_makes_the_same_examples() -> None:
@@ -231,3 +237,16 @@ def test_every_family_file_is_used() -> None:
     files = {f"{path.parent.name}/{path.stem}" for path in FAMILIES_FOLDER.glob("*/*")}
 
     assert files <= set(SHARES)
+
+
+def test_a_plan_keeps_the_families_it_names_or_all(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", TinyCheckpoint())
+    text = GgufSource(tmp_path / "tiny.gguf").text_parts()
+    example = Example(family="units", language="en", prompt="a", answer="b")
+
+    kept = {
+        keep: Lessons(text, Training(keep=keep)).lesson(example).keep
+        for keep in ((), ("facts",), ("facts", "units"), ("*",))
+    }
+
+    assert kept == {(): False, ("facts",): False, ("facts", "units"): True, ("*",): True}
