@@ -11,11 +11,11 @@ from edge_worker.adapters.artefact import Artefact, cache_folder, load_artefact,
 from edge_worker.adapters.onnx_engine import OnnxEngine
 from edge_worker.core.batching import EngineSettings
 from edge_worker.ports import Finished, GenerationRequest, ModelError
+from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.messages import ChatMessage, ChatRole, Generation
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
-MODEL = "smollm2-135m-instruct-int8"
 NOTICE = (
     "The pump in hall 3 was switched off at 10:42 because the pressure rose above 8.5 bar. "
     "The operator was informed."
@@ -47,7 +47,7 @@ class Told(NamedTuple):
 @pytest.fixture(scope="module")
 def artefact() -> Artefact:
     try:
-        return load_artefact(resolve_model(MODEL, cache_folder(os.environ)))
+        return load_artefact(resolve_model(DEFAULT_MODEL, cache_folder(os.environ)))
     except ModelError as error:
         if os.environ.get("CI"):
             pytest.fail(f"{error}: {error.hint}")

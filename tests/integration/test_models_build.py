@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fleet_protocol.manifest import CpuClass
+from fleet_protocol.manifest import DEFAULT_MODEL, CpuClass
 from models.cache import cache_root
 from models.catalog import load_catalog
 from models.chat import PromptEncoder
@@ -18,15 +18,14 @@ from models.variants import graph_bytes
 from models.verify import read_manifest, text_of, verify_artefact
 
 pytestmark = pytest.mark.model
-_NAME = "smollm2-135m-instruct-int8"
 
 
 @pytest.fixture(scope="module")
 def artefact() -> Path:
-    entry = load_catalog().find(_NAME)
+    entry = load_catalog().find(DEFAULT_MODEL)
     folder = cache_root(os.environ) / "models" / entry.name / entry.version
     if not (folder / "manifest.json").is_file():
-        why = f"the default model is not built: python -m models build {_NAME}"
+        why = f"the default model is not built: python -m models build {DEFAULT_MODEL}"
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)

@@ -10,13 +10,12 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from fleet_protocol.manifest import DEFAULT_MODEL
 from models.catalog import load_catalog
 from models.chat import render_prompt
 from models.cli import cli
 from models.errors import ExitCode
 from models.tiny import TinyCheckpoint, write_tiny_gguf
-
-_DEFAULT = "smollm2-135m-instruct-int8"
 
 Run = Callable[..., Result]
 
@@ -57,13 +56,13 @@ def test_every_command_explains_itself(run: Run) -> None:
 
 def test_list_says_what_is_built(run: Run) -> None:
     rows = msgspec.json.decode(run("list", "--json").stdout)["models"]
-    assert {row["name"]: row["is_built"] for row in rows}[_DEFAULT] is False
-    assert _DEFAULT[:20] in run("list").stdout
+    assert {row["name"]: row["is_built"] for row in rows}[DEFAULT_MODEL] is False
+    assert DEFAULT_MODEL[:20] in run("list").stdout
 
 
 def test_show_names_source_and_licence(run: Run) -> None:
-    assert "Apache-2.0" in run("show", _DEFAULT).stdout
-    assert msgspec.json.decode(run("show", _DEFAULT, "--json").stdout)["name"] == _DEFAULT
+    assert "Apache-2.0" in run("show", DEFAULT_MODEL).stdout
+    assert msgspec.json.decode(run("show", DEFAULT_MODEL, "--json").stdout)["name"] == DEFAULT_MODEL
 
 
 @pytest.mark.parametrize("command", ["build", "show", "fetch"])
@@ -71,7 +70,7 @@ def test_an_unknown_model_lists_the_known_ones(run: Run, command: str) -> None:
     result = run(command, "gpt-9")
     assert result.exit_code == ExitCode.CONFIG
     assert "error[unknown_model]" in result.stderr
-    assert _DEFAULT in result.stderr
+    assert DEFAULT_MODEL in result.stderr
     assert result.stdout == ""
 
 
