@@ -51,7 +51,10 @@ _READ_BY: Final = (
     *("tensor_folder", "chat"),
 )
 _WEIGHED_BY: Final = (*_READ_BY, "adapter", "weights", "reference", "smooth")
-_QUANTIZED_BY: Final = ("quantize", "products", "graph", "graph_layers", "graph_norms", "variants")
+_QUANTIZED_BY: Final = (
+    *("quantize", "products", "row_products"),
+    *("graph", "graph_layers", "graph_norms", "variants"),
+)
 _TEXT_BY: Final = (*_READ_BY, "tokenizer")
 _VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure", "calculations")
 

@@ -26,7 +26,7 @@ from models.checkpoint import (
 )
 from models.graph_layers import LayerWriter
 from models.graph_norms import NormWriter
-from models.products import ByteBlocks, GraphParts, Products, Table, write_table
+from models.products import ByteBlocks, GraphParts, Products, Table
 from models.progress import Progress
 
 OPSET: Final = 21
@@ -89,29 +89,15 @@ class GraphBuilder:
     def _write_table(self) -> Table:
         """Write the embedding, which also is the head where the checkpoint ties the two."""
         weight = self._checkpoint.weight(EMBEDDING)
-        return write_table(self._parts, EMBEDDING, weight, block=self._block)
+        return self._products.write_embedding(self._parts, weight, block=self._block)
 
     def _embed(self, table: Table) -> str:
-        embedded = self._look_up(table)
+        self._products.look_up(self._parts, table, out="embedded")
         if self._shape.embedding_scale == 1:
-            return embedded
+            return "embedded"
         self._constant("embedded.scale", np.array(self._shape.embedding_scale, np.float32))
-        self._node("Mul", [embedded, "embedded.scale"], ["embedded.scaled"])
+        self._node("Mul", ["embedded", "embedded.scale"], ["embedded.scaled"])
         return "embedded.scaled"
-
-    def _look_up(self, table: Table) -> str:
-        self._constant("embedding.shape", np.array([table.rows, table.columns], np.int64))
-        self._node("Reshape", [f"{table.name}.values", "embedding.shape"], ["embedding.table"])
-        self._node(
-            "GatherBlockQuantized",
-            ["embedding.table", "input_ids", f"{table.name}.scales"],
-            ["embedded"],
-            bits=8,
-            block_size=table.block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-        return "embedded"
 
     def _head(self, normed: str, table: Table) -> None:
         """Only the last `logit_tokens` positions' logits: the rest of a prompt needs none."""

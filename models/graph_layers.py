@@ -60,7 +60,15 @@ class LayerWriter:
         gate = self._matmul(normed, f"{at}.gate", self._weight(layer, "gate"))
         up = self._matmul(normed, f"{at}.up", self._weight(layer, "up"))
         self._parts.node("Mul", [self._bend(gate, at), up], [f"{at}.gated"])
-        fed = self._matmul(f"{at}.gated", f"{at}.down", self._weight(layer, "down"))
+        self._products.multiply(
+            self._parts,
+            f"{at}.gated",
+            name=f"{at}.down",
+            matrix=self._weight(layer, "down"),
+            out=f"{at}.down.out",
+            is_gated=True,
+        )
+        fed = f"{at}.down.out"
         return self._sandwiched(fed, layer, "post_feed_forward_norm")
 
     def _rotary(self, layer: int) -> str:
@@ -88,8 +96,7 @@ class LayerWriter:
     def _bend(self, gate: str, at: str) -> str:
         match self._shape.activation:
             case Activation.SILU:
-                self._parts.node("Sigmoid", [gate], [f"{at}.sigmoid"])
-                self._parts.node("Mul", [gate, f"{at}.sigmoid"], [f"{at}.silu"])
+                self._parts.node("QuickGelu", [gate], [f"{at}.silu"], alpha=1.0)
                 return f"{at}.silu"
             case Activation.GELU_TANH:
                 self._parts.node("Gelu", [gate], [f"{at}.gelu"], approximate="tanh")

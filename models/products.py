@@ -1,7 +1,8 @@
 """How a graph multiplies by a matrix: the number formats of an artefact's variants.
 
-All of them keep the rows of a batch apart, so that a job gets the same answer alone and among
-others; ONNX's own dynamic quantisation does not: it has one scale for a whole batch.
+Those in blocks are here, the one in whole rows is in `models/row_products.py`. All of them keep the
+rows of a batch apart, so that a job gets the same answer alone and among others; ONNX's own dynamic
+quantisation does not: it has one scale for a whole batch.
 """
 
 from __future__ import annotations
@@ -13,17 +14,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.checkpoint import HEAD, Float32Array
-from models.quantize import quantize_blocks, quantize_channels, quantize_nibbles
+from models.checkpoint import EMBEDDING, HEAD, Float32Array
+from models.quantize import quantize_blocks, quantize_nibbles
 
 # MatMulNBits' accuracy levels: keep its input in 32-bit floats, or quantise it to 8 bits too, block
 # by block of each row, so that rows stay apart and integer kernels can be used.
 _ACCURACY_FP32: Final = 1
 _ACCURACY_INT8: Final = 4
-_LARGEST_INPUT: Final = 127
-_INPUT_ZERO: Final = 128
-# What a row of zeros is divided by.
-_TINY: Final = 1e-30
 
 
 class AddNode(Protocol):
@@ -44,7 +41,11 @@ class GraphParts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """A matrix [rows, columns] of 8-bit blocks that is in the graph, under the prefix `name`."""
+    """The embedding [rows, columns] as it is in the graph, under the prefix `name`.
+
+    Attributes:
+        block: Neighbours that share a scale.
+    """
 
     name: str
     rows: int
@@ -53,10 +54,25 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Products(Protocol):
-    """Writes the products of one graph, all in one number format."""
+    """Writes the matrices of one graph and their products, all in one number format."""
+
+    def write_embedding(self, parts: GraphParts, matrix: Float32Array, *, block: int) -> Table:
+        """Write the embedding [vocab, hidden], in blocks of that size if it has blocks."""
+        ...
+
+    def look_up(self, parts: GraphParts, table: Table, *, out: str) -> None:
+        """Write `out` = the embedding's rows [batch, tokens, hidden] for `input_ids`."""
+        ...
 
     def multiply(
-        self, parts: GraphParts, left: str, *, name: str, matrix: Float32Array, out: str
+        self,
+        parts: GraphParts,
+        left: str,
+        *,
+        name: str,
+        matrix: Float32Array,
+        out: str,
+        is_gated: bool = False,
     ) -> None:
         """Write `out` = `left` [batch, tokens, K] times `matrix` [N, K] transposed.
 
@@ -66,6 +82,8 @@ class Products(Protocol):
             name: Prefix of what is written for the matrix.
             matrix: Quantised here.
             out: Name of the result [batch, tokens, N].
+            is_gated: `left` is the product of two others, whose few large numbers no static factor
+                evens out.
         """
         ...
 
@@ -84,8 +102,8 @@ class Products(Protocol):
         ...
 
 
-class ByteBlocks(msgspec.Struct, frozen=True, kw_only=True):
-    """8-bit weights in blocks.
+class _Blocks(msgspec.Struct, frozen=True, kw_only=True):
+    """What number formats in blocks have in common: the embedding's table of 8 bits.
 
     Attributes:
         block: Weights that share a scale.
@@ -96,32 +114,65 @@ class ByteBlocks(msgspec.Struct, frozen=True, kw_only=True):
     block: int
     has_integer_inputs: bool = True
 
-    def multiply(
-        self, parts: GraphParts, left: str, *, name: str, matrix: Float32Array, out: str
-    ) -> None:
-        """Write one MatMulNBits."""
-        table = write_table(parts, name, matrix, block=self.block)
-        _multiply_table(parts, left, table=table, accuracy=_accuracy(self), out=out)
+    def write_embedding(self, parts: GraphParts, matrix: Float32Array, *, block: int) -> Table:
+        """Write it as products read it, too: the head may be the same table."""
+        return _write_table(parts, EMBEDDING, matrix, block=block)
+
+    def look_up(self, parts: GraphParts, table: Table, *, out: str) -> None:
+        """Write one GatherBlockQuantized."""
+        parts.constant("embedding.shape", np.array([table.rows, table.columns], np.int64))
+        parts.node("Reshape", [f"{table.name}.values", "embedding.shape"], ["embedding.table"])
+        parts.node(
+            "GatherBlockQuantized",
+            ["embedding.table", "input_ids", f"{table.name}.scales"],
+            [out],
+            bits=8,
+            block_size=table.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
 
     def multiply_head(
         self, parts: GraphParts, left: str, *, table: Table | None, matrix: Float32Array, out: str
     ) -> None:
         """Read the embedding's table where there is one."""
-        table = table or write_table(parts, HEAD, matrix, block=self.block)
+        table = table or _write_table(parts, HEAD, matrix, block=self.block)
         _multiply_table(parts, left, table=table, accuracy=_accuracy(self), out=out)
 
 
-class NibbleBlocks(msgspec.Struct, frozen=True, kw_only=True):
-    """4-bit weights in blocks, each with its own zero point; the inputs as `ByteBlocks` has them.
+class ByteBlocks(_Blocks, frozen=True, kw_only=True):
+    """8-bit weights in blocks."""
+
+    def multiply(
+        self,
+        parts: GraphParts,
+        left: str,
+        *,
+        name: str,
+        matrix: Float32Array,
+        out: str,
+        is_gated: bool = False,  # noqa: ARG002 - a block's scale is its own: the others keep theirs
+    ) -> None:
+        """Write one MatMulNBits."""
+        table = _write_table(parts, name, matrix, block=self.block)
+        _multiply_table(parts, left, table=table, accuracy=_accuracy(self), out=out)
+
+
+class NibbleBlocks(_Blocks, frozen=True, kw_only=True):
+    """4-bit weights in blocks, each with its own zero point.
 
     The head has 8 bits: it is the embedding's table, and 4 are too few there.
     """
 
-    block: int
-    has_integer_inputs: bool = True
-
     def multiply(
-        self, parts: GraphParts, left: str, *, name: str, matrix: Float32Array, out: str
+        self,
+        parts: GraphParts,
+        left: str,
+        *,
+        name: str,
+        matrix: Float32Array,
+        out: str,
+        is_gated: bool = False,  # noqa: ARG002 - a block's scale is its own: the others keep theirs
     ) -> None:
         """Write one MatMulNBits."""
         quantized = quantize_nibbles(matrix, block=self.block)
@@ -139,71 +190,8 @@ class NibbleBlocks(msgspec.Struct, frozen=True, kw_only=True):
             accuracy_level=_accuracy(self),
         )
 
-    def multiply_head(
-        self, parts: GraphParts, left: str, *, table: Table | None, matrix: Float32Array, out: str
-    ) -> None:
-        """Read the embedding's table where there is one."""
-        table = table or write_table(parts, HEAD, matrix, block=self.block)
-        _multiply_table(parts, left, table=table, accuracy=_accuracy(self), out=out)
 
-
-class ByteRows:
-    """8-bit weights with a scale for each output, 8-bit inputs with a scale for each row.
-
-    Unsigned times unsigned, the only pair of 8-bit types that every CPU multiplies exactly: on
-    x86 without VNNI the mixed pair saturates in 16 bits. ARMv8.0 has a kernel for it that needs no
-    dot products. The scale of a row is found by ordinary operators, as ONNX Runtime's
-    DynamicQuantizeLinear knows only one scale for a whole batch.
-    """
-
-    def __init__(self) -> None:
-        self._quantized: set[str] = set()
-
-    def multiply(
-        self, parts: GraphParts, left: str, *, name: str, matrix: Float32Array, out: str
-    ) -> None:
-        """Quantise the input, unless a product before did, and write one integer product."""
-        self._quantize_input(parts, left)
-        weights = quantize_channels(matrix)
-        parts.constant(f"{name}.bytes", weights.values)
-        parts.constant(f"{name}.scales", weights.scales)
-        parts.constant(f"{name}.zeros", weights.zero_points)
-        inputs = [f"{left}.bytes", f"{name}.bytes", "one", f"{name}.scales"]
-        inputs += ["input_zero", f"{name}.zeros"]
-        parts.node("MatMulIntegerToFloat", inputs, [f"{out}.unscaled"])
-        parts.node("Mul", [f"{out}.unscaled", f"{left}.scale"], [out])
-
-    def multiply_head(
-        self,
-        parts: GraphParts,
-        left: str,
-        *,
-        table: Table | None,  # noqa: ARG002 - of blocks, which such a CPU would unpack every token
-        matrix: Float32Array,
-        out: str,
-    ) -> None:
-        """Write the head once more, in this format."""
-        self.multiply(parts, left, name=f"{HEAD}.rows", matrix=matrix, out=out)
-
-    def _quantize_input(self, parts: GraphParts, left: str) -> None:
-        if not self._quantized:
-            parts.constant("one", np.array(1, np.float32))
-            parts.constant("input_zero", np.array(_INPUT_ZERO, np.uint8))
-            parts.constant("input_step", np.array(1 / _LARGEST_INPUT, np.float32))
-            parts.constant("input_tiny", np.array(_TINY, np.float32))
-            parts.constant("input_axis", np.array([-1], np.int64))
-        if left in self._quantized:
-            return
-        self._quantized.add(left)
-        parts.node("Abs", [left], [f"{left}.size"])
-        parts.node("ReduceMax", [f"{left}.size", "input_axis"], [f"{left}.largest"], keepdims=1)
-        parts.node("Mul", [f"{left}.largest", "input_step"], [f"{left}.step"])
-        parts.node("Max", [f"{left}.step", "input_tiny"], [f"{left}.scale"])
-        parts.node("Div", [left, f"{left}.scale"], [f"{left}.levels"])
-        parts.node("QuantizeLinear", [f"{left}.levels", "one", "input_zero"], [f"{left}.bytes"])
-
-
-def write_table(parts: GraphParts, name: str, matrix: Float32Array, *, block: int) -> Table:
+def _write_table(parts: GraphParts, name: str, matrix: Float32Array, *, block: int) -> Table:
     """Write a matrix in 8-bit blocks, as products and the embedding read it."""
     quantized = quantize_blocks(matrix, block=block)
     parts.constant(f"{name}.values", quantized.values)
@@ -224,5 +212,5 @@ def _multiply_table(parts: GraphParts, left: str, *, table: Table, accuracy: int
     )
 
 
-def _accuracy(products: ByteBlocks | NibbleBlocks) -> int:
+def _accuracy(products: _Blocks) -> int:
     return _ACCURACY_INT8 if products.has_integer_inputs else _ACCURACY_FP32

@@ -168,6 +168,27 @@ def quantize_channels(matrix: Float32Array) -> QuantizedChannels:
     )
 
 
+def dequantize_channels(matrix: QuantizedChannels) -> Float32Array:
+    """Return the weights [rows, columns] that the quantised matrix stands for."""
+    levels = matrix.values.T.astype(np.float32) - matrix.zero_points[:, None]
+    return np.asarray(levels * matrix.scales[:, None], np.float32)
+
+
+def turn_columns(matrix: Float32Array, *, size: int) -> Float32Array:
+    """Multiply every `size` neighbours of a row by the Hadamard matrix of that order, of length 1.
+
+    `size` is a power of two that divides the columns. Turning twice changes nothing. Additions
+    only, always in the same order: every machine gets the same bits.
+    """
+    turned = matrix.reshape(-1, size).astype(np.float32)
+    step = 1
+    while step < size:
+        pairs = turned.reshape(-1, size // (2 * step), 2, step)
+        turned = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2)
+        step *= 2
+    return np.asarray(turned.reshape(matrix.shape) * np.float32(size**-0.5))
+
+
 def _blocks(matrix: Float32Array, block: int) -> Float32Array:
     """Return a checked matrix as [rows, blocks, block]."""
     if matrix.ndim != 2 or matrix.shape[1] % block:

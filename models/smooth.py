@@ -1,11 +1,13 @@
 """Move outliers out of activations and into weights, where 8 bits cost less.
 
-MatMulNBits quantises its input too, in blocks that one large channel spoils. Dividing a channel of
-the input by a factor and multiplying the matrix's column by it changes nothing in exact arithmetic,
-and the division disappears into what makes the channel: a norm's weights, or the rows of v (with
-its bias) and up. Norms of q, k and of what joins the residual stream come after these matrices.
-Factors are powers of two, so not even rounding changes. Source: SmoothQuant, arXiv 2211.10438.
+Inputs of products are quantised too, in blocks or rows that one large channel spoils. Dividing a
+channel of the input by a factor and multiplying the matrix's column by it changes nothing in exact
+arithmetic, and the division disappears into what makes the channel: a norm's weights, or the rows
+of v (with its bias) and up. Norms of q, k and of what joins the residual stream come after these
+matrices. Factors are powers of two, so not even rounding changes.
+Source: SmoothQuant, arXiv 2211.10438.
 Measured on SmolLM2 135M, blocks of 32: the divergence from fp32 falls from 0.0073 to 0.0042 nats.
+Blocks of 64, o and down at 0.75 as the others: 0.0057, at 0.5: 0.0050 (523 positions).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from models.reference import reference_hidden
 
 _STRENGTH: Final = 0.75
 """0 leaves all outliers in the activations, 1 moves them all into the weights."""
+_INNER_STRENGTH: Final = 0.5
+"""For what o and down read: their large numbers come and go with the token, a factor does not."""
+_INNER: Final = ("o", "down")
 _SMALLEST: Final = 1e-6
 # Matrices that share an input, by the one whose name stands for them.
 _GROUPS: Final = {
@@ -66,27 +71,27 @@ def measure_factors(
         progress.advance(int(layer) + 1, shape.layers)
 
     reference_hidden(checkpoint, token_ids, observe=observe)
-    return {
-        group: _shared_factors(inputs[group], weights[group], shape)
-        if group.endswith(".o")
-        else _factors(inputs[group], weights[group])
-        for group in inputs
-    }
+    return {group: _factors_of(group, inputs[group], weights[group], shape) for group in inputs}
 
 
-def _shared_factors(
-    inputs: Float32Array, weights: Float32Array, shape: DecoderShape
+def _factors_of(
+    group: str, inputs: Float32Array, weights: Float32Array, shape: DecoderShape
 ) -> Float32Array:
-    """Factors of o's inputs: the heads of a group read the same rows of v, so they share them."""
-    group = shape.heads // shape.kv_heads
-    by_group = (shape.kv_heads, group, shape.head_dim)
-    shared = _factors(inputs.reshape(by_group).max(axis=1), weights.reshape(by_group).max(axis=1))
-    return shared[:, None].repeat(group, axis=1).reshape(-1)
+    """Factors of a group; the heads that read the same rows of v share those of o's inputs."""
+    part = group.rpartition(".")[2]
+    strength = _INNER_STRENGTH if part in _INNER else _STRENGTH
+    if part != "o":
+        return _factors(inputs, weights, strength=strength)
+    heads = shape.heads // shape.kv_heads
+    by_group = (shape.kv_heads, heads, shape.head_dim)
+    largest = (side.reshape(by_group).max(axis=1) for side in (inputs, weights))
+    shared = _factors(*largest, strength=strength)
+    return shared[:, None].repeat(heads, axis=1).reshape(-1)
 
 
-def _factors(inputs: Float32Array, weights: Float32Array) -> Float32Array:
-    raw = np.maximum(inputs, _SMALLEST) ** _STRENGTH
-    raw = raw / np.maximum(weights, _SMALLEST) ** (1 - _STRENGTH)
+def _factors(inputs: Float32Array, weights: Float32Array, *, strength: float) -> Float32Array:
+    raw = np.maximum(inputs, _SMALLEST) ** strength
+    raw = raw / np.maximum(weights, _SMALLEST) ** (1 - strength)
     exponents = np.log2(raw)
     return np.asarray(np.exp2(np.rint(exponents - exponents.mean())), np.float32)
 

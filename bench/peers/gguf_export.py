@@ -1,7 +1,8 @@
 """An artefact's own weights as a GGUF file, so that llama.cpp computes with the very same ones.
 
-Both formats keep blocks of 32 signed 8-bit levels with one scale; llama.cpp's scale has 16 bits
-where ours has 32, and nothing else changes. A distilled or smoothed model is compared as it is.
+llama.cpp's Q8_0 keeps blocks of 32 signed 8-bit levels with one scale of 16 bits: the weights that
+our 8 bits stand for are rounded once more, by less. A distilled or smoothed model is compared as it
+is.
 """
 
 from __future__ import annotations
@@ -28,16 +29,27 @@ from models.checkpoint import (
     layer_weight,
 )
 from models.gguf_config import GGUF_LAYER_NAMES, GGUF_TOP_NAMES
-from models.quantize import QuantizedMatrix, dequantize_blocks
+from models.quantize import (
+    QuantizedChannels,
+    QuantizedMatrix,
+    dequantize_blocks,
+    dequantize_channels,
+    turn_columns,
+)
 from models.rope import Rope
+from models.row_products import turned_together
 
 # Constants of a graph that are no weights.
-_FURNITURE: Final = ("rotary.", "embedding.shape", "last.")
+_FURNITURE: Final = ("rotary.", "embedding.shape", "embedding.one", "last.", "turn.", "input_")
+# Of a matrix, by number format.
+_KINDS: Final = ("values", "bytes", "scales", "zeros")
+# Products and which of their inputs are a matrix's numbers.
+_WEIGHTS_INPUTS: Final = {"MatMulNBits": (1, 2), "MatMulIntegerToFloat": (1, 3, 5)}
 _ROPE_DIGITS: Final = 6
 
 
 class UnknownGraphError(ValueError):
-    """The artefact is no plain Llama with 8-bit blocks."""
+    """The artefact is no plain Llama with 8-bit weights."""
 
 
 class ArtefactCheckpoint:
@@ -46,11 +58,20 @@ class ArtefactCheckpoint:
     def __init__(self, graph: Path, *, context_tokens: int) -> None:
         """Read the graph. Raises UnknownGraphError."""
         model = onnx.load(str(graph)).graph
-        self._products = [node for node in model.node if node.op_type == "MatMulNBits"]
+        self._products = [node for node in model.node if node.op_type in _WEIGHTS_INPUTS]
         # A tied head reads the embedding's table; what it is called then is the factory's affair.
         self._tables = {
-            EMBEDDING: [n.input[2] for n in model.node if n.op_type == "GatherBlockQuantized"],
-            HEAD: [node.input[2] for node in self._products if "logits" in node.output],
+            EMBEDDING: [name for node in model.node if (name := _looked_up(node))],
+            HEAD: [
+                _table_name(node.input[1])
+                for node in self._products
+                if node.output[0].startswith("logits")
+            ],
+        }
+        self._turned = {
+            _table_name(node.input[1])
+            for node in self._products
+            if node.input[0].endswith(".turned.bytes")
         }
         self._constants = {constant.name: constant for constant in model.initializer}
         self._attributes = {
@@ -83,7 +104,9 @@ class ArtefactCheckpoint:
 
     def bytes_per_token(self) -> int:
         """Return the bytes of levels and scales that one generated token reads."""
-        tables = {name for node in self._products for name in node.input[1:]}
+        tables = {
+            node.input[place] for node in self._products for place in _WEIGHTS_INPUTS[node.op_type]
+        }
         return sum(self._constant(name).nbytes for name in tables)
 
     def _read_shape(self, context_tokens: int) -> DecoderShape:
@@ -95,7 +118,7 @@ class ArtefactCheckpoint:
             raise UnknownGraphError(f"the graph has no {error}") from error
         head_dim = 2 * self._constant("rotary.cos").shape[1]
         vocab, hidden = self._matrix(self._table(HEAD)).shape
-        layers = sum(name.endswith(".qkv.values") for name in self._constants)
+        layers = sum(name.endswith(".qkv.scales") for name in self._constants)
         return DecoderShape(
             layers=layers,
             hidden=hidden,
@@ -121,12 +144,12 @@ class ArtefactCheckpoint:
         tables = {self._table(name) for name in (EMBEDDING, HEAD)}
         known = {
             FINAL_NORM,
-            *(f"{table}.{kind}" for table in tables for kind in ("values", "scales")),
+            *(f"{table}.{kind}" for table in tables for kind in _KINDS),
         }
         for layer in range(self.shape.layers):
             known |= {layer_weight(layer, norm) for norm in LAYER_NORMS}
             for part in ("qkv", "o", "gate", "up", "down"):
-                known |= {layer_weight(layer, f"{part}.{kind}") for kind in ("values", "scales")}
+                known |= {layer_weight(layer, f"{part}.{kind}") for kind in _KINDS}
         # A norm's own small constants carry its name in front.
         norms = tuple(f"{name}." for name in known if name.endswith("norm"))
         odd = [
@@ -140,17 +163,39 @@ class ArtefactCheckpoint:
     def _table(self, name: str) -> str:
         """Return what the embedding's or the head's table is called in the graph."""
         if not self._tables[name]:
-            raise UnknownGraphError(f"the graph's {name} has no 8-bit blocks")
-        return self._tables[name][0].removesuffix(".scales")
+            raise UnknownGraphError(f"the graph's {name} has no 8-bit weights")
+        return self._tables[name][0]
 
     def _matrix(self, name: str) -> Float32Array:
-        values, scales = (self._constant(f"{name}.{kind}") for kind in ("values", "scales"))
-        return dequantize_blocks(QuantizedMatrix(values=values, scales=scales))
+        if f"{name}.values" in self._constants:
+            values, scales = (self._constant(f"{name}.{kind}") for kind in ("values", "scales"))
+            return dequantize_blocks(QuantizedMatrix(values=values, scales=scales))
+        levels, scales, zeros = (
+            self._constant(f"{name}.{kind}") for kind in ("bytes", "scales", "zeros")
+        )
+        matrix = dequantize_channels(
+            QuantizedChannels(values=levels, scales=scales, zero_points=zeros)
+        )
+        if name not in {*self._turned, *self._tables[EMBEDDING]}:
+            return matrix
+        return turn_columns(matrix, size=turned_together(matrix.shape[1]))
 
     def _constant(self, name: str) -> Any:
         if name not in self._constants:
             raise UnknownGraphError(f"the graph has no {name}")
         return numpy_helper.to_array(self._constants[name])
+
+
+def _table_name(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _looked_up(node: onnx.NodeProto) -> str | None:
+    """Return the table that the embedding's rows come from, if this node reads them."""
+    if node.op_type == "GatherBlockQuantized":
+        return _table_name(node.input[2])
+    is_of_columns = node.op_type == "Gather" and node.input[0].endswith(".bytes")
+    return _table_name(node.input[0]) if is_of_columns else None
 
 
 def export_gguf(artefact: Artefact, target: Path) -> None:

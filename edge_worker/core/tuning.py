@@ -120,7 +120,9 @@ class Shortlist(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shortlist(variants: Sequence[Variant], *, cpu_class: CpuClass, wanted: str | None) -> Shortlist:
-    """Return the wanted graph, else those made for this class of processor, else all.
+    """Return the wanted graph, else those made for this class of processor.
+
+    Where none is, those for processors without dot products, which run everywhere; else all.
 
     Args:
         variants: What is present here; not empty.
@@ -135,17 +137,22 @@ def shortlist(variants: Sequence[Variant], *, cpu_class: CpuClass, wanted: str |
         if not found:
             raise KeyError(wanted)
         return Shortlist(variants=found, why="set by the operator")
-    suited = tuple(variant for variant in variants if variant.cpu_class is cpu_class)
-    if len(suited) == 1:
-        return Shortlist(variants=suited, why=f"made for {cpu_class.value} processors as this one")
-    if suited:
-        return Shortlist(
-            variants=suited, why=f"fastest of {len(suited)} for {cpu_class.value} processors"
-        )
+    for kind in (cpu_class, CpuClass.BASELINE):
+        suited = tuple(variant for variant in variants if variant.cpu_class is kind)
+        if suited:
+            return Shortlist(variants=suited, why=_why(len(suited), made_for=kind, cpu=cpu_class))
     return Shortlist(
         variants=tuple(variants),
         why=f"none here is made for {cpu_class.value} processors as this one; it may crawl",
     )
+
+
+def _why(count: int, *, made_for: CpuClass, cpu: CpuClass) -> str:
+    if count > 1:
+        return f"fastest of {count} for {cpu.value} processors"
+    if made_for is cpu:
+        return f"made for {cpu.value} processors as this one"
+    return "made for every processor"
 
 
 def thread_counts(*, cores: int, logical: int) -> tuple[int, ...]:

@@ -24,8 +24,31 @@ _PROBED_TOKENS: Final = 24
 class FullFloats:
     """`Products` over matrices that nobody rounded; slow and large, and right."""
 
+    def write_embedding(
+        self,
+        parts: GraphParts,
+        matrix: Float32Array,
+        *,
+        block: int,  # noqa: ARG002 - there are none
+    ) -> Table:
+        """Write it as it is."""
+        parts.constant(f"{EMBEDDING}.weight", matrix)
+        rows, columns = matrix.shape
+        return Table(name=EMBEDDING, rows=rows, columns=columns, block=1)
+
+    def look_up(self, parts: GraphParts, table: Table, *, out: str) -> None:
+        """Write one Gather."""
+        parts.node("Gather", [f"{table.name}.weight", "input_ids"], [out], axis=0)
+
     def multiply(
-        self, parts: GraphParts, left: str, *, name: str, matrix: Float32Array, out: str
+        self,
+        parts: GraphParts,
+        left: str,
+        *,
+        name: str,
+        matrix: Float32Array,
+        out: str,
+        is_gated: bool = False,  # noqa: ARG002 - nothing is rounded
     ) -> None:
         """Write one product with the matrix as it is stored, [N, K]."""
         parts.constant(f"{name}.weight", matrix)
@@ -41,22 +64,6 @@ class FullFloats:
         parts.node("FusedMatMul", [left, f"{table.name}.weight"], [out], transB=1)
 
 
-class Fp32GraphBuilder(GraphBuilder):
-    """Connects the nodes as `GraphBuilder` does; its embedding is not rounded either."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint, block=1, products=FullFloats())
-
-    def _write_table(self) -> Table:
-        rows, columns = self._shape.vocab, self._shape.hidden
-        self._constant(f"{EMBEDDING}.weight", self._checkpoint.weight(EMBEDDING))
-        return Table(name=EMBEDDING, rows=rows, columns=columns, block=1)
-
-    def _look_up(self, table: Table) -> str:
-        self._node("Gather", [f"{table.name}.weight", "input_ids"], ["embedded"], axis=0)
-        return "embedded"
-
-
 def save_fp32_graph(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     """Write the graph and prove it against the numpy forward pass.
 
@@ -64,7 +71,7 @@ def save_fp32_graph(checkpoint: Checkpoint, folder: Path, progress: Progress) ->
         VerificationError: It computes something else than the weights say.
     """
     progress.step("fp32", "the same weights, not quantised")
-    save_graph(Fp32GraphBuilder(checkpoint).build(progress), folder)
+    save_graph(GraphBuilder(checkpoint, block=1, products=FullFloats()).build(progress), folder)
     vocab = checkpoint.shape.vocab
     tokens = [(7 * place + 3) % vocab for place in range(_PROBED_TOKENS)]
     runner = GraphRunner(folder / GRAPH_NAME, architecture_of(checkpoint))

@@ -44,15 +44,9 @@ def test_the_graph_a_board_loads_takes_a_quarter_of_fp32_and_two_percent(artefac
     assert graph_bytes(artefact, read_manifest(artefact).graph) <= 0.27 * fp32_bytes
 
 
-def test_boards_without_dot_products_have_a_graph_of_their_own(artefact: Path) -> None:
+def test_one_graph_serves_every_processor(artefact: Path) -> None:
     manifest = read_manifest(artefact)
-    (variant,) = manifest.variants
-    assert variant.cpu_class == CpuClass.BASELINE
-    runner = GraphRunner(artefact / variant.graph, manifest.architecture)
-    for golden in manifest.golden:
-        prompt = encoder(artefact).encode(golden.messages[-1][1])
-        answer = runner.answer(prompt, max_tokens=8, stops=manifest.stop_tokens)
-        assert answer.tokens[:3] == golden.expect_tokens[:3]
+    assert (manifest.cpu_class, manifest.variants) == (CpuClass.BASELINE, ())
 
 
 def encoder(artefact: Path) -> PromptEncoder:

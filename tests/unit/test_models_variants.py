@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from fleet_protocol.manifest import CpuClass
@@ -15,8 +16,14 @@ from models.catalog import Recipe, VariantRecipe, load_catalog, only_variant
 from models.errors import CheckpointError, RecipeError, VerificationError
 from models.graph import GRAPH_NAME, WEIGHTS_NAME
 from models.progress import SilentProgress
-from models.quantize import quantize_channels, quantize_nibbles
+from models.quantize import (
+    dequantize_channels,
+    quantize_channels,
+    quantize_nibbles,
+    turn_columns,
+)
 from models.reference import reference_logits
+from models.row_products import turned_together
 from models.runner import GraphRunner, log_softmax
 from models.tiny import TinyCheckpoint, tiny_entry, tiny_shape, write_tiny_gguf
 from models.variants import graph_bytes, graph_name, write_variants
@@ -89,15 +96,32 @@ def test_a_row_of_zeros_is_no_division_by_zero(tmp_path: Path) -> None:
 
 
 def test_variants_store_what_they_share_once(folder: Path) -> None:
-    shape = TinyCheckpoint().shape
-    own = (folder / "floats.onnx.data").stat().st_size
-    assert own == 0
-    table_bytes = shape.vocab * shape.hidden
-    matrices_bytes = shape.parameters() - table_bytes
-    rows_own = (folder / "rows.onnx.data").stat().st_size
-    assert matrices_bytes < rows_own < 1.3 * (matrices_bytes + table_bytes)
-    loaded = graph_bytes(folder, "rows.onnx")
-    assert loaded > rows_own + table_bytes
+    assert (folder / "floats.onnx.data").stat().st_size == 0
+    assert graph_bytes(folder, "floats.onnx") > TinyCheckpoint().shape.parameters()
+
+
+def test_rows_share_one_table_between_the_embedding_and_a_tied_head(tmp_path: Path) -> None:
+    def table_bytes(*, ties_embedding: bool) -> int:
+        checkpoint = TinyCheckpoint(tiny_shape(ties_embedding=ties_embedding))
+        path = tmp_path / str(ties_embedding)
+        path.mkdir()
+        write_variants(checkpoint, (_ROWS,), path, SilentProgress())
+        wanted = {(checkpoint.shape.hidden, checkpoint.shape.vocab)}
+        model = onnx.load_model(path / GRAPH_NAME)
+        return sum(len(t.raw_data) for t in model.graph.initializer if {tuple(t.dims)} == wanted)
+
+    assert 2 * table_bytes(ties_embedding=True) == table_bytes(ties_embedding=False) > 0
+
+
+def test_turning_twice_changes_nothing_and_spreads_what_is_large() -> None:
+    matrix = np.zeros((3, 96), np.float32)
+    matrix[1, 40] = 100
+    size = turned_together(96)
+    turned = turn_columns(matrix, size=size)
+    assert size == 32
+    assert np.abs(turned).max() < 18
+    np.testing.assert_allclose(turn_columns(turned, size=size), matrix, atol=1e-4)
+    assert turned_together(4096) == 64
 
 
 def test_the_same_weights_give_the_same_files(folder: Path, tmp_path: Path) -> None:
@@ -118,7 +142,7 @@ def test_no_weight_moves_by_more_than_its_scale_in_rows_and_half_of_it_in_nibble
     matrix[2] = 0
     matrix[3] = np.abs(matrix[3]) + 1
     rows = quantize_channels(matrix)
-    back = (rows.values.T.astype(np.float32) - rows.zero_points[:, None]) * rows.scales[:, None]
+    back = dequantize_channels(rows)
     assert (np.abs(back - matrix) <= rows.scales[:, None] * 1.001).all()
     nibbles = quantize_nibbles(matrix, block=32)
     low, high = nibbles.values & 15, nibbles.values >> 4
@@ -180,8 +204,6 @@ def test_one_variant_alone_is_another_version(recipe: Recipe, tmp_path: Path) ->
 
 def test_every_recipe_serves_boards_without_dot_products() -> None:
     for recipe in load_catalog().recipes:
-        assert recipe.variants[0].cpu_class == CpuClass.DOT
-        baseline = [item for item in recipe.variants if item.cpu_class == CpuClass.BASELINE]
-        assert [item.scheme for item in baseline] == ["dynamic-u8"]
+        assert CpuClass.BASELINE in {variant.cpu_class for variant in recipe.variants}
         # The manifest's bytes must not depend on who builds it.
         assert all(variant.memory_mb for variant in recipe.variants)

@@ -83,6 +83,12 @@ def test_what_is_tried_is_made_for_the_processor_or_wanted_by_the_operator(
     assert [variant.name for variant in found.variants] == names
 
 
+def test_a_graph_that_needs_no_dot_products_serves_every_processor() -> None:
+    for cpu_class in CpuClass:
+        found = shortlist([DYNAMIC], cpu_class=cpu_class, wanted=None)
+        assert (found.variants, "crawl" in found.why) == ((DYNAMIC,), False)
+
+
 def test_a_processor_nothing_is_made_for_tries_what_is_there_and_says_so() -> None:
     found = shortlist([DEFAULT], cpu_class=CpuClass.BASELINE, wanted=None)
     assert [variant.name for variant in found.variants] == ["default"]
