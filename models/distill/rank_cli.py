@@ -28,18 +28,21 @@ _SEED: int = 1_000
 @click.option(
     "--examples",
     type=click.IntRange(min=1),
-    default=24,
+    default=8,
     show_default=True,
     help="Measured on so many.",
 )
+@click.option("--quick", is_flag=True, help="Only what angles suggest: seconds, and worse.")
 @json_option
-def rank_layers_command(recipe: str, *, drop: int, examples: int, as_json: bool) -> None:
+def rank_layers_command(
+    recipe: str, *, drop: int, examples: int, quick: bool, as_json: bool
+) -> None:
     """Find the layers that a pruned student of RECIPE can best do without.
 
-    Measures how far blocks of consecutive layers turn what passes through them, on examples of
-    what the recipe teaches, with its adapter merged (arXiv 2403.17887); then how far the student
-    that is left is from the whole model before it learns anything. Prints the `keep` of a recipe's
-    [layers]. Needs no torch.
+    Measures how far blocks of consecutive layers turn what passes through them (arXiv 2403.17887),
+    then how far the answers move without them, and without layers that go one by one, each time
+    the one that is missed least. On examples of what the recipe teaches, with its adapter merged,
+    before the student learns anything. Prints the `keep` of a recipe's [layers]. Needs no torch.
     """
     found = find_recipe(recipe)
     plan = plan_of(found)
@@ -56,7 +59,7 @@ def rank_layers_command(recipe: str, *, drop: int, examples: int, as_json: bool)
         stream = lessons_of(msgspec.structs.replace(plan, training=training), ())
         lessons = Lessons(build.text_parts, training)
         some = [lessons.lesson(example) for example in islice(stream, examples)]
-        ranking = rank_layers(found.name, build.checkpoint, some, progress, drop=drop)
+        ranking = rank_layers(build.checkpoint, some, progress, drop=drop, is_quick=quick)
     if as_json:
         print_json(msgspec.to_builtins(ranking))
     else:

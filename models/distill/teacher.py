@@ -8,12 +8,14 @@ from typing import Final, Protocol, TypeAlias
 
 from tokenizers import Tokenizer
 
+from fleet_protocol.calculation import SPARE_TOKENS
+from models.calculations import AnswerReader
 from models.chat import render_prompt
 from models.distill.answers import Said
 from models.distill.questions import Question
 from models.evaluate import run
 from models.progress import Progress
-from models.runner import GraphRunner
+from models.runner import GraphRunner, counted_tokens
 from models.verify import read_manifest
 
 Told: TypeAlias = Callable[[Question, Said], None]
@@ -81,8 +83,9 @@ class ArtefactTeacher:
         """Put the questions, some groups of them one after the other."""
         manifest = self._manifest
         tokenizer = Tokenizer.from_file(str(self._folder / manifest.tokenizer))
-        asked = [(question, self._tokens(question, tokenizer)) for question in questions]
-        longest = max(len(tokens) for _, tokens in asked) + self._max_tokens
+        reader = AnswerReader(tokenizer, calculates=manifest.calculates)
+        asked = [self._put(question, tokenizer, reader) for question in questions]
+        longest = max(len(put.tokens) + put.max_tokens + put.spare_tokens for put in asked)
         runner = GraphRunner(
             self._folder / manifest.graph,
             manifest.architecture,
@@ -92,18 +95,29 @@ class ArtefactTeacher:
         answerer = run.Answerer(runner, stops=manifest.stop_tokens)
         for start in range(0, len(asked), _GROUP):
             group = asked[start : start + _GROUP]
-            prompts = [run.Question(tokens=t, max_tokens=self._max_tokens) for _, t in group]
-            answers = answerer.answer_all(prompts, advance=_unseen)
-            for (question, tokens), answer in zip(group, answers, strict=True):
-                # One that leaves no room for its answer gets none.
-                is_cut = len(answer) == self._max_tokens
-                is_cut |= len(tokens) + self._max_tokens > runner.max_len
-                told(question, Said(text=str(tokenizer.decode(list(answer))), is_cut=is_cut))
+            answers = answerer.answer_all(group, advance=_unseen)
+            for question, put, answer in zip(questions[start:], group, answers, strict=False):
+                text = str(tokenizer.decode(list(answer)))
+                told(question, Said(text=text, is_cut=_is_cut(put, answer, runner.max_len)))
 
-    def _tokens(self, question: Question, tokenizer: Tokenizer) -> tuple[int, ...]:
+    def _put(self, question: Question, tokenizer: Tokenizer, reader: AnswerReader) -> run.Question:
+        """Return a question as the rows read it; results of calculations are put in for it."""
         turns = conversation(question, self._instruction)
         prompt = render_prompt(self._manifest.chat_template, turns)
-        return tuple(tokenizer.encode(prompt, add_special_tokens=False).ids)
+        tokens = tuple(tokenizer.encode(prompt, add_special_tokens=False).ids)
+        guide = reader.guide()
+        room = self._manifest.context_tokens - len(tokens) - self._max_tokens
+        spare = 0 if guide is None else max(0, min(SPARE_TOKENS, room))
+        return run.Question(
+            tokens=tokens, max_tokens=self._max_tokens, spare_tokens=spare, guide=guide
+        )
+
+
+def _is_cut(put: run.Question, answer: Sequence[int], max_len: int) -> bool:
+    """Tell whether an answer did not come to its end; one without room has not begun."""
+    counted = counted_tokens(len(answer), guide=put.guide, spare_tokens=put.spare_tokens)
+    has_room = len(put.tokens) + put.max_tokens + put.spare_tokens <= max_len
+    return counted >= put.max_tokens or not has_room
 
 
 def _unseen(done: int, total: int) -> None:

@@ -118,9 +118,9 @@ class Trainer:
         loss = _balanced_loss(logits, wanted, rows)
         kept = torch.tensor([lesson.keep for lesson in batch])[rows]
         if bool(kept.any()):
-            loss = loss + self._training.keep_weight * self._distance(
-                ids, mask, labels, logits, kept
-            )
+            theirs = self._teachers_logits(ids, mask, labels)
+            distance = _balanced_distance(logits, theirs, rows, kept)
+            loss = loss + self._training.keep_weight * distance
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._learnt, 1.0)
         self._optimizer.step()
@@ -128,20 +128,13 @@ class Trainer:
         self._step += 1
         return float(loss.detach())
 
-    def _distance(self, ids: Any, mask: Any, labels: Any, logits: Any, kept: Any) -> Any:
-        """Return the mean KL divergence from the teacher's distributions over the kept tokens."""
+    def _teachers_logits(self, ids: Any, mask: Any, labels: Any) -> Any:
+        """Return what the teacher would say to the answers' positions: [answer tokens, vocab]."""
         with torch.no_grad():
             if self._teacher is not None:
-                teacher, _, _ = _answers(self._teacher, ids, mask, labels)
-            else:
-                with self.model.disable_adapter():
-                    decoder = self.model.get_base_model()
-                    teacher, _, _ = _answers(decoder, ids, mask, labels)
-        ours = functional.log_softmax(logits[kept], -1)
-        theirs = functional.log_softmax(teacher[kept], -1)
-        return functional.kl_div(ours, theirs, log_target=True, reduction="batchmean") * (
-            kept.float().mean()
-        )
+                return _answers(self._teacher, ids, mask, labels)[0]
+            with self.model.disable_adapter():
+                return _answers(self.model.get_base_model(), ids, mask, labels)[0]
 
     def _rate(self) -> float:
         training = self._training
@@ -232,10 +225,26 @@ def _balanced_loss(logits: Any, wanted: Any, rows: Any) -> Any:
     With equal tokens the forms of long answers drown out labels of one token: classification had
     a fiftieth of the gradient, and stayed at chance while the loss looked good.
     """
-    lengths = torch.bincount(rows).float()
-    weights = lengths[rows].rsqrt()
+    weights = _weights(rows)
     losses = functional.cross_entropy(logits, wanted, reduction="none")
     return (losses * weights).sum() / weights.sum()
+
+
+def _balanced_distance(logits: Any, theirs: Any, rows: Any, kept: Any) -> Any:
+    """Return the mean KL divergence from the teacher's distributions over the kept tokens.
+
+    Balanced as the loss is; a batch of which little is kept adds little.
+    """
+    ours = functional.log_softmax(logits[kept], -1)
+    wanted = functional.log_softmax(theirs[kept], -1)
+    distances = functional.kl_div(ours, wanted, log_target=True, reduction="none").sum(-1)
+    weights = _weights(rows)
+    return (distances * weights[kept]).sum() / weights.sum()
+
+
+def _weights(rows: Any) -> Any:
+    """Return what each answer token counts, [answer tokens]."""
+    return torch.bincount(rows).float()[rows].rsqrt()
 
 
 def _pad(batch: Sequence[Lesson]) -> tuple[Any, Any, Any]:

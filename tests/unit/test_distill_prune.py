@@ -14,7 +14,7 @@ from models.checkpoint import layer_weight
 from models.cli import cli
 from models.distill.cli import plan_of
 from models.distill.lessons import Lesson
-from models.distill.prune import divergence, measure_angles, rank_layers, still_layers
+from models.distill.prune import Divergence, measure_angles, peel, rank_layers, still_layers
 from models.errors import ExitCode
 from models.progress import SilentProgress
 from models.reference import residual_stream
@@ -52,7 +52,7 @@ def test_angles_are_those_between_what_layers_read_at_the_answers_positions() ->
 
 
 def test_the_block_that_does_nothing_is_the_first_to_go() -> None:
-    ranking = rank_layers("tiny", checkpoint_with_idle(2, 3), LESSONS, SilentProgress(), drop=2)
+    ranking = rank_layers(checkpoint_with_idle(2, 3), LESSONS, SilentProgress(), drop=2)
 
     assert (ranking.blocks[0].first, ranking.blocks[0].layers) == (2, 2)
     assert ranking.blocks[0].angle < 0.01 < ranking.blocks[1].angle
@@ -62,7 +62,7 @@ def test_the_block_that_does_nothing_is_the_first_to_go() -> None:
 
 
 def test_idle_layers_that_are_no_block_are_found_too() -> None:
-    ranking = rank_layers("tiny", checkpoint_with_idle(1, 4), LESSONS, SilentProgress(), drop=2)
+    ranking = rank_layers(checkpoint_with_idle(1, 4), LESSONS, SilentProgress(), drop=2)
 
     assert ranking.choices[0].keep == (0, 2, 3, 5)
     assert [str(block) for block in ranking.choices[0].blocks] == ["1", "4"]
@@ -76,12 +76,33 @@ def test_neighbours_that_turn_little_are_one_block() -> None:
     assert [str(block) for block in still_layers(angles, 3)] == ["1-2", "4"]
 
 
+def test_the_layer_that_is_missed_least_is_peeled_off_first() -> None:
+    checkpoint = TinyCheckpoint(msgspec.structs.replace(tiny_shape(), layers=4))
+    divergence = Divergence(checkpoint, LESSONS)
+
+    kept = peel(checkpoint, divergence, SilentProgress(), drop=1)
+
+    losses = {
+        keep: divergence.of(PrunedCheckpoint(checkpoint, keep))
+        for keep in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2))
+    }
+    assert kept == min(losses, key=lambda keep: losses[keep])
+    ranking = rank_layers(checkpoint, LESSONS, SilentProgress(), drop=2)
+    quick = rank_layers(checkpoint, LESSONS, SilentProgress(), drop=2, is_quick=True)
+    assert set(quick.choices) <= set(ranking.choices)
+    assert [choice.kl_nats for choice in ranking.choices] == sorted(
+        choice.kl_nats for choice in ranking.choices
+    )
+
+
 def test_a_model_diverges_from_itself_by_nothing() -> None:
     checkpoint = TinyCheckpoint()
     pruned = PrunedCheckpoint(checkpoint, (1,))
 
-    assert divergence(checkpoint, checkpoint, LESSONS, SilentProgress()) == 0
-    assert divergence(checkpoint, pruned, LESSONS, SilentProgress()) > 0.1
+    divergence = Divergence(checkpoint, LESSONS)
+    assert divergence.positions == 4
+    assert divergence.of(checkpoint) == 0
+    assert divergence.of(pruned) > 0.1
 
 
 def recipe_text(gguf: Path) -> str:
