@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,8 @@ import msgspec
 from edge_worker.adapters.artefact import (
     Artefact,
     cache_folder,
+    check_artefact,
+    find_artefact,
     load_artefact,
     present_variants,
     read_manifest,
@@ -43,7 +46,7 @@ from edge_worker.core.tuning import (
     shortlist,
     thread_counts,
 )
-from edge_worker.ports import HostFacts, InferenceEngine
+from edge_worker.ports import HostFacts, InferenceEngine, ModelError
 from edge_worker.service.benchmark import measure_speed
 from edge_worker.service.trials import TrialPlan, run_trials
 from fleet_protocol import __version__
@@ -173,7 +176,7 @@ class _Loader:
         self._measuring = measuring
         self._folder = resolve_model(settings.model, cache_folder(environ))
         self._manifest = read_manifest(self._folder)
-        self._artefacts: dict[str, Artefact] = {}
+        self._checked: dict[str, Artefact] = {}
 
     def load(self) -> LoadedEngine:
         plan, listed = self._plan()
@@ -201,8 +204,10 @@ class _Loader:
         variants = present_variants(self._folder, manifest)
         cpu_class = cpu_class_of(self._facts.cpu_features)
         if settings.variant is not None:
-            # By loading: it says what is missing, and from which it could be chosen.
-            load_artefact(self._folder, variant=settings.variant)
+            # It says from which it could be chosen.
+            artefact = find_artefact(self._folder, variant=settings.variant)
+            if settings.variant not in {variant.name for variant in variants}:
+                check_artefact(artefact)
         if not variants:
             load_artefact(self._folder)
         listed = shortlist(variants, cpu_class=cpu_class, wanted=settings.variant)
@@ -273,14 +278,34 @@ class _Loader:
 
     def _open(self, setup: Setup, settings: EngineSettings) -> InferenceEngine:
         """Load the model so; its files are checked once."""
-        artefact = self._artefacts.get(setup.variant)
-        if artefact is None:
-            artefact = load_artefact(self._folder, variant=setup.variant)
-            self._artefacts[setup.variant] = artefact
         wanted = msgspec.structs.replace(
             settings, intra_op_threads=setup.threads, provider=setup.provider
         )
-        return self._kind(artefact, settings=wanted)
+        checked = self._checked.get(setup.variant)
+        if checked is not None:
+            return self._kind(checked, settings=wanted)
+        artefact = find_artefact(self._folder, variant=setup.variant)
+        # Hashing takes as long as a fifth of loading: beside it, on another core.
+        with ThreadPoolExecutor(1, "artefact-check") as pool:
+            check = pool.submit(check_artefact, artefact)
+            try:
+                engine = self._kind(artefact, settings=wanted)
+            except ModelError:
+                # Of a damaged file the check knows better what is wrong.
+                check.result()
+                raise
+        _close_unless(check, engine)
+        self._checked[setup.variant] = artefact
+        return engine
+
+
+def _close_unless(check: Future[None], engine: InferenceEngine) -> None:
+    """Raise what the check found, the engine closed before."""
+    try:
+        check.result()
+    except ModelError:
+        engine.close()
+        raise
 
 
 def _is_worth_repeating(known: Measurement) -> bool:

@@ -34,7 +34,7 @@ REBUILD_HINT = "build it again with `python -m models build NAME`, or fetch it a
 
 
 class Artefact(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified artefact: every file that its graph needs is there and has the right bytes.
+    """A model's folder, its manifest read; `load_artefact` also verifies the files.
 
     Attributes:
         variant: Which of its graphs; `default` is the manifest's own.
@@ -98,10 +98,32 @@ def load_artefact(folder: Path, *, variant: str = DEFAULT_VARIANT) -> Artefact:
     Raises:
         ModelError: `model_missing` or `model_damaged`, naming the file; `variant_unknown`.
     """
+    artefact = find_artefact(folder, variant=variant)
+    check_artefact(artefact)
+    return artefact
+
+
+def find_artefact(folder: Path, *, variant: str = DEFAULT_VARIANT) -> Artefact:
+    """Read the manifest; the files are for `check_artefact`.
+
+    Raises:
+        ModelError: `model_missing`, `model_damaged` or `model_format`: the manifest;
+            `variant_unknown`.
+    """
     manifest = read_manifest(folder)
-    for file in files_of(manifest, _variant_of(manifest, variant)):
-        check_file(folder, file)
+    _variant_of(manifest, variant)
     return Artefact(folder=folder, manifest=manifest, variant=variant)
+
+
+def check_artefact(artefact: Artefact) -> None:
+    """Check size and sha256 of every file that its graph needs.
+
+    Raises:
+        ModelError: `model_missing` or `model_damaged`, naming the file.
+    """
+    manifest = artefact.manifest
+    for file in files_of(manifest, _variant_of(manifest, artefact.variant)):
+        check_file(artefact.folder, file)
 
 
 def present_variants(folder: Path, manifest: Manifest) -> tuple[Variant, ...]:

@@ -6,6 +6,7 @@ same whoever shares the batch with it.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -60,8 +61,10 @@ def choose_token(
 def log_probability(logits: Float32Array, token: int) -> float:
     """Return the natural logarithm of the probability that logits [vocab] give a token."""
     peak = logits.max()
-    spread = float(np.exp(logits - peak).sum(dtype=np.float64))
-    return float(logits[token]) - float(peak) - float(np.log(spread))
+    weights = logits - peak
+    np.exp(weights, out=weights)
+    # Summed in pairs, 32 bits keep six digits and more.
+    return float(logits[token]) - float(peak) - math.log(weights.sum())
 
 
 def draw_token(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,17 @@ def test_a_running_engine_is_measured_in_its_own_setup(desk: Desk) -> None:
     assert (again.of, again.chosen.setup) == (loaded.measured.of, loaded.setup)
     assert again.chosen.decode_tok_s > 0
     assert loaded.engine.is_idle
+
+
+@pytest.mark.parametrize("word", [b"GroupQueryAttention", b"tiny"], ids=["fatal", "harmless"])
+def test_a_damaged_file_is_named_whether_or_not_it_loads(
+    artefact: Artefact, tmp_path: Path, word: bytes
+) -> None:
+    folder = shutil.copytree(artefact.folder, tmp_path / "damaged")
+    graph = (folder / "model.onnx").read_bytes()
+    assert word in graph
+    (folder / "model.onnx").write_bytes(graph.replace(word, word[::-1]))
+    settings = WorkerSettings(model=str(folder), context=64, threads=1)
+    with pytest.raises(ModelError, match=r"model\.onnx has the sha256") as refused:
+        load_engine(settings, {}, facts=PI_5)
+    assert refused.value.code == "model_damaged"
