@@ -194,9 +194,12 @@ def _meter(
     """Return what measures the running engine anew and writes it down; in the engine's thread."""
 
     def measure(engine: InferenceEngine) -> SpeedMeasured:
-        if first is None:
-            return SpeedMeasured(speed=None)
-        found = measure_again(engine, first)
+        # Two that measure at once disturb each other, and workers that started together become
+        # idle together: the other one comes first, this one at its next date.
+        with file.alone() as is_alone:
+            if first is None or not is_alone:
+                return SpeedMeasured(speed=None)
+            found = measure_again(engine, first)
         _log.info("speed.measured", decode=found.chosen.decode_tok_s, steady=found.is_steady)
         file.keep(found)
         return SpeedMeasured(speed=_benchmark_of(found), is_steady=found.is_steady)

@@ -31,23 +31,26 @@ class MeasurementFile:
         self._path = path
 
     @contextlib.contextmanager
-    def alone(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Be the only process that measures for this file; waits for the one that does.
+    def alone(self, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+        """Be the only process that measures for this file; yields whether it is.
 
-        The kernel lets go however that one ends. Where nothing can be locked nobody waits.
+        The kernel lets go however the other one ends. Where nothing can be locked everybody is.
 
         Args:
-            on_wait: Called before a wait.
+            on_wait: Called before a wait for the one that measures; None: do not wait.
         """
+        is_alone = True
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 lock = stack.enter_context(self._path.with_suffix(".lock").open("w"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    on_wait()
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+                    is_alone = on_wait is not None
+                    if on_wait is not None:
+                        on_wait()
+                        fcntl.flock(lock, fcntl.LOCK_EX)
+            yield is_alone
 
     def find(self, of: Sequence[str]) -> Measurement | None:
         """Return what was measured of exactly this, if it was."""

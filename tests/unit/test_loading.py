@@ -13,6 +13,7 @@ import pytest
 from edge_worker import loading
 from edge_worker.adapters.artefact import Artefact
 from edge_worker.adapters.measurements import LoadMeter, MeasurementFile
+from edge_worker.app import _meter
 from edge_worker.config import WorkerSettings
 from edge_worker.loading import LoadedEngine, Measuring, load_engine, measure_again
 from edge_worker.ports import HostFacts, ModelError
@@ -138,6 +139,14 @@ def test_a_doubtful_measurement_is_taken_again_once_the_machine_is_quiet(
     monkeypatch.setattr(loading, "_LOOK_S", 0.0)
     desk.load(threads=1)
     assert len(desk.tried) == tries
+
+
+def test_running_workers_do_not_measure_at_the_same_time(desk: Desk) -> None:
+    loaded = desk.load(threads=1)
+    measure = _meter(loaded.measured, desk.file)
+    with desk.file.alone():
+        assert measure(loaded.engine).speed is None
+    assert measure(loaded.engine).speed is not None
 
 
 def test_a_running_engine_is_measured_in_its_own_setup(desk: Desk) -> None:

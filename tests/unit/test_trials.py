@@ -174,9 +174,16 @@ def test_who_shares_the_file_measures_after_the_other_one(file: MeasurementFile)
     assert order == ["first", "second"]
 
 
+def test_who_will_not_wait_learns_that_another_one_measures(file: MeasurementFile) -> None:
+    with file.alone() as first, file.alone() as second:
+        assert (first, second) == (True, False)
+    with file.alone() as later:
+        assert later
+
+
 def test_where_nothing_can_be_locked_nobody_waits(tmp_path: Path) -> None:
-    with MeasurementFile(tmp_path / "gone" / "benchmark.json").alone(pytest.fail):
-        pass
+    with MeasurementFile(tmp_path / "gone" / "benchmark.json").alone(pytest.fail) as alone:
+        assert alone
 
 
 def test_the_load_of_others_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ WORKER = (sys.executable, "-m", "edge_worker")
 PATIENCE_S = 60
 
 
+@pytest.fixture(autouse=True)
+def _no_data_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+
+
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*WORKER, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False
