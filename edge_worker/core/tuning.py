@@ -22,6 +22,9 @@ TIE: Final = 0.05
 LAST_CORE: Final = 0.10
 """What the last core must gain at least: the system, the network and the tokenizer need it, too."""
 
+READ_PER_WRITTEN: Final = 3
+"""Tokens of a prompt for each of its answer: devices send a log line or a form, and want a word."""
+
 QUIET_LOAD: Final = 0.10
 """Share of the processor that others may take without making a measurement doubtful."""
 QUIET_SPREAD: Final = 0.15
@@ -163,14 +166,15 @@ def thread_counts(*, cores: int, logical: int) -> tuple[int, ...]:
 
 
 def choose_trial(trials: Sequence[Trial], *, cores: int) -> Trial:
-    """Return the trial with the best decode; of equal ones that with the fewest threads.
+    """Return the trial whose jobs are done soonest; of equal ones that with the fewest threads.
 
-    A trial that takes every core counts `LAST_CORE` less, and who is within `TIE` of the best is
-    equal to it. Between equal ones with as many threads the better prefill decides.
+    A job writes one token for every `READ_PER_WRITTEN` that it reads. A trial that takes every core
+    counts `LAST_CORE` less, and who is within `TIE` of the best is equal to it. Among equal ones
+    with as many threads the best decides.
     """
     best = max(_worth(trial, cores) for trial in trials)
     equal = [trial for trial in trials if _worth(trial, cores) >= best * (1 - TIE)]
-    return min(equal, key=lambda trial: (trial.setup.threads, -trial.prefill_tok_s))
+    return min(equal, key=lambda trial: (trial.setup.threads, -_worth(trial, cores)))
 
 
 def spread_of(windows: Sequence[float]) -> float:
@@ -180,5 +184,9 @@ def spread_of(windows: Sequence[float]) -> float:
 
 
 def _worth(trial: Trial, cores: int) -> float:
+    """Return tokens written per second, the reading before them included."""
+    if not (trial.decode_tok_s > 0 and trial.prefill_tok_s > 0):
+        return 0.0
     takes_all = trial.setup.threads >= cores > 1
-    return trial.decode_tok_s * (1 - LAST_CORE if takes_all else 1.0)
+    job_s = 1 / trial.decode_tok_s + READ_PER_WRITTEN / trial.prefill_tok_s
+    return (1 - LAST_CORE if takes_all else 1.0) / job_s

@@ -118,7 +118,7 @@ def test_few_counts_of_threads_are_tried(cores: int, logical: int, counts: tuple
     assert thread_counts(cores=cores, logical=logical) == counts
 
 
-def trial(threads: int, decode_tok_s: float, *, spread: float = 0.0, prefill: float = 1.0) -> Trial:
+def trial(threads: int, decode_tok_s: float, *, spread: float = 0.0, prefill: float = 1e9) -> Trial:
     setup = Setup(variant="default", provider="cpu", threads=threads)
     return Trial(setup=setup, decode_tok_s=decode_tok_s, prefill_tok_s=prefill, spread=spread)
 
@@ -141,9 +141,14 @@ def test_the_best_decode_wins_a_tie_takes_fewer_threads_and_the_last_core_must_p
     assert choose_trial(trials, cores=len(speeds)).setup.threads == threads
 
 
-def test_between_equal_trials_the_better_prefill_decides() -> None:
-    slow, fast = trial(2, 10.0, prefill=50.0), trial(2, 9.8, prefill=90.0)
+def test_who_reads_much_faster_wins_although_it_writes_a_little_slower() -> None:
+    slow, fast = trial(2, 10.0, prefill=50.0), trial(2, 9.0, prefill=90.0)
     assert choose_trial([slow, fast], cores=4) is fast
+
+
+def test_a_trial_without_a_speed_is_never_chosen() -> None:
+    broken, sound = trial(1, 90.0, prefill=0.0), trial(2, 1.0)
+    assert choose_trial([broken, sound], cores=4) is sound
 
 
 def measurement(*, load: float, spread: float) -> Measurement:
