@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdaptedCheckpoint, Adapter
+from models.cache import FactoryCache
+from models.catalog import AdapterSource, Layers
 from models.checkpoint import layer_weight
 from models.distill.low_rank import (
     LowRank,
@@ -17,9 +20,12 @@ from models.distill.low_rank import (
     read_low_rank,
     write_adapter,
 )
+from models.distill.plan import LessonPlan
+from models.distill.teach import Teaching
 from models.errors import CheckpointError
-from models.tiny import TinyCheckpoint
-from models.weights import PrunedCheckpoint
+from models.gguf_reader import GgufSource
+from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
+from models.weights import PrunedCheckpoint, recipe_checkpoint
 
 SIZES = TinyCheckpoint().shape.sizes()
 Q, DOWN = layer_weight(0, "q"), layer_weight(1, "down")
@@ -115,3 +121,26 @@ def test_an_adapter_with_half_a_pair_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="only one half"):
         read_low_rank(Adapter(tmp_path))
+
+
+def test_a_student_begins_as_its_teacher_without_the_other_layers(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", TinyCheckpoint())
+    adapter = random_adapter(4)
+    (tmp_path / "teacher").mkdir()
+    write_adapter(tmp_path / "teacher", adapter)
+    source = GgufSource(tmp_path / "tiny.gguf")
+    teacher = msgspec.structs.replace(
+        tiny_entry(tmp_path / "tiny.gguf"), adapter=AdapterSource(path=str(tmp_path / "teacher"))
+    )
+    student = msgspec.structs.replace(teacher, adapter=None, layers=Layers(keep=(1,)))
+    cache = FactoryCache(tmp_path / "cache")
+    teaching = Teaching(student, LessonPlan(), (), cache, teacher=teacher)
+
+    begins = teaching._beginning(source, recipe_checkpoint(teacher, source))
+
+    wanted = PrunedCheckpoint(recipe_checkpoint(teacher, source), (1,))
+    name = layer_weight(0, "down")
+    np.testing.assert_array_equal(begins.checkpoint.weight(name), wanted.weight(name))
+    assert not np.array_equal(wanted.weight(name), source.weight(layer_weight(1, "down")))
+    assert begins.merged is not None
+    np.testing.assert_array_equal(added(begins.merged, name), added(adapter, DOWN))
