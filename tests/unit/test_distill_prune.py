@@ -169,5 +169,6 @@ def test_the_pruned_default_model_is_made_of_its_teachers_layers() -> None:
     assert student.prompt == teacher.prompt
     assert student.refusals == teacher.refusals
     assert student.calculates == teacher.calculates
+    assert [item.scheme for item in student.variants] == [item.scheme for item in teacher.variants]
     assert student.languages == teacher.languages
     assert student.distill.training.keep == ("*",)
