@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge_worker.adapters.artefact import Artefact
+from edge_worker.adapters.calculations import AnswerGuides
 from edge_worker.adapters.onnx_graph import KvGraph
 from edge_worker.adapters.onnx_row import Row
 from edge_worker.adapters.output_guide import GrammarGuides
@@ -20,7 +21,6 @@ from edge_worker.core.batching import (
     next_reading,
     plan_memory,
 )
-from edge_worker.core.calculator import CalculationGuide
 from edge_worker.core.prefixes import PrefixTree
 from edge_worker.core.sampling import Float32Array
 from edge_worker.ports import (
@@ -29,10 +29,8 @@ from edge_worker.ports import (
     GenerationRequest,
     Grew,
     ModelError,
-    OutputGuide,
     OutputGuides,
 )
-from fleet_protocol.calculation import SPARE_TOKENS, Calculator
 from fleet_protocol.errors import FleetError, RejectedError
 from fleet_protocol.manifest import Manifest
 from fleet_protocol.messages import ChatMessage, ModelInfo
@@ -48,9 +46,9 @@ class OnnxEngine:
     A request gets the same tokens whoever else is there, whatever prompts were kept, and whether
     or not tokens are drafted: see `KvGraph` and `PrefixTree` for why that needs care.
 
-    Where the manifest says that the model writes calculations down, a free answer's are computed
-    and hidden. They cost a request none of its `max_tokens`: up to `SPARE_TOKENS` of theirs are
-    generated on top, as far as the context has room.
+    Where the manifest says that the model writes calculations down, those of a free answer, or one
+    in front of a choice or an expression, are computed and hidden. They cost a request none of its
+    `max_tokens`: up to `SPARE_TOKENS` of theirs are generated on top, as far as there is room.
     """
 
     def __init__(
@@ -73,15 +71,15 @@ class OnnxEngine:
         self._settings = settings = settings or EngineSettings()
         manifest = artefact.manifest
         self._stop_tokens = manifest.stop_tokens
-        self._calculates = manifest.calculates
         self._tokenizer = ChatTokenizer(
             artefact.tokenizer,
             chat_template=manifest.chat_template,
             stop_tokens=manifest.stop_tokens,
         )
-        self._guides = guides or GrammarGuides(
+        forms = guides or GrammarGuides(
             self._tokenizer, vocab=manifest.architecture.vocab, stop_tokens=manifest.stop_tokens
         )
+        self._guides = AnswerGuides(forms, self._tokenizer, calculates=manifest.calculates)
         self._plan = plan = _plan(settings, manifest)
         self._graph: KvGraph | None = KvGraph(
             artefact.graph, architecture=manifest.architecture, plan=plan, settings=settings
@@ -142,19 +140,23 @@ class OnnxEngine:
             RejectedError: `too_long`, `empty_prompt`, `duplicate_request`: the id is in use,
                 `bad_output_format` or `unsupported_output_format`.
         """
+        wanted, prompt_tokens = request.generation, len(request.prompt_tokens)
+        context_tokens = self._model.context_tokens
         check_fits(
-            prompt_tokens=len(request.prompt_tokens),
-            max_tokens=request.generation.max_tokens,
-            context_tokens=self._model.context_tokens,
+            prompt_tokens=prompt_tokens,
+            max_tokens=wanted.max_tokens,
+            context_tokens=context_tokens,
         )
         if request.id in self._requests:
             raise RejectedError(f"request {request.id} is here already", code="duplicate_request")
+        held = self._guides.begin(
+            wanted.output, room_tokens=context_tokens - prompt_tokens - wanted.max_tokens
+        )
         self._requests[request.id] = Row(
             request,
             stop_tokens=self._stop_tokens,
-            guide=self._guide(request),
+            held=held,
             draft_tokens=self._graph.draft_tokens if self._graph is not None else 0,
-            spare_tokens=self._spare_tokens(request),
         )
         self._line.add(request.id, priority=request.priority)
 
@@ -186,22 +188,6 @@ class OnnxEngine:
         self._rows.clear()
         self._requests.clear()
         self._line = WaitingLine()
-
-    def _guide(self, request: GenerationRequest) -> OutputGuide | None:
-        output = request.generation.output
-        if output is not None:
-            return self._guides.guide(output)
-        if not self._calculates:
-            return None
-        tokenizer = self._tokenizer
-        return CalculationGuide(Calculator(piece_of=tokenizer.piece, encode=tokenizer.encode_text))
-
-    def _spare_tokens(self, request: GenerationRequest) -> int | None:
-        """Return how much room calculations have beside the answer; None: it has none of them."""
-        if not self._calculates or request.generation.output is not None:
-            return None
-        asked = len(request.prompt_tokens) + request.generation.max_tokens
-        return min(SPARE_TOKENS, self._model.context_tokens - asked)
 
     def _admit(self) -> None:
         """Give rows to who waits, best first, as long as rows and memory suffice."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from edge_worker.adapters.calculations import Held
 from edge_worker.core.sampling import (
     Choice,
     Float32Array,
@@ -15,8 +16,7 @@ from edge_worker.core.sampling import (
 )
 from edge_worker.core.speculation import DraftPace, PromptLookup
 from edge_worker.core.stopping import AnswerText, StopRule
-from edge_worker.ports import Finished, GenerationRequest, OutputGuide
-from fleet_protocol.calculation import VisibleText
+from edge_worker.ports import Finished, GenerationRequest
 
 
 class Row:
@@ -35,19 +35,16 @@ class Row:
         request: GenerationRequest,
         *,
         stop_tokens: Sequence[int],
-        guide: OutputGuide | None,
+        held: Held,
         draft_tokens: int,
-        spare_tokens: int | None = None,
     ) -> None:
         """Begin.
 
         Args:
             request: What is asked.
             stop_tokens: Of the model.
-            guide: What the answer is held to.
+            held: What holds the answer.
             draft_tokens: Most tokens to guess at once; 0: none.
-            spare_tokens: Of calculations, tokens that `max_tokens` does not count; None: the
-                answer has none, and nothing of it is hidden.
         """
         wanted = request.generation
         self.request = request
@@ -61,14 +58,14 @@ class Row:
                 tokens=frozenset(stop_tokens),
                 texts=wanted.stop,
                 max_tokens=wanted.max_tokens,
-                spare_tokens=spare_tokens or 0,
+                spare_tokens=held.spare_tokens,
             ),
-            calculations=None if spare_tokens is None else VisibleText(),
+            calculations=held.hides,
         )
-        self.reserved_tokens = len(self.prompt) + wanted.max_tokens + (spare_tokens or 0)
+        self.reserved_tokens = len(self.prompt) + wanted.max_tokens + held.spare_tokens
         # Of its own for each request: what it draws does not depend on its neighbours.
         self._generator = np.random.default_rng(wanted.seed) if wanted.temperature > 0 else None
-        self._guide = guide
+        self._guide = held.guide
         self._said: list[int] = []
         self._logprobs: list[float] = []
         self._lookup: PromptLookup | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from edge_worker.core.sampling import Float32Array
-from fleet_protocol.calculation import Calculator
+from fleet_protocol.calculation import CLOSING, OPENING, Calculator, VisibleText
 from fleet_protocol.errors import RejectedError
 
 
@@ -56,6 +57,43 @@ class CalculationGuide:
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
         """Return how many of these tokens may come before a result is due."""
         return self._calculator.free_prefix(tokens)
+
+
+class LeadingCalculation:
+    """Hides one calculation at the very beginning of a text; behind it, marks are text.
+
+    It is for answers in a form, where the opening mark is a piece of its own, the closing one ends
+    a piece, and neither stands in between.
+
+    Attributes:
+        hidden_pieces: Pieces of it so far.
+        is_open: Whether it has begun and not ended.
+    """
+
+    def __init__(self) -> None:
+        self.hidden_pieces = 0
+        self.is_open = False
+        self._is_over = False
+        self._tail = ""
+
+    def push(self, piece: str) -> str:
+        """Take the next piece; return what may be shown now."""
+        if self._is_over or not (self.is_open or piece == OPENING):
+            self._is_over = True
+            return piece
+        self.hidden_pieces += 1
+        self._tail = (self._tail + piece)[-len(CLOSING) :]
+        self.is_open = self._tail != CLOSING
+        self._is_over = not self.is_open
+        return ""
+
+    def finish(self) -> str:
+        """Return what was held: nothing."""
+        return ""
+
+
+Hiding: TypeAlias = VisibleText | LeadingCalculation
+"""What keeps calculations from being shown."""
 
 
 def keep_only(token: int, logits: Float32Array) -> None:

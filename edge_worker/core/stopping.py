@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from fleet_protocol.calculation import VisibleText
+from edge_worker.core.calculator import Hiding
 from fleet_protocol.messages import FinishReason
 
 # Looked up once: it goes through the registry of all encodings.
@@ -46,7 +46,7 @@ class AnswerText:
         tokens: Taken so far, those of hidden calculations included.
     """
 
-    def __init__(self, rule: StopRule, *, calculations: VisibleText | None = None) -> None:
+    def __init__(self, rule: StopRule, *, calculations: Hiding | None = None) -> None:
         """`calculations` hides them; None: their marks are text like any other."""
         self.finish: FinishReason | None = None
         self.tokens = 0

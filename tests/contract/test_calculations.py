@@ -79,14 +79,15 @@ def test_a_result_says_nothing_of_doubt(engine: OnnxEngine) -> None:
     assert min(end.logprobs) > -0.1
 
 
-def test_a_result_is_read_in_one_run(engine: OnnxEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [1, 20])
+def test_a_result_is_read_in_one_run(engine: OnnxEngine, tmp_path: Path, most: int) -> None:
     slow = OnnxEngine(
         model.build_artefact(tmp_path / "slow", SUM | model.script(">>", "he", "<|im_end|>")),
         settings=NO_DRAFTS,
     )
     steps = []
     for one in (engine, slow):
-        ask(one)
+        ask(one, max_tokens=most)
         count = 0
         while not one.is_idle:
             one.step()
@@ -129,6 +130,18 @@ def test_calculations_get_what_room_the_context_leaves(tmp_path: Path) -> None:
         assert answer(engine, max_tokens=most).tokens == most + spare
 
 
+def test_room_for_calculations_is_kept_for_a_request(engine: OnnxEngine) -> None:
+    prompt = engine.encode([ChatMessage(role=ChatRole.USER, content="hello")])
+    needed = len(prompt) + 20 + SPARE_TOKENS
+    for room, together in ((2 * needed - 1, 1), (2 * needed, 2)):
+        engine._plan = engine._plan._replace(running_tokens=room)
+        ask(engine, "a")
+        ask(engine, "b")
+        engine.step()
+        assert len(engine._rows) == together
+        drain(engine)
+
+
 def test_neighbours_do_not_disturb_a_calculation(tmp_path: Path) -> None:
     engine = OnnxEngine(model.build_artefact(tmp_path / "chatter"), settings=SETTINGS)
     alone = answer(engine, max_tokens=30)
@@ -146,11 +159,70 @@ def test_what_is_held_to_json_may_hold_the_marks(engine: OnnxEngine) -> None:
     assert answer(engine, output=wanted, max_tokens=40).text == '"<<1+1|3>>"'
 
 
+HE_OR_IN = OutputFormat(choices=("in", "he"))
+
+
+def test_a_calculation_may_stand_in_front_of_a_choice(engine: OnnxEngine) -> None:
+    end = answer(engine, output=HE_OR_IN, max_tokens=1)
+    assert (end.text, end.finish, end.fits_output) == ("he", FinishReason.LENGTH, True)
+    assert (end.tokens, len(end.logprobs)) == (10, 10 - RESULT_TOKENS)
+    assert min(end.logprobs) > -0.1
+    assert answer(engine, output=OutputFormat(regex="(in|he)+"), max_tokens=3).text == "he"
+
+
+def test_nobody_makes_a_model_calculate_before_it_chooses(tmp_path: Path) -> None:
+    """It would rather say `Ġa`, which is no choice, but of what it may say it prefers `in`."""
+    follows = {START: ("Ġa", "in"), "in": ("<<",)}
+    engine = load(tmp_path / "straight", follows)
+    end = answer(engine, output=HE_OR_IN)
+    assert (end.text, end.tokens) == ("in", 1)
+
+
+def test_an_expression_in_front_of_a_choice_is_closed_whatever_it_is(tmp_path: Path) -> None:
+    follows = model.script(START, "<<", "+", "|", "x") | model.script(">>", "he")
+    end = answer(load(tmp_path / "none", follows), output=HE_OR_IN)
+    # The two marks, a sign, the bar; then the choice.
+    assert (end.text, end.tokens) == ("he", 5)
+
+
+def test_an_expression_in_front_of_a_choice_comes_to_its_end(tmp_path: Path) -> None:
+    follows = model.script(START, "<<", "1") | {"1": ("1",), ">>": ("he",)}
+    end = answer(load(tmp_path / "endless", follows), output=HE_OR_IN)
+    assert end.text == "he"
+    assert end.tokens < SPARE_TOKENS
+
+
+@pytest.mark.parametrize(
+    "output",
+    [OutputFormat(choices=("<<12*3|x", "<<13")), OutputFormat(regex=r"(<<)*[0-9]{2}\*3\|x")],
+)
+def test_a_form_that_may_begin_with_the_mark_has_nothing_in_front(
+    engine: OnnxEngine, output: OutputFormat
+) -> None:
+    end = answer(engine, output=output)
+    assert (end.text, end.fits_output) == ("<<12*3|x", True)
+    # One for the mark, one for each other character.
+    assert end.tokens == 7
+
+
+def test_marks_within_a_form_are_text(engine: OnnxEngine) -> None:
+    end = answer(engine, output=OutputFormat(regex="he<<1[|]7>>"))
+    assert (end.text, end.fits_output) == ("he<<1|7>>", True)
+
+
+def test_without_room_for_a_calculation_there_is_none_in_front(engine: OnnxEngine) -> None:
+    prompt = engine.encode([ChatMessage(role=ChatRole.USER, content="hello")])
+    most = tiny_model.CONTEXT_TOKENS - len(prompt) - SPARE_TOKENS
+    assert answer(engine, output=HE_OR_IN, max_tokens=most).text == "he"
+    assert answer(engine, output=HE_OR_IN, max_tokens=most + 1).text == "in"
+
+
 def test_a_guide_takes_nothing_but_the_result() -> None:
     calculator = Calculator(
         piece_of=lambda token: bytes([token]), encode=lambda text: text.encode()
     )
     guide = CalculationGuide(calculator)
+    assert guide.allowed_prefix(tuple(b"<<1+1|3>>")) == len("<<1+1|")
     for token in b"<<1+1|":
         assert guide.is_free
         guide.accept(token)

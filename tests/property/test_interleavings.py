@@ -17,7 +17,7 @@ from edge_worker.adapters.artefact import Artefact
 from edge_worker.adapters.onnx_engine import OnnxEngine
 from edge_worker.core.batching import EngineSettings
 from edge_worker.ports import EngineEvent, Finished, GenerationRequest, Grew
-from fleet_protocol.messages import Generation
+from fleet_protocol.messages import Generation, OutputFormat
 from tests.contract import calculating_model, tiny_model
 
 CHUNK = 4
@@ -28,6 +28,9 @@ PLAIN = EngineSettings(
 BUSY = EngineSettings(
     slots=3, intra_op_threads=1, prefill_chunk_tokens=CHUNK, prefix_mb=1, draft_tokens=5
 )
+
+
+CHOICES = OutputFormat(choices=("the hell", "the heating", "in"))
 
 
 class Ask(NamedTuple):
@@ -94,6 +97,7 @@ asks = st.builds(
         temperature=st.sampled_from([0.0, 0.0, 0.8]),
         top_p=st.sampled_from([1.0, 0.9]),
         seed=st.integers(0, 3),
+        output=st.sampled_from([None, None, CHOICES]),
     ),
     priority=st.integers(0, 9),
 )

@@ -196,6 +196,14 @@ def test_a_result_is_due_exactly_where_an_open_expression_has_one(text: str) -> 
     assert following.due == ()
 
 
+def test_a_token_without_text_makes_no_result_due_again() -> None:
+    following = Calculator(piece_of=lambda token: bytes([token] if token else []), encode=tokens_of)
+    for token in tokens_of("<<1+2|3>>"):
+        following.accept(token)
+    following.accept(0)
+    assert following.due == ()
+
+
 def test_a_draft_is_free_up_to_where_a_result_becomes_due() -> None:
     following = calculator()
     draft = tokens_of("so <<1+2|4>> it")

@@ -130,6 +130,17 @@ def test_a_golden_prompt_promises_what_is_shown(adding: Artefact) -> None:
     assert golden_report(engine, [other]).wrong == (0,)
 
 
+def test_a_promise_counts_what_is_shown(tmp_path: Path) -> None:
+    follows = SUM | script(">>", "he", "ll", "in", "he")
+    endless = calculating_model.build_artefact(tmp_path, follows)
+    text = text_of(endless.folder, endless.manifest)
+    checks = [GoldenCheck(prompt="hello")]
+    (golden,), _ = ask_golden(runner(endless), text, checks, reader=reader_of(endless))
+    assert golden.expect_text == "hellinhellinhell"
+    engine = OnnxEngine(endless, settings=EngineSettings(slots=1))
+    assert golden_report(engine, [golden]).wrong == ()
+
+
 def test_where_nothing_was_clear_nothing_is_promised(adding: Artefact) -> None:
     engine = OnnxEngine(load_artefact(adding.folder), settings=EngineSettings(slots=1))
     prompt = engine.encode([])

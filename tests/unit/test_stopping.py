@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_worker.core.stopping import AnswerText, StopRule, first_stop, held_back
+from fleet_protocol.calculation import VisibleText
 from fleet_protocol.messages import FinishReason
 
 END = 0
@@ -115,3 +116,32 @@ def test_the_answer_does_not_depend_on_where_tokens_are_cut(
     assert answer.text == "".join(shown) + rest == by_bytes.text
     assert text.startswith(answer.text)
     assert not any(stop in answer.text for stop in stops)
+
+
+def hiding(*pieces: str, stops: tuple[str, ...] = (), max_tokens: int = 99, spare: int = 0) -> str:
+    """Return what is shown, and why it ended, of an answer with calculations."""
+    rule = StopRule(texts=stops, max_tokens=max_tokens, spare_tokens=spare)
+    answer = AnswerText(rule, calculations=VisibleText())
+    for piece in pieces:
+        if answer.finish is None:
+            answer.take(1, piece.encode())
+    return f"{answer.text} {answer.finish or 'goes on'} {answer.left_tokens}"
+
+
+def test_what_only_looked_like_a_mark_is_shown_at_the_end() -> None:
+    assert hiding("a", "<", max_tokens=2) == "a< length 0"
+    assert hiding("a", "<", max_tokens=2, stops=("<",)) == "a stop 0"
+    assert hiding("a", "<", "b", stops=("a<",)) == " stop 96"
+
+
+def test_calculations_do_not_count_as_long_as_there_are_spare_tokens() -> None:
+    sums = ("<<", "1", "|", "1", ">>")
+    assert hiding("a", *sums, "b", max_tokens=2, spare=5) == "ab length 0"
+    assert hiding("a", *sums, "b", max_tokens=2, spare=4) == "a length 0"
+    assert hiding("a", *sums, max_tokens=3, spare=5) == "a goes on 2"
+    # Within one, what is spare is still to come.
+    assert hiding("a", *sums[:2], max_tokens=3, spare=5) == "a goes on 5"
+
+
+def test_stop_texts_are_looked_for_as_if_calculations_were_not_there() -> None:
+    assert hiding("1|", "<<1|1>>", "x", stops=("1|1", "|x")) == "1 stop 96"
