@@ -163,7 +163,8 @@ class Generation(Part, frozen=True, kw_only=True, omit_defaults=True):
     """How the answer is to be produced.
 
     Attributes:
-        max_tokens: Most tokens to generate, 1..4096.
+        max_tokens: Most tokens to generate, 1..4096; those of calculations that the model writes
+            and nobody sees do not count, up to `calculation.SPARE_TOKENS`.
         temperature: 0 is greedy; up to 2.
         top_p: Nucleus mass, above 0 up to 1.
         seed: Makes sampling above temperature 0 repeatable.
@@ -301,6 +302,7 @@ class Usage(Part, frozen=True, kw_only=True):
     """Tokens an answer took.
 
     Attributes:
+        completion_tokens: All that were generated, hidden calculations included.
         cached_tokens: Of `prompt_tokens`, those served from a cache (a provider bills them less).
     """
 
