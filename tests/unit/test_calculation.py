@@ -74,20 +74,15 @@ def test_an_expression_comes_to_what_fractions_say(
 def test_multiplication_binds_more_tightly_and_the_left_one_first(
     values: list[tuple[str, Fraction]], signs: list[str]
 ) -> None:
-    text = "".join(f"{value}{sign}" for (value, _), sign in zip(values, [*signs, ""], strict=True))
+    parts = list(zip((text for text, _ in values), [*signs, ""], strict=True))
+    text = "".join(f"{value}{sign}" for value, sign in parts)
+    exact = "".join(f"Fraction('{value}'){sign}" for value, sign in parts)
     try:
-        wanted = eval(  # noqa: S307 - digits and signs made here
-            "".join(
-                f"Fraction('{value}'){sign}"
-                for (value, _), sign in zip(values, [*signs, ""], strict=True)
-            ),
-            {"Fraction": Fraction},
-        )
+        wanted = eval(exact, {"Fraction": Fraction})  # noqa: S307 - digits and signs made here
     except ZeroDivisionError:
         wanted = None
-    if wanted is not None and abs(wanted) > 10**15:
-        wanted = None
-    assert calculate(text) == (None if wanted is None else write_number(wanted))
+    is_in_range = wanted is not None and abs(wanted) <= 10**15
+    assert calculate(text) == (write_number(wanted) if is_in_range else None)
 
 
 @given(
