@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -46,8 +45,28 @@ def said_and_computed(answer: str) -> list[tuple[str, bool]]:
     return [*pieces, (answer, True)] if answer else pieces
 
 
+def split_by_length(batch: Sequence[Lesson], *, padding_share: float = 0.2) -> list[list[Lesson]]:
+    """Return a batch in parts of similar lengths, so that little of each is padding.
+
+    Args:
+        batch: Lessons of any lengths.
+        padding_share: Most of a part's places that may be padding, 0..1.
+    """
+    parts: list[list[Lesson]] = []
+    used = 0
+    for lesson in sorted(batch, key=lambda lesson: len(lesson.tokens)):
+        length = len(lesson.tokens)
+        places = length * (len(parts[-1]) + 1) if parts else 0
+        if not parts or used + length < (1 - padding_share) * places:
+            parts.append([])
+            used = 0
+        parts[-1].append(lesson)
+        used += length
+    return parts
+
+
 class Lessons:
-    """Examples as tokens, in batches of about the same length."""
+    """Examples as tokens, in batches."""
 
     def __init__(self, text: TextParts, training: Training) -> None:
         self._tokenizer = Tokenizer.from_str(text.tokenizer_json)
@@ -70,18 +89,20 @@ class Lessons:
         return Lesson([*tokens, self._end], [*learnt, True], keep)
 
     def batches(self, examples: Iterator[Example]) -> Iterator[list[Lesson]]:
-        """Yield batches of about `step_tokens` tokens, padding counted."""
-        chance = random.Random(self._training.seed)  # noqa: S311 - order, not secrets
-        while True:
-            pool = [self.lesson(next(examples)) for _ in range(1_024)]
-            pool.sort(key=lambda lesson: len(lesson.tokens))
-            batches: list[list[Lesson]] = [[]]
-            for lesson in pool:
-                if (len(batches[-1]) + 1) * len(lesson.tokens) > self._training.step_tokens:
-                    batches.append([])
-                batches[-1].append(lesson)
-            chance.shuffle(batches)
-            yield from batches
+        """Yield batches of about `step_tokens` tokens, as the examples come.
+
+        Families must be mixed within a batch: batches of one length are batches of one family,
+        and what one of them teaches the next one spoils.
+        """
+        batch: list[Lesson] = []
+        tokens = 0
+        for example in examples:
+            lesson = self.lesson(example)
+            if batch and tokens + len(lesson.tokens) > self._training.step_tokens:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(lesson)
+            tokens += len(lesson.tokens)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

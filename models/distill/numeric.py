@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from fleet_protocol.calculation import annotate, calculate
-from models.distill.example import Example, roughen
+from models.distill.example import Example, place_instruction, roughen
 
 Number: TypeAlias = int | float
 Words: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -159,6 +159,12 @@ def _conversion(
         x=_trim(given[0]), u=given[1], v=unit
     )
     answer = f"{annotate(expression)}{calculate(expression)} {unit}"
+    if chance.random() < 0.15:
+        told = f"Convert what is said to {unit}."
+        system, prompt = place_instruction(
+            told, f"{_trim(given[0])} {given[1]}", language="en", draw=chance
+        )
+        return Example(family="units", language="en", system=system, prompt=prompt, answer=answer)
     return _example("units", roughen(asked, chance), answer)
 
 
@@ -198,6 +204,8 @@ def _factors(chance: random.Random) -> tuple[int, int]:
 
 def _count(chance: random.Random, factor: int) -> Number:
     """Return how many of the larger unit: small where the factor is not a power of ten."""
+    if chance.random() < 0.15:
+        return chance.choice((1, 1, 0.5, 2))
     if factor % 10 or factor == 60:
         return chance.randint(1, 12)
     return chance.randint(1, 60) if chance.random() < 0.6 else chance.randint(1, 99) / 10

@@ -27,7 +27,7 @@ from peft import (
 from torch.nn import functional
 
 from models.adapter import Adapter, tensor_name, tensor_of
-from models.distill.lessons import Lesson
+from models.distill.lessons import Lesson, split_by_length
 from models.distill.low_rank import LowRank, combine_adapters, write_adapter
 from models.distill.plan import Training
 from models.errors import CheckpointError
@@ -113,20 +113,29 @@ class Trainer:
         """Learn one batch; return its loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate()
-        ids, mask, labels = _pad(batch)
-        logits, wanted, rows = _answers(self.model.get_base_model(), ids, mask, labels)
-        loss = _balanced_loss(logits, wanted, rows)
-        kept = torch.tensor([lesson.keep for lesson in batch])[rows]
-        if bool(kept.any()):
-            theirs = self._teachers_logits(ids, mask, labels)
-            distance = _balanced_distance(logits, theirs, rows, kept)
-            loss = loss + self._training.keep_weight * distance
-        loss.backward()
+        whole = sum(sum(lesson.learnt) ** 0.5 for lesson in batch)
+        total = 0.0
+        for part in split_by_length(batch):
+            loss = self._loss(part) / whole
+            loss.backward()
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self._learnt, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
-        return float(loss.detach())
+        return total
+
+    def _loss(self, part: Sequence[Lesson]) -> Any:
+        """Return the sum of the weighted losses of a part's answer tokens."""
+        ids, mask, labels = _pad(part)
+        logits, wanted, rows = _answers(self.model.get_base_model(), ids, mask, labels)
+        loss = _balanced_loss(logits, wanted, rows)
+        kept = torch.tensor([lesson.keep for lesson in part])[rows]
+        if bool(kept.any()):
+            theirs = self._teachers_logits(ids, mask, labels)
+            distance = _balanced_distance(logits, theirs, rows, kept)
+            loss = loss + self._training.keep_weight * distance
+        return loss
 
     def _teachers_logits(self, ids: Any, mask: Any, labels: Any) -> Any:
         """Return what the teacher would say to the answers' positions: [answer tokens, vocab]."""
@@ -220,26 +229,24 @@ def _answers(decoder: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, Any, 
 
 
 def _balanced_loss(logits: Any, wanted: Any, rows: Any) -> Any:
-    """Return the mean loss; a token counts one over the root of its answer's length.
+    """Return the sum of the losses; a token counts one over the root of its answer's length.
 
     With equal tokens the forms of long answers drown out labels of one token: classification had
     a fiftieth of the gradient, and stayed at chance while the loss looked good.
     """
-    weights = _weights(rows)
     losses = functional.cross_entropy(logits, wanted, reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    return (losses * _weights(rows)).sum()
 
 
 def _balanced_distance(logits: Any, theirs: Any, rows: Any, kept: Any) -> Any:
-    """Return the mean KL divergence from the teacher's distributions over the kept tokens.
+    """Return the KL divergences from the teacher's distributions, summed over the kept tokens.
 
     Balanced as the loss is; a batch of which little is kept adds little.
     """
     ours = functional.log_softmax(logits[kept], -1)
     wanted = functional.log_softmax(theirs[kept], -1)
     distances = functional.kl_div(ours, wanted, log_target=True, reduction="none").sum(-1)
-    weights = _weights(rows)
-    return (distances * weights[kept]).sum() / weights.sum()
+    return (distances * _weights(rows)[kept]).sum()
 
 
 def _weights(rows: Any) -> Any:
