@@ -185,15 +185,20 @@ class Calculator:
         Of tokens while a result is due already, how many are its own; nothing is accepted.
         """
         if self._due:
-            pairs = zip(self._due, tokens, strict=False)
-            differing = (place for place, (due, token) in enumerate(pairs) if due != token)
-            return next(differing, min(len(self._due), len(tokens)))
+            return count_agreeing(self._due, tokens)
         tail = self._tail
         for count, token in enumerate(tokens, start=1):
             tail = _follow(tail, self._piece_of(token))
             if _result_due(tail) is not None:
                 return count
         return len(tokens)
+
+
+def count_agreeing(due: Sequence[int], tokens: Sequence[int]) -> int:
+    """Return how many of `tokens`, from the first one on, are the ones that are due."""
+    pairs = zip(due, tokens, strict=False)
+    differing = (place for place, (wanted, token) in enumerate(pairs) if wanted != token)
+    return next(differing, min(len(due), len(tokens)))
 
 
 def _follow(tail: bytes, piece: bytes) -> bytes:

@@ -16,6 +16,7 @@ from fleet_protocol.calculation import (
     Calculator,
     VisibleText,
     calculate,
+    count_agreeing,
 )
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.messages import OutputFormat
@@ -151,11 +152,7 @@ class _CalculationFirst:
 
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
         if self._due:
-            pairs = zip(self._due, tokens, strict=False)
-            return next(
-                (place for place, (due, token) in enumerate(pairs) if due != token),
-                min(len(self._due), len(tokens)),
-            )
+            return count_agreeing(self._due, tokens)
         begins = self._is_undecided and tokens[:1] == (self._mark,)
         held = self._expression if self._is_calculating or begins else self._form
         return held.allowed_prefix(tokens)
