@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
 from typing import Final, TypeAlias
 
 import msgspec
@@ -35,38 +38,89 @@ def write_json(keys: Sequence[str], values: Sequence[Json]) -> str:
     return json.dumps(dict(zip(keys, filled, strict=True)), ensure_ascii=False)
 
 
-_LAYOUTS: Final = {
-    "{i}\n{c}": 40,
-    "{i}{s}{c}": 14,
-    '{i}{s}"{c}"': 12,
-    "{i}\n\n{c}\n": 6,
-    "{c}\n{i}": 8,
-    '"{c}"{s}{i}': 4,
-    "{c}\n\n{i}": 4,
-    "{i}\n---\n{c}": 4,
-    "{c} -> {i}": 3,
-    "{i}: {c}": 3,
-    "{i} >> {c}": 2,
-    "{i}\nText: {c}": 4,
-    "Text: {c}\n{i}": 3,
-    "{i}\nInput: {c}\nOutput:": 3,
-    "{i}\n'{c}'": 2,
-    "{c} | {i}": 1,
-    "Message: {c}\nTask: {i}": 2,
-    "{i}\n\n> {c}": 2,
-}
-_IN_SYSTEM_TURN: Final = 0.08
+_IN_SYSTEM_TURN: Final = 0.06
+_WITH_PREAMBLE: Final = 0.25
+_CARRIED: Final = 0.2
+_PLAIN: Final = 0.5
+_QUOTES: Final = frozenset("\"'`“”\u2018\u2019«»「」『』")
+
+
+class Frames(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What people put around an instruction and its content, in one language.
+
+    Attributes:
+        between: What separates a preamble from what follows on its line.
+        plain: The usual layouts of an instruction `{i}` and its content `{c}`.
+        layouts: The other ones.
+        preambles: Sentences before the whole, which say nothing about the answer.
+        carriers: Ways in which the content reaches the reader, which become part of it.
+        who: People for `{who}` in preambles and carriers.
+        where: Places for `{where}`.
+    """
+
+    between: str = " "
+    plain: tuple[str, ...] = ("{i}\n{c}", "{i} {c}", '{i} "{c}"')
+    layouts: tuple[str, ...] = ()
+    preambles: tuple[str, ...] = ()
+    carriers: tuple[str, ...] = ()
+    who: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+
+
+@cache
+def frames() -> Mapping[str, Frames]:
+    """Return the frames that come with the program, by language."""
+    text = resources.files("models.distill").joinpath("families", "frames.toml").read_text("utf-8")
+    return msgspec.convert(tomllib.loads(text), dict[str, Frames])
 
 
 def place_instruction(
-    instruction: str, content: str, *, language: str, draw: random.Random
+    instruction: str, content: str, *, language: str, draw: random.Random, carry: bool = True
 ) -> tuple[str | None, str]:
-    """Put an instruction and what it is about together; return the system turn and the prompt."""
+    """Put an instruction and what it is about together; return the system turn and the prompt.
+
+    A language without frames of its own gets the plain layouts.
+
+    Args:
+        instruction: What to do.
+        content: What to do it with.
+        language: Of both.
+        draw: Chooses how they are put together.
+        carry: Whether people and places that are no part of the content may be named: by a
+            carrier of it, or in a preamble.
+    """
     if draw.random() < _IN_SYSTEM_TURN:
         return instruction, content
-    layout = draw.choices(list(_LAYOUTS), list(_LAYOUTS.values()))[0]
-    space = "" if language == "zh" else " "
-    return None, layout.format(i=instruction, c=content, s=space)
+    known = frames().get(language, Frames())
+    if carry and known.carriers and draw.random() < _CARRIED:
+        carrier = draw.choice(known.carriers)
+        if not _clash(carrier, content):
+            content = _name(carrier, known, draw).replace("{c}", content)
+    plain = not known.layouts or draw.random() < _PLAIN
+    layout = draw.choice(known.plain if plain else known.layouts)
+    if _clash(layout, content):
+        layout = known.plain[0]
+    prompt = layout.format(i=instruction, c=content)
+    preambles = [text for text in known.preambles if carry or "{" not in text]
+    if not preambles or draw.random() >= _WITH_PREAMBLE:
+        return None, prompt
+    goes_on = prompt.startswith(instruction) and draw.random() < 0.5
+    separator = known.between if goes_on else "\n"
+    preamble = _name(draw.choice(preambles), known, draw)
+    return None, f"{preamble}{separator}{prompt}"
+
+
+def _clash(frame: str, content: str) -> bool:
+    """Return whether the frame quotes with a mark that the content holds already."""
+    return not _QUOTES.isdisjoint(set(frame) & set(content))
+
+
+def _name(frame: str, known: Frames, draw: random.Random) -> str:
+    """Fill in who and where."""
+    for slot, names in (("{who}", known.who), ("{where}", known.where)):
+        if slot in frame:
+            frame = frame.replace(slot, draw.choice(names))
+    return frame
 
 
 def roughen(text: str, draw: random.Random) -> str:

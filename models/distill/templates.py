@@ -189,7 +189,7 @@ class FamilyTemplates:
         actions = list(self._family.actions)
         chance.shuffle(actions)
         instruction = instruction.replace("{actions}", ", ".join(actions))
-        system, prompt = self._place(instruction, roughen(said, chance), chance)
+        system, prompt = self._place(instruction, roughen(said, chance), chance, carry=True)
         return self._example(system, prompt, write_json(keys, values))
 
     def _extract(self, pattern: Pattern, draft: Draft, chance: random.Random) -> Example:
@@ -203,7 +203,7 @@ class FamilyTemplates:
         keys = list(values)
         chance.shuffle(keys)
         instruction = _name_keys(keys, self._family, chance)
-        system, prompt = self._place(instruction, said, chance)
+        system, prompt = self._place(instruction, said, chance, carry=False)
         return self._example(system, prompt, write_json(keys, [values[key] for key in keys]))
 
     def _label(self, chance: random.Random) -> Example:
@@ -220,7 +220,7 @@ class FamilyTemplates:
         chosen = labels[right]
         instruction = chance.choice(self._family.instructions)
         instruction = _name_labels(instruction, labels, self._family, chance)
-        system, prompt = self._place(instruction, roughen(line, chance), chance)
+        system, prompt = self._place(instruction, roughen(line, chance), chance, carry=False)
         return self._example(system, prompt, chosen)
 
     def _rewrite(self, pattern: Pattern, draft: Draft, chance: random.Random) -> Example:
@@ -228,9 +228,10 @@ class FamilyTemplates:
         return self._example(None, chance.choice(pattern.ask).replace("{x}", given), answer)
 
     def _place(
-        self, instruction: str, content: str, chance: random.Random
+        self, instruction: str, content: str, chance: random.Random, *, carry: bool
     ) -> tuple[str | None, str]:
-        return place_instruction(instruction, content, language=self._family.language, draw=chance)
+        language = self._family.language
+        return place_instruction(instruction, content, language=language, draw=chance, carry=carry)
 
     def _example(self, system: str | None, prompt: str, answer: str) -> Example:
         return Example(

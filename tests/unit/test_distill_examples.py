@@ -144,7 +144,8 @@ def test_a_conversion_names_the_unit_that_was_asked_for() -> None:
         number, unit = visible(example.answer).split(" ", 1)
 
         assert float(number) is not None
-        assert unit.lower() in example.prompt.lower(), example
+        asked = f"{example.system or ''} {example.prompt}"
+        assert unit.lower() in asked.lower(), example
 
 
 def test_a_summary_holds_every_number_of_a_short_list() -> None:
