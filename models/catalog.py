@@ -75,7 +75,7 @@ class VariantRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         scheme: `int8-blockN` or `int4-blockN` (N weights share a scale; `-fp32` behind it: with
-            inputs in 32-bit floats), or `dynamic-u8`; see `models/variants.py`.
+            inputs in 32-bit floats), or `dynamic-u8`; see `models/graphs/variants.py`.
         memory_mb: Resident memory to expect, as measured once: the manifest's bytes must not
             depend on who builds it. None: as measured by this build.
     """

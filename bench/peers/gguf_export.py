@@ -18,7 +18,7 @@ from gguf.quants import quantize
 from onnx import helper, numpy_helper
 
 from edge_worker.adapters.artefact import Artefact
-from models.checkpoint import (
+from models.checkpoints.checkpoint import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -28,16 +28,16 @@ from models.checkpoint import (
     Float32Array,
     layer_weight,
 )
-from models.gguf_config import GGUF_LAYER_NAMES, GGUF_TOP_NAMES
-from models.quantize import (
+from models.checkpoints.gguf_config import GGUF_LAYER_NAMES, GGUF_TOP_NAMES
+from models.checkpoints.rope import Rope
+from models.graphs.quantize import (
     QuantizedChannels,
     QuantizedMatrix,
     dequantize_blocks,
     dequantize_channels,
     turn_columns,
 )
-from models.rope import Rope
-from models.row_products import turned_together
+from models.graphs.row_products import turned_together
 
 # Constants of a graph that are no weights.
 _FURNITURE: Final = ("rotary.", "embedding.shape", "embedding.one", "last.", "turn.", "input_")
@@ -274,7 +274,7 @@ def _pre_tokenizer(rule: dict[str, Any]) -> str:
 
 
 def _interleave(name: str, weight: Float32Array, shape: DecoderShape) -> Float32Array:
-    """Bring the rows of q and k into llama.cpp's order; see `models.gguf_reader.unpermute`."""
+    """Bring the rows of q and k into llama.cpp's order; see `unpermute` of the GGUF reader."""
     heads = {"q": shape.heads, "k": shape.kv_heads}.get(name.rpartition(".")[2])
     if heads is None:
         return weight

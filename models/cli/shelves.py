@@ -10,9 +10,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from models.artefacts.publish import publish
+from models.artefacts.shelf import open_shelf
 from models.catalog import Recipe, load_catalog
-from models.publish import publish
-from models.shelf import open_shelf
+from models.graphs.variants import describe
+from models.proof.verify import verify_artefact
 from models.terminal import (
     factory_cache,
     find_artefact,
@@ -22,8 +24,6 @@ from models.terminal import (
     print_json,
     show_progress,
 )
-from models.variants import describe
-from models.verify import verify_artefact
 
 
 @click.command("list")

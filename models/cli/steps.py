@@ -8,10 +8,10 @@ import click
 import msgspec
 
 from fleet_protocol.manifest import DEFAULT_MODEL
-from models.build import Build, BuildReport
+from models.artefacts.build import Build, BuildReport
 from models.cache import step_files
-from models.fetch import fetch
-from models.optimum_export import export_with_optimum
+from models.sources.fetch import fetch
+from models.sources.optimum_export import export_with_optimum
 from models.terminal import (
     factory_cache,
     find_recipe,

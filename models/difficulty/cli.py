@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 
 from fleet_protocol.manifest import AucInterval, DifficultyManifest
+from models.artefacts.pack import pack
 from models.difficulty.build import Embedded, FitSettings, fit_difficulty
 from models.difficulty.data import Labelled, read_labelled
 from models.embedding.runner import EncoderRunner, plain_tokenizer
 from models.embedding.verify import read_embedding_manifest
-from models.pack import pack
 from models.progress import Progress
 from models.terminal import factory_cache, json_option, print_json, show_progress
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from models.build import Build
+from models.artefacts.build import Build
 from models.catalog import Recipe
 from models.distill.plan import LessonPlan
 from models.distill.teach import Teaching, TeachReport, lessons_of, whole_plan

@@ -9,8 +9,8 @@ import msgspec
 from tokenizers import Tokenizer
 
 from fleet_protocol.calculation import BAR, CLOSING, OPENING
-from models.chat import render_prompt
-from models.checkpoint import TextParts
+from models.checkpoints.chat import render_prompt
+from models.checkpoints.checkpoint import TextParts
 from models.distill.example import Example
 from models.distill.plan import Training
 

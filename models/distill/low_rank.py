@@ -15,8 +15,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, tensor_name
-from models.checkpoint import Float32Array, layer_weight
+from models.checkpoints.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, tensor_name
+from models.checkpoints.checkpoint import Float32Array, layer_weight
 
 LowRank: TypeAlias = Mapping[str, tuple[Float32Array, Float32Array]]
 """By the canonical name of a matrix: A [r, inputs] and B [outputs, r]; B @ A is added to it."""

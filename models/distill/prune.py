@@ -18,12 +18,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.checkpoint import EMBEDDING, HEAD, Checkpoint, Float32Array
+from models.checkpoints.checkpoint import EMBEDDING, HEAD, Checkpoint, Float32Array
+from models.checkpoints.weights import PrunedCheckpoint
 from models.distill.lessons import Lesson
+from models.graphs.reference import reference_hidden, residual_stream
 from models.progress import Progress
-from models.reference import reference_hidden, residual_stream
-from models.runner import log_softmax
-from models.weights import PrunedCheckpoint
+from models.proof.runner import log_softmax
 
 Angles: TypeAlias = npt.NDArray[np.float64]
 """[layers + 1, layers + 1]: mean angle between what layers read, in half turns, 0 to 1."""

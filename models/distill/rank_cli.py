@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from models.build import Build
+from models.artefacts.build import Build
 from models.distill.cli import plan_of
 from models.distill.lessons import Lessons
 from models.distill.prune import Ranking, rank_layers

@@ -9,9 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final
 
-from models.checkpoint import FINAL_NORM, Checkpoint, DecoderShape
+from models.checkpoints.checkpoint import FINAL_NORM, Checkpoint, DecoderShape
+from models.checkpoints.hf_config import HF_TOP_NAMES, stored_name
 from models.errors import CheckpointError, MissingExtraError
-from models.hf_config import HF_TOP_NAMES, stored_name
 
 _WINDOWED: Final = "sliding_attention"
 _FULL: Final = "full_attention"

@@ -9,10 +9,16 @@ from typing import Any, Final
 
 import msgspec
 
-from models.adapter import ADAPTER_WEIGHTS, Adapter, adapter_folder
 from models.cache import FactoryCache, fresh_folder, hash_file, hash_key
 from models.catalog import AdapterSource, Recipe
-from models.checkpoint import Checkpoint, SourceModel, TextParts
+from models.checkpoints.adapter import ADAPTER_WEIGHTS, Adapter, adapter_folder
+from models.checkpoints.checkpoint import Checkpoint, SourceModel, TextParts
+from models.checkpoints.weights import (
+    PrunedCheckpoint,
+    hash_weights,
+    open_source,
+    recipe_checkpoint,
+)
 from models.distill.example import Example
 from models.distill.lessons import Lessons
 from models.distill.low_rank import LowRank, of_layers, read_low_rank
@@ -20,9 +26,8 @@ from models.distill.mix import Maker, built_in_makers, family_makers, stream
 from models.distill.plan import LessonPlan
 from models.distill.student import load_student
 from models.errors import MissingExtraError, RecipeError, writing
-from models.fetch import fetch
 from models.progress import Progress
-from models.weights import PrunedCheckpoint, hash_weights, open_source, recipe_checkpoint
+from models.sources.fetch import fetch
 
 _OWN_SHARE: Final = 25.0
 """Of a user's families together, beside about 100 of the built-in ones."""

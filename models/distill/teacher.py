@@ -9,14 +9,14 @@ from typing import Final, Protocol, TypeAlias
 from tokenizers import Tokenizer
 
 from fleet_protocol.calculation import SPARE_TOKENS
-from models.calculations import AnswerReader
-from models.chat import render_prompt
+from models.checkpoints.chat import render_prompt
 from models.distill.answers import Said
 from models.distill.questions import Question
 from models.evaluate import run
 from models.progress import Progress
-from models.runner import GraphRunner, counted_tokens
-from models.verify import read_manifest
+from models.proof.calculations import AnswerReader
+from models.proof.runner import GraphRunner, counted_tokens
+from models.proof.verify import read_manifest
 
 Told: TypeAlias = Callable[[Question, Said], None]
 """Called with every answer, in the order in which they come."""

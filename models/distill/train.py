@@ -26,7 +26,7 @@ from peft import (
 )
 from torch.nn import functional
 
-from models.adapter import Adapter, tensor_name, tensor_of
+from models.checkpoints.adapter import Adapter, tensor_name, tensor_of
 from models.distill.lessons import Lesson, split_by_length
 from models.distill.low_rank import LowRank, combine_adapters, write_adapter
 from models.distill.plan import Training

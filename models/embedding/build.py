@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from fleet_protocol.manifest import EmbeddingManifest, EmbeddingQuality, GoldenEmbedding
+from models.artefacts.pack import describe_files, pack
 from models.cache import FactoryCache, hash_file, hash_key
 from models.embedding.checkpoint import EncoderFolder, EncoderShape
 from models.embedding.graph import EncoderGraph
@@ -21,12 +22,11 @@ from models.embedding.reference import ReferenceEncoder
 from models.embedding.runner import EncoderRunner, plain_tokenizer
 from models.embedding.sentences import load_pairs, sentences_of
 from models.errors import CheckpointError
-from models.fetch import fetch
-from models.graph import GRAPH_NAME, WEIGHTS_NAME, save_graph
-from models.hub import Fetched
-from models.pack import describe_files, pack
+from models.graphs.builder import GRAPH_NAME, WEIGHTS_NAME, save_graph
 from models.progress import Progress
-from models.verify import graph_opset
+from models.proof.verify import graph_opset
+from models.sources.fetch import fetch
+from models.sources.hub import Fetched
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 _SHAPE_NAME: Final = "shape.json"
@@ -36,7 +36,7 @@ _PACKAGE: Final = Path(__file__).parents[1]
 # What decides the bytes of a step's outcome: a change in one of them makes the step again.
 _CONVERTED_BY: Final = (
     *("embedding/checkpoint.py", "embedding/graph.py", "embedding/runner.py"),
-    *("tensor_folder.py", "quantize.py", "graph.py"),
+    *("checkpoints/tensor_folder.py", "graphs/quantize.py", "graphs/builder.py"),
 )
 _VERIFIED_BY: Final = (
     *("embedding/build.py", "embedding/quality.py", "embedding/reference.py"),

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
+from models.checkpoints.tensor_folder import TensorFolder
 from models.errors import CheckpointError
-from models.tensor_folder import TensorFolder
 
 EMBEDDING: Final = "embeddings.word_embeddings.weight"
 POSITIONS: Final = "embeddings.position_embeddings.weight"

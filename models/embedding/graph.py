@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 from models.embedding.checkpoint import (
     ATTENTION_NORM,
     ATTENTION_OUT,
@@ -30,9 +30,9 @@ from models.embedding.checkpoint import (
     EncoderFolder,
     layer_part,
 )
-from models.graph import IR_VERSION, OPSET
+from models.graphs.builder import IR_VERSION, OPSET
+from models.graphs.quantize import quantize_blocks
 from models.progress import Progress
-from models.quantize import quantize_blocks
 
 _CONTRIB: Final = "com.microsoft"
 # MatMulNBits: quantise its input to 8 bits, too, block by block of each row, so that what a text

@@ -17,7 +17,7 @@ import msgspec
 from models.embedding.runner import EncoderRunner, plain_tokenizer
 from models.embedding.sentences import load_pairs, sentences_of
 from models.errors import VerificationError
-from models.measure import peak_bytes
+from models.proof.measure import peak_bytes
 
 _BATCH: Final = 16
 _SENTENCES: Final = 48

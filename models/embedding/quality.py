@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from fleet_protocol.manifest import EmbeddingQuality
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 from models.embedding.sentences import Pair, sentences_of
 from models.errors import VerificationError
 

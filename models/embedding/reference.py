@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 from models.embedding.checkpoint import (
     ATTENTION_NORM,
     ATTENTION_OUT,

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 from models.errors import CheckpointError, VerificationError
 
 _QUIET: Final = 3

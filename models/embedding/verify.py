@@ -13,7 +13,7 @@ from fleet_protocol.manifest import MANIFEST_NAME, EmbeddingManifest
 from models.cache import hash_file
 from models.embedding.runner import EncoderRunner, plain_tokenizer
 from models.errors import VerificationError
-from models.verify import graph_opset
+from models.proof.verify import graph_opset
 
 # To the exact embedding; a sound graph of 8-bit blocks was measured at 0.994 at worst.
 MIN_GOLDEN_COSINE: Final = 0.98

@@ -12,9 +12,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from models.build import Build
+from models.artefacts.build import Build
+from models.artefacts.card import CARD_NAME
 from models.cache import FactoryCache
-from models.card import CARD_NAME
 from models.catalog import RECIPE_SUFFIX, Recipe, load_catalog, read_recipe
 from models.errors import UnknownModelError, writing
 from models.evaluate.evaluation import Findings, Plan, examine
@@ -22,11 +22,11 @@ from models.evaluate.fp32 import save_fp32_graph
 from models.evaluate.gates import enforce
 from models.evaluate.report import EVALUATION_NAME, Evaluation, Score, SuiteResult
 from models.evaluate.store import store
-from models.graph import GRAPH_NAME
+from models.graphs.builder import GRAPH_NAME
 from models.progress import Progress
+from models.proof.verify import read_manifest
 from models.suite import read_items
 from models.terminal import factory_cache, json_option, print_json, show_progress
-from models.verify import read_manifest
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 

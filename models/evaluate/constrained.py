@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 from models.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -12,14 +12,15 @@ from tokenizers import Tokenizer
 
 from fleet_protocol.calculation import SPARE_TOKENS
 from fleet_protocol.manifest import Architecture, Manifest
-from models.calculations import AnswerReader
-from models.chat import render_prompt
+from models.checkpoints.chat import render_prompt
 from models.evaluate.checks import is_right, parse_object
 from models.evaluate.constrained import SchemaGuides
 from models.evaluate.report import SuiteResult, family_scores, score
 from models.evaluate.run import ROWS, Answerer, Question
 from models.progress import Progress
-from models.runner import GraphRunner
+from models.proof.calculations import AnswerReader
+from models.proof.runner import GraphRunner
+from models.proof.verify import read_manifest
 from models.suite import (
     AnyCheck,
     Check,
@@ -31,7 +32,6 @@ from models.suite import (
     RefusalCheck,
     SuiteItem,
 )
-from models.verify import read_manifest
 
 # Room for any right answer and to see a wrong one go astray; more only costs time.
 _ANSWER_TOKENS: Final[dict[type[Check], int]] = {

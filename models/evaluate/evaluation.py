@@ -20,11 +20,11 @@ from models.evaluate.quality import (
     passage_tokens,
 )
 from models.evaluate.report import Evaluation, Example, SizeShare
-from models.measure import measure
+from models.graphs.variants import graph_bytes
 from models.progress import Progress
-from models.runner import GraphRunner
+from models.proof.measure import measure
+from models.proof.runner import GraphRunner
 from models.suite import SuiteItem, load_suite
-from models.variants import graph_bytes
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,14 +7,14 @@ from typing import Final
 
 import numpy as np
 
-from models.checkpoint import EMBEDDING, HEAD, Checkpoint, Float32Array
+from models.checkpoints.checkpoint import EMBEDDING, HEAD, Checkpoint, Float32Array
 from models.errors import VerificationError
-from models.graph import GRAPH_NAME, GraphBuilder, save_graph
-from models.products import GraphParts, Table
+from models.graphs.builder import GRAPH_NAME, GraphBuilder, save_graph
+from models.graphs.products import GraphParts, Table
+from models.graphs.reference import reference_logits
 from models.progress import Progress
-from models.reference import reference_logits
-from models.runner import GraphRunner, log_softmax
-from models.verify import architecture_of
+from models.proof.runner import GraphRunner, log_softmax
+from models.proof.verify import architecture_of
 
 # 32-bit sums in another order; a wrong graph is off by whole nats.
 _MAX_DRIFT_NATS: Final = 0.01

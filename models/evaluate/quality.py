@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from models.progress import Progress
-from models.runner import GraphRunner, log_softmax
+from models.proof.runner import GraphRunner, log_softmax
 
 PASSAGE_TOKENS: Final = 192
 """Text is read in pieces of at most so many tokens; each begins without a context."""

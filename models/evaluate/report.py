@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from models.evaluate.quality import TextQuality
-from models.measure import Measurement
+from models.proof.measure import Measurement
 
 EVALUATION_NAME: Final = "evaluation.json"
 EVALUATION_FORMAT: Final = 1

@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from models.checkpoint import Float32Array
-from models.runner import PREFILL_CHUNK_TOKENS, GraphRunner, Guide, counted_tokens
+from models.checkpoints.checkpoint import Float32Array
+from models.proof.runner import PREFILL_CHUNK_TOKENS, GraphRunner, Guide, counted_tokens
 
 ROWS: Final = 16
 """More rows make a step longer, not the suite shorter: eight-bit kernels are busy by then."""

@@ -10,10 +10,10 @@ from typing import Final
 import msgspec
 
 from fleet_protocol.manifest import MANIFEST_NAME, EvaluationSummary
-from models.card import CARD_NAME, model_card
+from models.artefacts.card import CARD_NAME, model_card
 from models.errors import writing
 from models.evaluate.report import EVALUATION_NAME, Evaluation, shares_by_language
-from models.verify import read_manifest
+from models.proof.verify import read_manifest
 
 _MODE: Final = 0o644
 

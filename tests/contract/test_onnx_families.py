@@ -19,12 +19,12 @@ from edge_worker.core.batching import EngineSettings
 from edge_worker.ports import Finished, GenerationRequest
 from fleet_protocol.manifest import Manifest
 from fleet_protocol.messages import Generation
-from models.graph import GRAPH_NAME, WEIGHTS_NAME, GraphBuilder, save_graph
-from models.products import ByteBlocks
+from models.checkpoints.safetensors_reader import FolderSource
+from models.graphs.builder import GRAPH_NAME, WEIGHTS_NAME, GraphBuilder, save_graph
+from models.graphs.products import ByteBlocks
+from models.graphs.reference import RoundedCheckpoint, reference_logits
 from models.progress import SilentProgress
-from models.reference import RoundedCheckpoint, reference_logits
-from models.safetensors_reader import FolderSource
-from models.verify import architecture_of, graph_opset
+from models.proof.verify import architecture_of, graph_opset
 from tests.contract import tiny_model
 
 DECODERS = Path(__file__).parents[1] / "data" / "decoders"

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from fleet_protocol.manifest import DEFAULT_MODEL, CpuClass
 from models.cache import cache_root
 from models.catalog import load_catalog
-from models.chat import PromptEncoder
-from models.runner import GraphRunner
-from models.variants import graph_bytes
-from models.verify import read_manifest, text_of, verify_artefact
+from models.checkpoints.chat import PromptEncoder
+from models.graphs.variants import graph_bytes
+from models.proof.runner import GraphRunner
+from models.proof.verify import read_manifest, text_of, verify_artefact
 
 pytestmark = pytest.mark.model
 

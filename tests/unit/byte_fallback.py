@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.tokenizer import GgufVocabulary, build_tokenizer_json
+from models.checkpoints.tokenizer import GgufVocabulary, build_tokenizer_json
 
 SPACE = "\u2581"
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")

@@ -25,11 +25,17 @@ from bench.workload import Job, Run
 from edge_worker.adapters.artefact import Artefact
 from fleet_protocol.manifest import Architecture, Manifest
 from fleet_protocol.messages import ChatMessage
-from models.gguf_reader import GgufSource
-from models.graph import GRAPH_NAME, GraphBuilder, save_graph
+from models.checkpoints.gguf_reader import GgufSource
+from models.checkpoints.tiny import (
+    MERGES,
+    TinyCheckpoint,
+    tiny_shape,
+    tiny_vocabulary,
+    write_tiny_gguf,
+)
+from models.graphs.builder import GRAPH_NAME, GraphBuilder, save_graph
+from models.graphs.variants import products_of
 from models.progress import SilentProgress
-from models.tiny import MERGES, TinyCheckpoint, tiny_shape, tiny_vocabulary, write_tiny_gguf
-from models.variants import products_of
 
 # llama.cpp's blocks hold 8-bit levels: half a step, and the scale has 11 significant bits.
 ROUNDING = 1 / 254 + 2**-11

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from edge_worker.adapters.tokenizer import ChatTokenizer
 from edge_worker.ports import ModelError
 from fleet_protocol.messages import ChatMessage, ChatRole
-from models.chat import check_text_parts
-from models.checkpoint import TextParts
+from models.checkpoints.chat import check_text_parts
+from models.checkpoints.checkpoint import TextParts
+from models.checkpoints.tokenizer import build_tokenizer_json
 from models.errors import CheckpointError
-from models.tokenizer import build_tokenizer_json
 from tests.unit.byte_fallback import CONTROLS, JSON, SPACE, VOCABULARY
 
 _TOKENIZER = Tokenizer.from_str(JSON)

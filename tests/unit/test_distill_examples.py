@@ -12,6 +12,8 @@ import pytest
 
 from fleet_protocol.calculation import visible
 from models.catalog import load_catalog
+from models.checkpoints.gguf_reader import GgufSource
+from models.checkpoints.tiny import TinyCheckpoint, write_tiny_gguf
 from models.distill.cli import plan_of
 from models.distill.example import Example
 from models.distill.lessons import Lessons
@@ -25,9 +27,7 @@ from models.distill.mix import (
 from models.distill.plan import Training
 from models.distill.templates import FamilyTemplates, load_family
 from models.errors import RecipeError
-from models.gguf_reader import GgufSource
 from models.suite.items import load_suite
-from models.tiny import TinyCheckpoint, write_tiny_gguf
 
 MAKERS = built_in_makers()
 RECIPES = [recipe for recipe in load_catalog().recipes if recipe.distill is not None]

@@ -9,10 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdaptedCheckpoint, Adapter
 from models.cache import FactoryCache
 from models.catalog import AdapterSource, Layers
-from models.checkpoint import layer_weight
+from models.checkpoints.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdaptedCheckpoint, Adapter
+from models.checkpoints.checkpoint import layer_weight
+from models.checkpoints.gguf_reader import GgufSource
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
+from models.checkpoints.weights import PrunedCheckpoint, recipe_checkpoint
 from models.distill.low_rank import (
     LowRank,
     combine_adapters,
@@ -23,9 +26,6 @@ from models.distill.low_rank import (
 from models.distill.plan import LessonPlan
 from models.distill.teach import Teaching
 from models.errors import CheckpointError
-from models.gguf_reader import GgufSource
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
-from models.weights import PrunedCheckpoint, recipe_checkpoint
 
 SIZES = TinyCheckpoint().shape.sizes()
 Q, DOWN = layer_weight(0, "q"), layer_weight(1, "down")

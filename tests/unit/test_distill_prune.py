@@ -10,16 +10,16 @@ import pytest
 from click.testing import CliRunner
 
 from models.catalog import Layers, load_catalog, read_recipe
-from models.checkpoint import layer_weight
+from models.checkpoints.checkpoint import layer_weight
+from models.checkpoints.tiny import TinyCheckpoint, tiny_shape, write_tiny_gguf
+from models.checkpoints.weights import PrunedCheckpoint
 from models.cli import cli
 from models.distill.cli import plan_of
 from models.distill.lessons import Lesson
 from models.distill.prune import Divergence, measure_angles, peel, rank_layers, still_layers
 from models.errors import ExitCode
+from models.graphs.reference import residual_stream
 from models.progress import SilentProgress
-from models.reference import residual_stream
-from models.tiny import TinyCheckpoint, tiny_shape, write_tiny_gguf
-from models.weights import PrunedCheckpoint
 
 LESSONS = [
     Lesson([5, 9, 14, 20, 31], [False, False, False, True, True], keep=False),

@@ -16,10 +16,14 @@ torch = pytest.importorskip("torch", reason="the extra `distill` is not installe
 peft = pytest.importorskip("peft", reason="the extra `distill` is not installed")
 
 # They stand behind the question whether torch is here.
-from models.adapter import AdaptedCheckpoint, Adapter  # noqa: E402
 from models.cache import FactoryCache  # noqa: E402
 from models.catalog import AdapterSource, Layers, Recipe, Source  # noqa: E402
-from models.checkpoint import Checkpoint  # noqa: E402
+from models.checkpoints.adapter import AdaptedCheckpoint, Adapter  # noqa: E402
+from models.checkpoints.checkpoint import Checkpoint  # noqa: E402
+from models.checkpoints.gguf_reader import GgufSource  # noqa: E402
+from models.checkpoints.safetensors_reader import FolderSource  # noqa: E402
+from models.checkpoints.tiny import TinyCheckpoint, tiny_shape, write_tiny_gguf  # noqa: E402
+from models.checkpoints.weights import PrunedCheckpoint, open_source, recipe_checkpoint  # noqa: E402
 from models.distill.example import Example  # noqa: E402
 from models.distill.lessons import Lessons  # noqa: E402
 from models.distill.low_rank import LowRank, write_adapter  # noqa: E402
@@ -28,12 +32,8 @@ from models.distill.student import load_student, model_type  # noqa: E402
 from models.distill.teach import Teaching  # noqa: E402
 from models.distill.train import Trainer  # noqa: E402
 from models.errors import CheckpointError, RecipeError  # noqa: E402
-from models.gguf_reader import GgufSource  # noqa: E402
+from models.graphs.reference import reference_logits  # noqa: E402
 from models.progress import SilentProgress  # noqa: E402
-from models.reference import reference_logits  # noqa: E402
-from models.safetensors_reader import FolderSource  # noqa: E402
-from models.tiny import TinyCheckpoint, tiny_shape, write_tiny_gguf  # noqa: E402
-from models.weights import PrunedCheckpoint, open_source, recipe_checkpoint  # noqa: E402
 
 DECODERS = Path(__file__).parents[1] / "data" / "decoders"
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"]

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from models.build import Build
+from models.artefacts.build import Build
 from models.cache import FactoryCache
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
 from models.cli import cli
 from models.distill.answers import AnswerFile, Fault, Said, fault_of
 from models.distill.ask import ask_teacher
@@ -22,9 +23,8 @@ from models.distill.questions import Question, read_questions
 from models.distill.teacher import ArtefactTeacher, conversation
 from models.errors import ExitCode, RecipeError, TeacherError, TeacherUnavailableError
 from models.progress import SilentProgress
+from models.proof.verify import read_manifest
 from models.suite import load_suite
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
-from models.verify import read_manifest
 from tests.unit.chat_server import ChatServer, Reply, chat_server
 
 Run = Callable[..., Result]

@@ -14,18 +14,18 @@ torch = pytest.importorskip("torch", reason="the extra `distill` is not installe
 pytest.importorskip("peft", reason="the extra `distill` is not installed")
 
 # They stand behind the question whether torch is here.
-from models.adapter import AdaptedCheckpoint, Adapter  # noqa: E402
-from models.checkpoint import TextParts, layer_weight  # noqa: E402
+from models.checkpoints.adapter import AdaptedCheckpoint, Adapter  # noqa: E402
+from models.checkpoints.checkpoint import TextParts, layer_weight  # noqa: E402
+from models.checkpoints.gguf_reader import GgufSource  # noqa: E402
+from models.checkpoints.tiny import TinyCheckpoint, write_tiny_gguf  # noqa: E402
 from models.distill.example import Example  # noqa: E402
 from models.distill.lessons import Lesson, Lessons  # noqa: E402
 from models.distill.plan import Training  # noqa: E402
 from models.distill.student import load_student  # noqa: E402
 from models.distill.train import Trainer  # noqa: E402
 from models.errors import CheckpointError  # noqa: E402
-from models.gguf_reader import GgufSource  # noqa: E402
+from models.graphs.reference import reference_logits  # noqa: E402
 from models.progress import SilentProgress  # noqa: E402
-from models.reference import reference_logits  # noqa: E402
-from models.tiny import TinyCheckpoint, write_tiny_gguf  # noqa: E402
 
 EXAMPLES = [
     Example(family="colour", language="en", prompt=word, answer=answer)

@@ -10,20 +10,20 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from models.build import Build
+from models.artefacts.build import Build
+from models.artefacts.card import CARD_NAME
 from models.cache import FactoryCache
-from models.card import CARD_NAME
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, tiny_shape, write_tiny_gguf
 from models.cli import cli
 from models.errors import ExitCode
 from models.evaluate import Evaluation, Plan, evaluate_artefact, examine
 from models.evaluate.fp32 import save_fp32_graph
 from models.evaluate.report import EVALUATION_NAME
 from models.evaluate.store import store
-from models.graph import GRAPH_NAME
+from models.graphs.builder import GRAPH_NAME
 from models.progress import SilentProgress
+from models.proof.verify import read_manifest, verify_artefact
 from models.suite import SuiteItem
-from models.tiny import TinyCheckpoint, tiny_entry, tiny_shape, write_tiny_gguf
-from models.verify import read_manifest, verify_artefact
 
 SWITCH = {
     "type": "object",

@@ -16,14 +16,14 @@ from edge_worker.service import golden_report
 from fleet_protocol.calculation import SPARE_TOKENS
 from fleet_protocol.manifest import GoldenPrompt
 from fleet_protocol.messages import Generation
-from models.calculations import AnswerReader
 from models.catalog import GoldenCheck
 from models.evaluate import Plan, examine
 from models.evaluate.run import Answerer, Question
 from models.progress import SilentProgress
-from models.runner import GraphRunner
+from models.proof.calculations import AnswerReader
+from models.proof.runner import GraphRunner
+from models.proof.verify import ask_golden, promise, text_of
 from models.suite import SuiteItem
-from models.verify import ask_golden, promise, text_of
 from tests.contract import calculating_model
 from tests.contract.calculating_model import script
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from fleet_protocol.manifest import Architecture, Manifest
-from models.card import model_card
+from models.artefacts.card import model_card
 from models.errors import ExitCode, exit_code_of
 from models.evaluate.gates import EvaluationGateError, enforce, judge
 from models.evaluate.quality import TextQuality

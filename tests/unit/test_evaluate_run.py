@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
+from models.checkpoints.tiny import TinyCheckpoint
 from models.evaluate.run import Answerer, Question
-from models.graph import GRAPH_NAME, GraphBuilder, save_graph
+from models.graphs.builder import GRAPH_NAME, GraphBuilder, save_graph
 from models.progress import SilentProgress
-from models.runner import GraphRunner
-from models.tiny import TinyCheckpoint
-from models.verify import architecture_of
+from models.proof.runner import GraphRunner
+from models.proof.verify import architecture_of
 
 STOP = 2
 PROMPTS = [

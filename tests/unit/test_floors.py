@@ -62,6 +62,7 @@ def test_the_house_keeps_its_floors(house: Path) -> None:
         ("cloud_dispatcher/app.py", "import numpy", "import onnxruntime"),
         ("edge_worker/app.py", "import torch", "Only the model factory"),
         ("edge_worker/app.py", "import openai", "no web server"),
+        ("models/graphs/builder.py", "import models.proof", "factory's floors"),
         ("models/distill/ask.py", "import openai", "import an LLM client"),
         ("fleet_protocol/codec.py", "import mqtt5", "only the mqtt modules"),
     ],

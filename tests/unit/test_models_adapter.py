@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 
 from fleet_protocol.manifest import Manifest
-from models.adapter import (
+from models.artefacts.build import Build
+from models.cache import FactoryCache, hash_file
+from models.catalog import AdapterSource, Layers, Prompt, Recipe
+from models.checkpoints.adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     AdaptedCheckpoint,
     Adapter,
     adapter_folder,
 )
-from models.build import Build
-from models.cache import FactoryCache, hash_file
-from models.catalog import AdapterSource, Layers, Prompt, Recipe
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
+from models.checkpoints.weights import PrunedCheckpoint
 from models.errors import CheckpointError, ChecksumError, RecipeError
+from models.graphs.reference import reference_logits
 from models.progress import SilentProgress
-from models.reference import reference_logits
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
-from models.verify import read_manifest
-from models.weights import PrunedCheckpoint
+from models.proof.verify import read_manifest
 
 _RANK = 4
 _PLAIN = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 8, "bias": "none"}

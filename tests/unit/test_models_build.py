@@ -13,14 +13,14 @@ import msgspec
 import pytest
 
 from fleet_protocol.manifest import MANIFEST_NAME, Manifest
-from models.build import Build
+from models.artefacts.build import Build
 from models.cache import FactoryCache, cache_root, fresh_folder, hash_file
 from models.catalog import GoldenCheck, Recipe, with_source
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_folder, write_tiny_gguf
 from models.errors import CannotWriteError, CheckpointError, VerificationError
-from models.measure import measure
 from models.progress import SilentProgress
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_folder, write_tiny_gguf
-from models.verify import architecture_of, read_manifest, verify_artefact
+from models.proof.measure import measure
+from models.proof.verify import architecture_of, read_manifest, verify_artefact
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from fleet_protocol.manifest import DEFAULT_MODEL
 from models.catalog import load_catalog
-from models.chat import render_prompt
+from models.checkpoints.chat import render_prompt
+from models.checkpoints.tiny import TinyCheckpoint, write_tiny_gguf
 from models.cli import cli
 from models.errors import ExitCode
-from models.tiny import TinyCheckpoint, write_tiny_gguf
 
 Run = Callable[..., Result]
 

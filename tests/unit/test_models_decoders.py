@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.checkpoint import Checkpoint, Float32Array
-from models.graph import GraphBuilder, graph_signature, save_graph
-from models.products import ByteBlocks
+from models.checkpoints.checkpoint import Checkpoint, Float32Array
+from models.checkpoints.safetensors_reader import FolderSource
+from models.checkpoints.tiny import tiny_shape
+from models.graphs.builder import GraphBuilder, graph_signature, save_graph
+from models.graphs.products import ByteBlocks
+from models.graphs.reference import RoundedCheckpoint, reference_logits
+from models.graphs.smooth import SmoothedCheckpoint, measure_factors
 from models.progress import SilentProgress
-from models.reference import RoundedCheckpoint, reference_logits
-from models.runner import GraphRunner, log_softmax
-from models.safetensors_reader import FolderSource
-from models.smooth import SmoothedCheckpoint, measure_factors
-from models.tiny import tiny_shape
-from models.verify import architecture_of, graph_opset
+from models.proof.runner import GraphRunner, log_softmax
+from models.proof.verify import architecture_of, graph_opset
 
 DECODERS = Path(__file__).parents[1] / "data" / "decoders"
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"]

@@ -29,10 +29,10 @@ from models.errors import (
     UnknownModelError,
     VerificationError,
 )
-from models.fetch import _checkpoint_files, _unpack
-from models.graph import GRAPH_NAME, save_graph
-from models.hub import hash_checkpoint
+from models.graphs.builder import GRAPH_NAME, save_graph
 from models.progress import SilentProgress
+from models.sources.fetch import _checkpoint_files, _unpack
+from models.sources.hub import hash_checkpoint
 from tests.data.tiny_encoder import tiny_encoder
 
 GOLDEN = json.loads(Path(tiny_encoder.__file__).with_name("golden.json").read_text("utf-8"))

@@ -7,17 +7,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.build import Build
+from models.artefacts.build import Build
+from models.artefacts.evaluation_step import RECORD_SUFFIX, EvaluationStep
 from models.cache import FactoryCache, hash_key
 from models.catalog import Promises, Recipe
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
 from models.errors import VerificationError
 from models.evaluate import Evaluation, EvaluationGateError, Plan
 from models.evaluate.report import Gate
-from models.evaluation_step import RECORD_SUFFIX, EvaluationStep
 from models.progress import SilentProgress
+from models.proof.verify import read_manifest
 from models.suite import SuiteItem
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
-from models.verify import read_manifest
 
 ITEM = msgspec.convert(
     {

@@ -14,10 +14,10 @@ import pytest
 
 from models.cache import FactoryCache, hash_file
 from models.catalog import Source
-from models.download import download
 from models.errors import ChecksumError, SourceError, SourceUnavailableError
-from models.fetch import fetch
 from models.progress import SilentProgress
+from models.sources.download import download
+from models.sources.fetch import fetch
 
 _BODY = bytes(range(256)) * 4_000
 _SHA256 = hashlib.sha256(_BODY).hexdigest()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from models.checkpoint import LAYER_BIASES, layer_weight
+from models.checkpoints.checkpoint import LAYER_BIASES, layer_weight
+from models.checkpoints.gguf_reader import GgufSource, unpermute
+from models.checkpoints.rope import Rope
+from models.checkpoints.tiny import TinyCheckpoint, tiny_shape, write_tiny_gguf
 from models.errors import CheckpointError
-from models.gguf_reader import GgufSource, unpermute
-from models.rope import Rope
-from models.tiny import TinyCheckpoint, tiny_shape, write_tiny_gguf
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])

@@ -10,14 +10,14 @@ import onnx
 import pytest
 
 from models.cache import hash_file
-from models.checkpoint import Float32Array
-from models.graph import WEIGHTS_NAME, GraphBuilder, graph_signature, save_graph
-from models.products import ByteBlocks
+from models.checkpoints.checkpoint import Float32Array
+from models.checkpoints.tiny import TinyCheckpoint, tiny_shape
+from models.graphs.builder import WEIGHTS_NAME, GraphBuilder, graph_signature, save_graph
+from models.graphs.products import ByteBlocks
+from models.graphs.reference import RoundedCheckpoint, reference_logits
 from models.progress import SilentProgress
-from models.reference import RoundedCheckpoint, reference_logits
-from models.runner import GraphRunner, log_softmax
-from models.tiny import TinyCheckpoint, tiny_shape
-from models.verify import architecture_of, graph_opset
+from models.proof.runner import GraphRunner, log_softmax
+from models.proof.verify import architecture_of, graph_opset
 
 _BLOCK = 32
 _SEQUENCE = [5, 17, 200, 3, 99, 99, 41, 7, 180, 62, 11]

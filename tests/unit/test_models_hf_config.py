@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from models.checkpoint import DecoderShape
+from models.checkpoints.checkpoint import DecoderShape
+from models.checkpoints.hf_config import read_shape, refuse_foreign_tensors, stored_name
+from models.checkpoints.rope import Rope
 from models.errors import CheckpointError
-from models.hf_config import read_shape, refuse_foreign_tensors, stored_name
-from models.rope import Rope
 
 _DECODERS = Path(__file__).parents[1] / "data" / "decoders"
 _HEAD = "lm_head.weight"

@@ -15,13 +15,13 @@ from threading import Thread
 import msgspec
 import pytest
 
-from models.build import Build
+from models.artefacts.build import Build
 from models.cache import FactoryCache
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_folder, write_tiny_gguf
 from models.errors import ExitCode, MissingExtraError, SourceError
-from models.hub import from_hub
-from models.optimum_export import export_with_optimum
 from models.progress import SilentProgress
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_folder, write_tiny_gguf
+from models.sources.hub import from_hub
+from models.sources.optimum_export import export_with_optimum
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

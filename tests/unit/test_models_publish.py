@@ -13,8 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from fleet_protocol.manifest import MANIFEST_NAME
-from models.build import Build
+from models.artefacts.build import Build
+from models.artefacts.publish import INDEX_NAME, PublishedIndex, publish
+from models.artefacts.shelf import TOKEN_VARIABLE, FolderShelf, HttpShelf, Shelf, open_shelf
 from models.cache import FactoryCache, hash_file
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
 from models.cli import cli
 from models.errors import (
     AlreadyPublishedError,
@@ -25,10 +28,7 @@ from models.errors import (
     VerificationError,
 )
 from models.progress import SilentProgress
-from models.publish import INDEX_NAME, PublishedIndex, publish
-from models.shelf import TOKEN_VARIABLE, FolderShelf, HttpShelf, Shelf, open_shelf
-from models.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
-from models.verify import read_manifest, verify_artefact
+from models.proof.verify import read_manifest, verify_artefact
 
 _TOKEN = "secret"
 

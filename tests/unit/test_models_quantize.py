@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import CheckpointError
-from models.quantize import ZERO_POINT, dequantize_blocks, quantize_blocks
+from models.graphs.quantize import ZERO_POINT, dequantize_blocks, quantize_blocks
 
 
 @given(seed=st.integers(0, 2**32 - 1), magnitude=st.floats(1e-30, 1e30))

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.checkpoint import Checkpoint, layer_weight
-from models.graph import GraphBuilder, save_graph
+from models.checkpoints.checkpoint import Checkpoint, layer_weight
+from models.checkpoints.tiny import TinyCheckpoint, tiny_shape
+from models.graphs.builder import GraphBuilder, save_graph
+from models.graphs.reference import reference_logits
+from models.graphs.smooth import SmoothedCheckpoint, measure_factors
 from models.progress import SilentProgress
-from models.reference import reference_logits
-from models.runner import GraphRunner, log_softmax
-from models.smooth import SmoothedCheckpoint, measure_factors
-from models.tiny import TinyCheckpoint, tiny_shape
-from models.verify import architecture_of
+from models.proof.runner import GraphRunner, log_softmax
+from models.proof.verify import architecture_of
 
 _TOKENS = [5, 17, 200, 3, 99, 99, 41, 7, 180, 62, 11]
 

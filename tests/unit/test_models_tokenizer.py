@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from models.chat import PromptEncoder, bind_first_token, check_text_parts, render_prompt
-from models.checkpoint import TextParts
+from models.checkpoints.chat import PromptEncoder, bind_first_token, check_text_parts, render_prompt
+from models.checkpoints.checkpoint import TextParts
+from models.checkpoints.tiny import (
+    CHAT_TEMPLATE,
+    MERGES,
+    SPECIAL_TOKENS,
+    STOP_TOKEN,
+    tiny_vocabulary,
+)
+from models.checkpoints.tokenizer import GgufVocabulary, build_tokenizer_json
 from models.errors import CheckpointError
-from models.tiny import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, STOP_TOKEN, tiny_vocabulary
-from models.tokenizer import GgufVocabulary, build_tokenizer_json
 from tests.unit import byte_fallback as spm
 
 _VOCABULARY = GgufVocabulary(

@@ -10,24 +10,24 @@ import onnx
 import pytest
 
 from fleet_protocol.manifest import CpuClass
-from models.build import Build
+from models.artefacts.build import Build
 from models.cache import FactoryCache, hash_file
 from models.catalog import Recipe, VariantRecipe, load_catalog, only_variant
+from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, tiny_shape, write_tiny_gguf
 from models.errors import CheckpointError, RecipeError, VerificationError
-from models.graph import GRAPH_NAME, WEIGHTS_NAME
-from models.progress import SilentProgress
-from models.quantize import (
+from models.graphs.builder import GRAPH_NAME, WEIGHTS_NAME
+from models.graphs.quantize import (
     dequantize_channels,
     quantize_channels,
     quantize_nibbles,
     turn_columns,
 )
-from models.reference import reference_logits
-from models.row_products import turned_together
-from models.runner import GraphRunner, log_softmax
-from models.tiny import TinyCheckpoint, tiny_entry, tiny_shape, write_tiny_gguf
-from models.variants import graph_bytes, graph_name, write_variants
-from models.verify import architecture_of, read_manifest, verify_artefact
+from models.graphs.reference import reference_logits
+from models.graphs.row_products import turned_together
+from models.graphs.variants import graph_bytes, graph_name, write_variants
+from models.progress import SilentProgress
+from models.proof.runner import GraphRunner, log_softmax
+from models.proof.verify import architecture_of, read_manifest, verify_artefact
 
 _SEQUENCE = [5, 17, 200, 3, 99, 99, 41, 7]
 _DOT = VariantRecipe(name="dot", scheme="int8-block32")

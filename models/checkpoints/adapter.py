@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from models.cache import hash_file, hash_key
 from models.catalog import AdapterSource
-from models.checkpoint import Checkpoint, DecoderShape, Float32Array, layer_weight
+from models.checkpoints.checkpoint import Checkpoint, DecoderShape, Float32Array, layer_weight
+from models.checkpoints.hf_config import HF_LAYER_NAMES
+from models.checkpoints.tensor_folder import TensorFolder
 from models.errors import CheckpointError, ChecksumError
-from models.hf_config import HF_LAYER_NAMES
-from models.tensor_folder import TensorFolder
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -173,7 +173,7 @@ def adapter_folder(source: AdapterSource) -> Path:
         CheckpointError: It is not there.
         ChecksumError: Other bytes than the recipe promises.
     """
-    folder = Path(__file__).parent / Path(source.path).expanduser()
+    folder = Path(__file__).parents[1] / Path(source.path).expanduser()
     try:
         digest = hash_file(folder / ADAPTER_WEIGHTS)
     except OSError as error:

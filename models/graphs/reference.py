@@ -11,7 +11,7 @@ from typing import Final, TypeAlias, assert_never
 import numpy as np
 import numpy.typing as npt
 
-from models.checkpoint import (
+from models.checkpoints.checkpoint import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -20,7 +20,7 @@ from models.checkpoint import (
     Float32Array,
     layer_weight,
 )
-from models.quantize import dequantize_blocks, quantize_blocks
+from models.graphs.quantize import dequantize_blocks, quantize_blocks
 
 Observe: TypeAlias = Callable[[str, Float32Array, Float32Array], None]
 """Told the canonical name of a layer's matrix, its input [tokens, inputs], and the matrix."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.checkpoint import FINAL_NORM, Float32Array
-from models.products import GraphParts
+from models.checkpoints.checkpoint import FINAL_NORM, Float32Array
+from models.graphs.products import GraphParts
 
 
 class NormWriter:

@@ -17,11 +17,11 @@ from typing import Annotated, Final
 import msgspec
 
 from fleet_protocol.manifest import MANIFEST_NAME, Manifest, ModelFile
+from models.artefacts.shelf import Shelf
 from models.cache import hash_file
 from models.errors import AlreadyPublishedError, VerificationError
 from models.progress import Progress
-from models.shelf import Shelf
-from models.verify import read_manifest
+from models.proof.verify import read_manifest
 
 INDEX_NAME: Final = "index.json"
 INDEX_FORMAT: Final = 1

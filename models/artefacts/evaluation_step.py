@@ -14,19 +14,20 @@ from typing import Final
 import msgspec
 
 from fleet_protocol.manifest import Manifest
+from models.artefacts.pack import pack
 from models.cache import FactoryCache, hash_key
 from models.catalog import Recipe
-from models.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import Checkpoint
 from models.errors import VerificationError
 from models.evaluate import Evaluation, Plan, enforce, evaluate_artefact
 from models.evaluate.fp32 import save_fp32_graph
 from models.evaluate.report import EVALUATION_NAME
-from models.graph import GRAPH_NAME
-from models.pack import pack
+from models.graphs.builder import GRAPH_NAME
 from models.progress import Progress
 
 RECORD_SUFFIX: Final = ".evaluation.json"
-_RECORDS: Final = Path(__file__).parent / "recipes"
+_FACTORY: Final = Path(__file__).parents[1]
+_RECORDS: Final = _FACTORY / "recipes"
 _ASKED_BY: Final = ("evaluate", "suite")
 
 
@@ -130,6 +131,6 @@ def _asked_by() -> str:
     """Return one hash over the program text that asks and judges."""
     digest = hashlib.sha256()
     for package in _ASKED_BY:
-        for path in sorted((Path(__file__).parent / package).glob("*.py")):
+        for path in sorted((_FACTORY / package).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

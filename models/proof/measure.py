@@ -1,6 +1,6 @@
 """Measure one graph in a process of its own: nothing else's memory is counted.
 
-Run by `models.build` as `python -m models.measure GRAPH ARCHITECTURE_JSON CONTEXT_TOKENS`.
+Run as `python -m models.proof.measure GRAPH ARCHITECTURE_JSON CONTEXT_TOKENS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from fleet_protocol.manifest import Architecture
 from models.errors import VerificationError
-from models.runner import GraphRunner
+from models.proof.runner import GraphRunner
 
 _PROMPT_TOKENS: Final = 256
 _ANSWER_TOKENS: Final = 32
@@ -44,7 +44,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 def measure(graph: Path, architecture: Architecture, *, context_tokens: int) -> Measurement:
     """Measure in a child process; raises VerificationError where it does not run."""
     shape = msgspec.json.encode(architecture).decode()
-    command = [sys.executable, "-m", "models.measure", str(graph), shape, str(context_tokens)]
+    command = [sys.executable, "-m", "models.proof.measure", str(graph), shape, str(context_tokens)]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             command, capture_output=True, check=True, text=True, timeout=_DEADLINE_S

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from models.checkpoint import TextParts
+from models.checkpoints.checkpoint import TextParts
 from models.errors import CheckpointError
 
 _PROBES: Final = (

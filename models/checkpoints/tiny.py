@@ -12,16 +12,16 @@ from gguf import GGUFWriter, RopeScalingType
 from tokenizers.pre_tokenizers import ByteLevel
 
 from models.catalog import GoldenCheck, Recipe, Source
-from models.checkpoint import (
+from models.checkpoints.checkpoint import (
     FINAL_NORM,
     Activation,
     DecoderShape,
     Float32Array,
 )
-from models.gguf_config import ROPE_DIVISORS
-from models.gguf_config import stored_name as gguf_name
-from models.hf_config import stored_name as hf_name
-from models.rope import Rope
+from models.checkpoints.gguf_config import ROPE_DIVISORS
+from models.checkpoints.gguf_config import stored_name as gguf_name
+from models.checkpoints.hf_config import stored_name as hf_name
+from models.checkpoints.rope import Rope
 
 SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STOP_TOKEN: Final = 2

@@ -7,19 +7,19 @@ from typing import Final, cast
 
 import numpy as np
 
-from models.adapter import AdaptedCheckpoint, Adapter, adapter_folder, hash_adapter
 from models.cache import hash_key
 from models.catalog import Recipe
-from models.checkpoint import (
+from models.checkpoints.adapter import AdaptedCheckpoint, Adapter, adapter_folder, hash_adapter
+from models.checkpoints.checkpoint import (
     Checkpoint,
     Float32Array,
     KeptWeights,
     SourceModel,
     layer_weight,
 )
+from models.checkpoints.gguf_reader import GgufSource
+from models.checkpoints.safetensors_reader import FolderSource
 from models.errors import RecipeError
-from models.gguf_reader import GgufSource
-from models.safetensors_reader import FolderSource
 
 _BYTES_PER_FP32: Final = 4
 _KEPT_MAX_BYTES: Final = 1_000_000_000

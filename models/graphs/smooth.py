@@ -17,10 +17,10 @@ from typing import Final
 
 import numpy as np
 
-from models.chat import PromptEncoder
-from models.checkpoint import Checkpoint, DecoderShape, Float32Array, layer_weight
+from models.checkpoints.chat import PromptEncoder
+from models.checkpoints.checkpoint import Checkpoint, DecoderShape, Float32Array, layer_weight
+from models.graphs.reference import reference_hidden
 from models.progress import Progress
-from models.reference import reference_hidden
 
 _STRENGTH: Final = 0.75
 """0 leaves all outliers in the activations, 1 moves them all into the weights."""

@@ -6,7 +6,7 @@ products. The scale of a row is found by ordinary operators, as ONNX Runtime's
 DynamicQuantizeLinear knows only one scale for a whole batch.
 
 One scale for a whole row is as coarse as the row's largest number makes it. Smoothing
-(`models/smooth.py`) evens out what is large in every token. Where that does not do, the row is
+(`smooth.py`) evens out what is large in every token. Where that does not do, the row is
 *turned*: neighbours are multiplied by a Hadamard matrix, which spreads each of them over all, and
 so is the matrix beforehand; the two turns cancel out. Source: QuaRot, arXiv 2404.00456.
 Measured on SmolLM2 135M, 523 positions: turning what the feed-forward block's last matrix and the
@@ -19,9 +19,9 @@ from typing import Final
 
 import numpy as np
 
-from models.checkpoint import EMBEDDING, HEAD, Float32Array
-from models.products import GraphParts, Table
-from models.quantize import quantize_channels, turn_columns
+from models.checkpoints.checkpoint import EMBEDDING, HEAD, Float32Array
+from models.graphs.products import GraphParts, Table
+from models.graphs.quantize import quantize_channels, turn_columns
 
 # ONNX's number for 32-bit floats.
 _FLOAT: Final = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
-from models.checkpoint import EMBEDDING, FINAL_NORM, HEAD, Activation, DecoderShape
+from models.checkpoints.checkpoint import EMBEDDING, FINAL_NORM, HEAD, Activation, DecoderShape
+from models.checkpoints.rope import Rope
 from models.errors import CheckpointError
-from models.rope import Rope
 
 HF_TOP_NAMES: Final[dict[str, str]] = {
     EMBEDDING: "model.embed_tokens.weight",

@@ -1,6 +1,6 @@
 """How a graph multiplies by a matrix: the number formats of an artefact's variants.
 
-Those in blocks are here, the one in whole rows is in `models/row_products.py`. All of them keep the
+Those in blocks are here, the one in whole rows is in `row_products.py`. All of them keep the
 rows of a batch apart, so that a job gets the same answer alone and among others; ONNX's own dynamic
 quantisation does not: it has one scale for a whole batch.
 """
@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.checkpoint import EMBEDDING, HEAD, Float32Array
-from models.quantize import quantize_blocks, quantize_nibbles
+from models.checkpoints.checkpoint import EMBEDDING, HEAD, Float32Array
+from models.graphs.quantize import quantize_blocks, quantize_nibbles
 
 # MatMulNBits' accuracy levels: keep its input in 32-bit floats, or quantise it to 8 bits too, block
 # by block of each row, so that rows stay apart and integer kernels can be used.

@@ -15,16 +15,16 @@ from tokenizers import Tokenizer
 
 from fleet_protocol.manifest import MANIFEST_NAME, Architecture, GoldenPrompt, Manifest
 from models.cache import hash_file
-from models.calculations import AnswerReader
 from models.catalog import GoldenCheck, Recipe
-from models.chat import PromptEncoder
-from models.checkpoint import Checkpoint, Float32Array, TextParts
+from models.checkpoints.chat import PromptEncoder
+from models.checkpoints.checkpoint import Checkpoint, Float32Array, TextParts
 from models.errors import VerificationError
-from models.measure import Measurement, measure
+from models.graphs.reference import reference_logits
+from models.graphs.variants import max_mean_kl_nats
 from models.progress import Progress
-from models.reference import reference_logits
-from models.runner import Answer, GraphRunner, log_softmax
-from models.variants import max_mean_kl_nats
+from models.proof.calculations import AnswerReader
+from models.proof.measure import Measurement, measure
+from models.proof.runner import Answer, GraphRunner, log_softmax
 
 GOLDEN_ANSWER_TOKENS: Final = 24
 GOLDEN_PINNED_TOKENS: Final = 8

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from models.checkpoint import Float32Array, UInt8Array
+from models.checkpoints.checkpoint import Float32Array, UInt8Array
 from models.errors import CheckpointError
 
 ZERO_POINT = 128

@@ -17,25 +17,25 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fleet_protocol.manifest import GoldenPrompt, Manifest, Variant
+from models.artefacts.card import CARD_NAME, model_card
+from models.artefacts.evaluation_step import EvaluationStep
+from models.artefacts.pack import describe_files, pack
 from models.cache import FactoryCache, hash_key, step_files
-from models.calculations import AnswerReader
-from models.card import CARD_NAME, model_card
 from models.catalog import Recipe
-from models.chat import PromptEncoder, check_text_parts
-from models.checkpoint import Checkpoint, SourceModel, TextParts
+from models.checkpoints.chat import PromptEncoder, check_text_parts
+from models.checkpoints.checkpoint import Checkpoint, SourceModel, TextParts
+from models.checkpoints.weights import WideCheckpoint, hash_weights, open_source, recipe_checkpoint
 from models.evaluate import Evaluation
 from models.evaluate.report import EVALUATION_NAME
 from models.evaluate.store import summarize
-from models.evaluation_step import EvaluationStep
-from models.fetch import fetch
-from models.hub import Fetched
-from models.measure import Measurement
-from models.pack import describe_files, pack
+from models.graphs.smooth import SmoothedCheckpoint, measure_factors, sample_tokens
+from models.graphs.variants import describe, graph_bytes, graph_name, write_variants
 from models.progress import Progress
-from models.smooth import SmoothedCheckpoint, measure_factors, sample_tokens
-from models.variants import describe, graph_bytes, graph_name, write_variants
-from models.verify import Fidelity, Verified, promise, verify_variants
-from models.weights import WideCheckpoint, hash_weights, open_source, recipe_checkpoint
+from models.proof.calculations import AnswerReader
+from models.proof.measure import Measurement
+from models.proof.verify import Fidelity, Verified, promise, verify_variants
+from models.sources.fetch import fetch
+from models.sources.hub import Fetched
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 _TEXT_NAME: Final = "text.json"
@@ -45,18 +45,26 @@ _BYTES_PER_FP32: Final = 4
 _MEMORY_STEP_MB: Final = 20
 # SPDX for "the source does not say".
 _LICENCE_UNKNOWN: Final = "NOASSERTION"
+_FACTORY: Final = Path(__file__).parents[1]
 # What decides the bytes of a step's outcome: a change in one of them makes the step again.
 _READ_BY: Final = (
-    *("checkpoint", "rope", "gguf_reader", "gguf_config", "safetensors_reader", "hf_config"),
-    *("tensor_folder", "chat"),
+    *("checkpoints/checkpoint", "checkpoints/rope", "checkpoints/chat"),
+    *("checkpoints/gguf_reader", "checkpoints/gguf_config"),
+    *("checkpoints/safetensors_reader", "checkpoints/hf_config", "checkpoints/tensor_folder"),
 )
-_WEIGHED_BY: Final = (*_READ_BY, "adapter", "weights", "reference", "smooth")
+_WEIGHED_BY: Final = (
+    *_READ_BY,
+    *("checkpoints/adapter", "checkpoints/weights", "graphs/reference", "graphs/smooth"),
+)
 _QUANTIZED_BY: Final = (
-    *("quantize", "products", "row_products"),
-    *("graph", "graph_layers", "graph_norms", "variants"),
+    *("graphs/quantize", "graphs/products", "graphs/row_products"),
+    *("graphs/builder", "graphs/layers", "graphs/norms", "graphs/variants"),
 )
-_TEXT_BY: Final = (*_READ_BY, "tokenizer")
-_VERIFIED_BY: Final = ("verify", "reference", "runner", "chat", "measure", "calculations")
+_TEXT_BY: Final = (*_READ_BY, "checkpoints/tokenizer")
+_VERIFIED_BY: Final = (
+    *("proof/verify", "proof/runner", "proof/measure", "proof/calculations"),
+    *("graphs/reference", "checkpoints/chat"),
+)
 
 
 class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -331,8 +339,8 @@ class Build:
 
 
 def _program_hash(*modules: str) -> str:
-    """Return one hash over the text of modules of this package."""
+    """Return one hash over the text of modules of the factory."""
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+        digest.update((_FACTORY / f"{module}.py").read_bytes())
     return digest.hexdigest()

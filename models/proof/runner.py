@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from fleet_protocol.calculation import SPARE_TOKENS
 from fleet_protocol.manifest import Architecture
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 from models.errors import VerificationError
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 from models.errors import CheckpointError
 
 _HEADER_LENGTH_BYTES: Final = 8

@@ -8,17 +8,17 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from models.chat import bind_first_token
-from models.checkpoint import Float32Array, TextParts
-from models.errors import CheckpointError
-from models.hf_config import (
+from models.checkpoints.chat import bind_first_token
+from models.checkpoints.checkpoint import Float32Array, TextParts
+from models.checkpoints.hf_config import (
     SUPPORTED,
     read_shape,
     refuse_foreign_tensors,
     stored_name,
     stores_gains_less_one,
 )
-from models.tensor_folder import TensorFolder
+from models.checkpoints.tensor_folder import TensorFolder
+from models.errors import CheckpointError
 
 _HINT: Final = f"use a complete checkpoint of {SUPPORTED}, with safetensors weights"
 

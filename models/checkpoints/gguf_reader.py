@@ -8,17 +8,17 @@ from typing import Any, Final
 import numpy as np
 from gguf import GGUFReader, ReaderTensor, dequantize
 
-from models.chat import bind_first_token
-from models.checkpoint import DecoderShape, Float32Array, TextParts
-from models.errors import CheckpointError
-from models.gguf_config import (
+from models.checkpoints.chat import bind_first_token
+from models.checkpoints.checkpoint import DecoderShape, Float32Array, TextParts
+from models.checkpoints.gguf_config import (
     ARCHITECTURES,
     ROPE_DIVISORS,
     permutes_heads,
     read_shape,
     stored_name,
 )
-from models.tokenizer import GgufVocabulary, build_tokenizer_json
+from models.checkpoints.tokenizer import GgufVocabulary, build_tokenizer_json
+from models.errors import CheckpointError
 
 _HINT: Final = (
     "use a GGUF file of a Llama, Qwen2, Qwen2.5, Qwen3 or Gemma 3 (text), or a folder with its "

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from models.checkpoint import EMBEDDING, FINAL_NORM, HEAD, Activation, DecoderShape, layer_weight
-from models.rope import Rope
+from models.checkpoints.checkpoint import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    Activation,
+    DecoderShape,
+    layer_weight,
+)
+from models.checkpoints.rope import Rope
 
 GGUF_TOP_NAMES: Final[dict[str, str]] = {
     EMBEDDING: "token_embd.weight",

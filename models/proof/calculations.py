@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fleet_protocol.calculation import Calculator, VisibleText, visible
-from models.checkpoint import Float32Array
+from models.checkpoints.checkpoint import Float32Array
 
 
 class Shown(NamedTuple):

@@ -6,9 +6,15 @@ from typing import assert_never
 
 import numpy as np
 
-from models.checkpoint import LAYER_BIASES, Activation, Checkpoint, Float32Array, layer_weight
-from models.graph_norms import NormWriter
-from models.products import GraphParts, Products
+from models.checkpoints.checkpoint import (
+    LAYER_BIASES,
+    Activation,
+    Checkpoint,
+    Float32Array,
+    layer_weight,
+)
+from models.graphs.norms import NormWriter
+from models.graphs.products import GraphParts, Products
 
 
 class LayerWriter:

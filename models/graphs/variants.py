@@ -17,11 +17,11 @@ import onnx
 from onnx.external_data_helper import set_external_data, uses_external_data
 
 from models.catalog import VariantRecipe
-from models.checkpoint import Checkpoint
-from models.graph import GRAPH_NAME, WEIGHTS_NAME, GraphBuilder, save_graph
-from models.products import ByteBlocks, NibbleBlocks, Products
+from models.checkpoints.checkpoint import Checkpoint
+from models.graphs.builder import GRAPH_NAME, WEIGHTS_NAME, GraphBuilder, save_graph
+from models.graphs.products import ByteBlocks, NibbleBlocks, Products
+from models.graphs.row_products import ByteRows
 from models.progress import Progress
-from models.row_products import ByteRows
 
 _BLOCKS: Final = re.compile(r"^int(4|8)-block(\d+)(-fp32)?$")
 # The embedding's table is the default graph's, so that it need not be stored twice.

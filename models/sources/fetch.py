@@ -15,10 +15,10 @@ from typing import Final
 
 from models.cache import FactoryCache, hash_file, hash_key, step_files
 from models.catalog import Source
-from models.download import download, require_sha256
 from models.errors import ChecksumError, SourceError, SourceUnavailableError, writing
-from models.hub import CHECKPOINT_FILES, Fetched, from_hub, hash_checkpoint
 from models.progress import Progress
+from models.sources.download import download, require_sha256
+from models.sources.hub import CHECKPOINT_FILES, Fetched, from_hub, hash_checkpoint
 
 _REQUIREMENT: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)$")
 _PIP_PROGRESS: Final = re.compile(r"^Progress (\d+) of (\d+)$")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.checkpoint import (
+from models.checkpoints.checkpoint import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -24,9 +24,9 @@ from models.checkpoint import (
     DecoderShape,
     layer_weight,
 )
-from models.graph_layers import LayerWriter
-from models.graph_norms import NormWriter
-from models.products import ByteBlocks, GraphParts, Products, Table
+from models.graphs.layers import LayerWriter
+from models.graphs.norms import NormWriter
+from models.graphs.products import ByteBlocks, GraphParts, Products, Table
 from models.progress import Progress
 
 OPSET: Final = 21

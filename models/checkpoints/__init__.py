@@ -1,0 +1,1 @@
+"""Weights as the graph builder sees them, whatever file they come from."""

@@ -1,0 +1,1 @@
+"""How a graph is written, and in plain numpy what it must compute."""

@@ -1,0 +1,1 @@
+"""That a graph works: its divergence, its answers, its memory and speed."""
