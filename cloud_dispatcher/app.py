@@ -53,7 +53,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
         topics, epoch, client_id=settings.client_id, expiry_s=settings.session_expiry_s
     )
     bus = MqttBus(settings.broker, session, password=broker_password(settings.broker))
-    provider = build_provider(settings.provider, environ)
+    provider = build_provider(settings.provider, environ, backups=settings.backup)
     store = SqliteJobStore(Path(settings.store.path), synchronous=settings.store.synchronous)
     try:
         async with store:
@@ -99,11 +99,12 @@ async def check(settings: DispatcherSettings, environ: Mapping[str, str]) -> lis
             return f"{settings.broker.host}:{settings.broker.port} answers"
 
     async def provider() -> str:
-        found = build_provider(settings.provider, environ)
+        found = build_provider(settings.provider, environ, backups=settings.backup)
+        chain = ", then ".join(f"{each.name}, model {each.model}" for each in found.endpoints)
         await found.close()
         if isinstance(found, NoProvider):
             return f"none ({settings.provider.api_key_env} is not set): boards answer alone"
-        return f"{found.name}, model {settings.provider.model}"
+        return chain
 
     topics = f"root {Topics(settings.broker.root).root}, identity {settings.client_id}"
     findings = [Finding(name="settings", detail=topics)]

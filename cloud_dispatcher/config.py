@@ -55,6 +55,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         housekeeping: What is due by the clock.
         engine: Leases, retries, weights.
         provider: The cloud provider; without a key there is none.
+        backup: Endpoints that go on where it fails, in this order.
         log: The log.
     """
 
@@ -65,6 +66,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     housekeeping: HousekeepingSettings = msgspec.field(default_factory=HousekeepingSettings)
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     provider: ProviderSettings = msgspec.field(default_factory=ProviderSettings)
+    backup: tuple[ProviderSettings, ...] = ()
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 

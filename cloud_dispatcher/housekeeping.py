@@ -7,10 +7,12 @@ from typing import Annotated
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
+from cloud_dispatcher.cloud_alerts import CloudAlerts
 from cloud_dispatcher.core.engine import EngineSummary
 from cloud_dispatcher.observers import FleetFigures
-from cloud_dispatcher.ports import JobStore, StoreUnavailableError
+from cloud_dispatcher.ports import CompletionProvider, JobStore, StoreUnavailableError
 from cloud_dispatcher.publisher import Publisher
 from fleet_protocol import topics
 
@@ -46,12 +48,15 @@ class Housekeeping:
         publisher: Publisher,
         figures: FleetFigures,
         count: Callable[[], EngineSummary],
+        provider: CompletionProvider,
     ) -> None:
         self._settings = settings
         self._store = store
         self._publisher = publisher
         self._figures = figures
         self._count = count
+        self._provider = provider
+        self._cloud_alerts = CloudAlerts(publisher)
         self._summary_at_ms = 0
         self._prune_at_ms = 0
 
@@ -64,7 +69,10 @@ class Housekeeping:
         """Do what is due."""
         if now_ms >= self._summary_at_ms:
             self._summary_at_ms = now_ms + 1_000 * self._settings.summary_every_s
-            self._publisher.send(topics.SUMMARY, self._figures.summary(now_ms, self._count()))
+            summary = self._figures.summary(now_ms, self._count())
+            endpoints = self._provider.endpoints
+            self._publisher.send(topics.SUMMARY, replace(summary, endpoints=endpoints))
+            self._cloud_alerts.show(endpoints, now_ms)
         if now_ms >= self._prune_at_ms:
             self._prune_at_ms = now_ms + 1_000 * self._settings.prune_every_s
             await self._prune(now_ms)

@@ -11,7 +11,7 @@ from cloud_dispatcher.core.commands import AnyCommand, CompletionRequest
 from cloud_dispatcher.core.events import AnyEvent
 from cloud_dispatcher.core.job import Job
 from fleet_protocol.errors import FleetError, RetryableError
-from fleet_protocol.messages import DeviceId, JobId, JobKey, JobStatus, Usage
+from fleet_protocol.messages import DeviceId, EndpointView, JobId, JobKey, JobStatus, Usage
 
 
 class StoreUnavailableError(RetryableError):
@@ -74,22 +74,35 @@ class ProviderError(FleetError):
 
     Attributes:
         retry_after_ms: Not None: the same call may succeed after this span.
+        elsewhere: Another provider may answer the very same request.
+        cost_usd: What the failure cost all the same.
     """
 
     code = "provider"
 
     def __init__(
-        self, message: str, *, code: str, retry_after_ms: int | None = None, hint: str = ""
+        self,
+        message: str,
+        *,
+        code: str,
+        retry_after_ms: int | None = None,
+        elsewhere: bool = False,
+        hint: str = "",
     ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.retry_after_ms = retry_after_ms
+        self.elsewhere = elsewhere or retry_after_ms is not None
+        self.cost_usd = 0.0
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer of a provider.
 
     Attributes:
+        text: All of it, and what counts: see `CompletionPart`.
+        model: As the response named it: a checkpoint behind a name can change.
         misfit: Why the text is not of the form that was asked for; empty if it is.
+        provider: Name of the endpoint that answered.
     """
 
     text: str
@@ -98,10 +111,15 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float
     simulated: bool = False
     misfit: str = ""
+    provider: str = ""
 
 
 CompletionPart: TypeAlias = str | Completion
-"""A piece of text as it streams in; at the end, once, the whole."""
+"""A piece of text as it streams in; at the end, once, the whole.
+
+The pieces together begin the whole, unless a call broke off and the next one answered otherwise:
+then they stop, and the whole supersedes them. They never start over.
+"""
 
 
 class CompletionProvider(Protocol):
@@ -110,6 +128,11 @@ class CompletionProvider(Protocol):
     @property
     def name(self) -> str:
         """For people and logs."""
+        ...
+
+    @property
+    def endpoints(self) -> tuple[EndpointView, ...]:
+        """How it stands with what answers, in order of preference; empty: nothing does."""
         ...
 
     def stream(self, request: CompletionRequest) -> AsyncIterator[CompletionPart]:

@@ -108,6 +108,7 @@ class DispatcherService:
             publisher=self._publisher,
             figures=figures,
             count=engine.summary,
+            provider=outside.provider,
         )
         self._stopping = asyncio.Event()
         self._insistence = Insistence(self._publisher, clock=outside.clock, stopping=self._stopping)

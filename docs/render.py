@@ -26,6 +26,14 @@ def render_topics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_situations() -> str:
+    """Return the table of docs/providers.md: what the tests play is what the page says."""
+    from tests.contract.provider_situations import SITUATIONS  # noqa: PLC0415 - only here
+
+    rows = [f"| {row.situation} | {row.reaction} |" for row in SITUATIONS]
+    return "\n".join(["| what happens | what the cloud lane does |", "|---|---|", *rows, ""])
+
+
 def programs() -> dict[str, click.Command]:
     """Return the programs by what a person types to start them."""
     from cloud_dispatcher.cli.main import main as dispatcher  # noqa: PLC0415 - only here
@@ -65,16 +73,21 @@ def _pages(command: click.Command, context: click.Context) -> list[str]:
     return pages
 
 
-def main() -> None:
-    """Write what is rendered into the documents."""
-    page = ROOT / "ARCHITECTURE.md"
+def _put(page: Path, mark: str, table: str) -> None:
+    """Replace what stands between a page's marks."""
     text = re.sub(
-        r"(<!-- topics:begin -->\n).*(<!-- topics:end -->)",
-        lambda found: f"{found[1]}{render_topics()}{found[2]}",
+        rf"(<!-- {mark}:begin -->\n).*(<!-- {mark}:end -->)",
+        lambda found: f"{found[1]}{table}{found[2]}",
         page.read_text(),
         flags=re.DOTALL,
     )
     page.write_text(text)
+
+
+def main() -> None:
+    """Write what is rendered into the documents."""
+    _put(ROOT / "ARCHITECTURE.md", "topics", render_topics())
+    _put(ROOT / "docs" / "providers.md", "situations", render_situations())
     (ROOT / "docs" / "commands.md").write_text(render_commands())
 
 

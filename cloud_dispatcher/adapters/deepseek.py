@@ -7,7 +7,6 @@ read timeout counts every byte); the first content (keep-alives do not reset it)
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -37,7 +36,7 @@ def _wall_clock_ms() -> int:
 
 
 class DeepSeekProvider:
-    """Streams answers; retries a call by itself as long as nothing of it was shown.
+    """Makes one call for each request; `ProviderChain` decides which, when and how often.
 
     The key appears in no log, repr or error.
     """
@@ -49,14 +48,12 @@ class DeepSeekProvider:
         *,
         prices: PriceTable | None = None,
         now_ms: Callable[[], int] = _wall_clock_ms,
-        luck: Callable[[], float] = random.random,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._prices = load_prices() if prices is None else prices
         self._now_ms = now_ms
-        self._luck = luck
-        self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._redact = api_key
+        self._unpriced: set[str] = set()
         self._client = openai.AsyncOpenAI(
             api_key=api_key,
             base_url=settings.base_url,
@@ -67,80 +64,52 @@ class DeepSeekProvider:
         )
 
     def __repr__(self) -> str:
-        return f"DeepSeekProvider({self.name}, {self._settings.base_url}, {self._settings.model})"
-
-    @property
-    def name(self) -> str:
-        """As the settings call it."""
-        return self._settings.name
+        return f"DeepSeekProvider({self.settings.name}, {self.settings.base_url})"
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
+    async def has_balance(self) -> bool | None:
+        """Ask whether the account has money; None: this provider does not say.
+
+        Raises:
+            ProviderError: See `provider_errors`.
+        """
+        if not self.settings.speaks_deepseek:
+            return None
+        root = self.settings.base_url.rstrip("/").removesuffix("/v1")
+        try:
+            body = await self._client.get(f"{root}/user/balance", cast_to=object)
+        except openai.NotFoundError:
+            return None
+        except openai.APIStatusError as error:
+            raise errors.refused(error.status_code) from None
+        except (openai.APIError, ValueError) as error:
+            raise errors.unreachable(type(error).__name__) from None
+        said = body.get("is_available") if isinstance(body, dict) else None
+        return said if isinstance(said, bool) else None
+
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[CompletionPart, None]:
         """Answer: pieces of text, at the end the whole. Closing the iteration hangs up.
 
         Raises:
-            ProviderError: See `provider_errors`; all attempts failed, or text was shown already,
-                or the deadline leaves no room for another one.
+            ProviderError: See `provider_errors`; what it cost is in it.
         """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + request.timeout_ms / 1_000
-        attempt, shown = 0, False
-        while True:
-            attempt += 1
-            try:
-                async with aclosing(self._attempt(request, deadline_s)) as parts:
-                    async for part in parts:
-                        shown = True
-                        yield part
-            except ProviderError as error:
-                pause_ms = self._pause_ms(error, attempt)
-                error.retry_after_ms = pause_ms
-                last = shown or attempt == self._settings.backoff.attempts
-                if pause_ms is None or last or loop.time() + pause_ms / 1_000 >= deadline_s:
-                    raise
-                log.warning(
-                    "provider.retrying",
-                    provider=self.name,
-                    job=request.job,
-                    code=error.code,
-                    attempt=attempt,
-                    pause_ms=pause_ms,
-                )
-                await asyncio.sleep(pause_ms / 1_000)
-            else:
-                return
-
-    def _pause_ms(self, error: ProviderError, attempt: int) -> int | None:
-        """Return how long to wait: what the provider asks, or the jittered backoff if longer."""
-        if error.retry_after_ms is None:
-            return None
-        backoff_ms = self._settings.backoff.pause_ms(attempt, luck=self._luck())
-        return max(error.retry_after_ms, backoff_ms)
-
-    async def _attempt(
-        self, request: CompletionRequest, deadline_s: float
-    ) -> AsyncGenerator[CompletionPart, None]:
-        """Make one call. A slot is held until the whole answer is there, as the provider counts."""
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise errors.out_of_time() from None
-        try:
-            async with aclosing(self._exchange(request, deadline_s)) as parts:
-                async for part in parts:
-                    yield part
-        finally:
-            self._slots.release()
+        async with aclosing(self._exchange(request, deadline_s)) as parts:
+            async for part in parts:
+                yield part
 
     async def _exchange(
         self, request: CompletionRequest, deadline_s: float
     ) -> AsyncGenerator[CompletionPart, None]:
-        answer = _Answer(model=self._settings.model)
-        watch = _Watch(deadline_s, self._settings.first_content_timeout_s)
+        answer = _Answer(model=self.settings.model)
+        first_content_s = self.settings.first_content_timeout_s
+        if request.first_content_ms is not None:
+            first_content_s = min(first_content_s, request.first_content_ms / 1_000)
+        watch = _Watch(deadline_s, first_content_s)
         async with self._mapped(request, answer), watch.limit(started=False):
             stream = await self._open(request)
         async with stream:
@@ -156,16 +125,20 @@ class DeepSeekProvider:
                     break
                 if piece := answer.take(chunk):
                     yield piece
-        answer.check()
+        try:
+            answer.check()
+        except ProviderError as error:
+            error.cost_usd = self._cost_usd(answer)
+            raise
         yield self._completion(answer, request)
 
     async def _open(self, request: CompletionRequest) -> openai.AsyncStream[ChatCompletionChunk]:
-        settings, generation = self._settings, request.generation
-        extra: dict[str, object] = {
-            "thinking": {"type": "enabled" if settings.thinking else "disabled"}
-        }
-        if settings.user_id is not None:
-            extra["user_id"] = settings.user_id
+        settings, generation = self.settings, request.generation
+        extra: dict[str, object] = {}
+        if settings.speaks_deepseek:  # others refuse what they do not know
+            extra["thinking"] = {"type": "enabled" if settings.thinking else "disabled"}
+            if settings.user_id is not None:
+                extra["user_id"] = settings.user_id
         spare_tokens = settings.thinking_tokens if settings.thinking else 0
         return await self._client.chat.completions.create(
             model=settings.model,
@@ -177,11 +150,11 @@ class DeepSeekProvider:
             stop=list(generation.stop) or openai.omit,
             # The form itself is in the instructions: this one knows no schema.
             response_format={"type": "json_object"}
-            if generation.output is not None and generation.output.is_json
+            if generation.output is not None and generation.output.is_json and not request.in_words
             else openai.omit,
             stream=True,
             stream_options={"include_usage": True},
-            extra_body=extra,
+            extra_body=extra or None,
         )
 
     @asynccontextmanager
@@ -222,20 +195,25 @@ class DeepSeekProvider:
     def _completion(self, answer: _Answer, request: CompletionRequest) -> Completion:
         output = request.generation.output
         fitted = Fit(text=answer.text) if output is None else fit(answer.text, output)
-        at_ms = self._now_ms()
-        cost_usd = self._prices.cost_usd(answer.model, answer.usage, at_ms=at_ms)
-        if cost_usd is None:  # a silently renamed checkpoint costs what was asked for
-            cost_usd = self._prices.cost_usd(self._settings.model, answer.usage, at_ms=at_ms)
-        if cost_usd is None:
-            log.warning("price.unknown", provider=self.name, model=answer.model)
         return Completion(
             text=fitted.text,
             misfit=fitted.misfit,
             model=answer.model,
             usage=answer.usage,
-            cost_usd=cost_usd or 0.0,
+            cost_usd=self._cost_usd(answer),
             simulated=answer.simulated,
+            provider=self.settings.name,
         )
+
+    def _cost_usd(self, answer: _Answer) -> float:
+        at_ms, settings = self._now_ms(), self.settings
+        cost_usd = self._prices.cost_usd(answer.model, answer.usage, at_ms=at_ms)
+        if cost_usd is None:  # a silently renamed checkpoint costs what was asked for
+            cost_usd = self._prices.cost_usd(settings.model, answer.usage, at_ms=at_ms)
+        if cost_usd is None and answer.model not in self._unpriced:
+            self._unpriced.add(answer.model)
+            log.warning("price.unknown", provider=settings.name, model=answer.model)
+        return cost_usd or 0.0
 
 
 class _Watch:

@@ -1,7 +1,7 @@
 """A provider's refusals and silences as `ProviderError`s: one row for each thing that can happen.
 
 `retry_after_ms` is None where the same call would fail again, and otherwise the span the provider
-named, 0 where it named none.
+named, 0 where it named none. `elsewhere` says whether another provider may answer the request.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ class _Row(NamedTuple):
     message: str
     retryable: bool = False
     hint: str = ""
+    elsewhere: bool = False
 
 
 _BAD_REQUEST = _Row(
@@ -25,9 +26,20 @@ _BAD_REQUEST = _Row(
 _UNAVAILABLE = _Row("provider_unavailable", "is out of order", retryable=True)
 
 _BY_STATUS = {
-    401: _Row("provider_denied", "refused the API key", hint="renew the key"),
-    402: _Row("provider_no_balance", "says the account is empty", hint="top up the account"),
-    403: _Row("provider_denied", "refused the API key", hint="renew the key or widen its rights"),
+    401: _Row("provider_denied", "refused the API key", hint="renew the key", elsewhere=True),
+    402: _Row(
+        "provider_no_balance",
+        "says the account is empty",
+        hint="top up the account; it goes on by itself",
+        elsewhere=True,
+    ),
+    403: _Row(
+        "provider_denied",
+        "refused the API key",
+        hint="renew the key or widen its rights",
+        elsewhere=True,
+    ),
+    404: _BAD_REQUEST._replace(elsewhere=True),
     408: _Row("provider_timeout", "gave up waiting for the request", retryable=True),
     429: _Row("provider_rate_limited", "has too many of our calls", retryable=True),
 }
@@ -66,6 +78,22 @@ def silent(what: str) -> ProviderError:
 def out_of_time() -> ProviderError:
     """The request's whole span is over: the answer would be worthless."""
     return _make(_Row("provider_timeout", "did not finish before the deadline"))
+
+
+def closed(name: str, reason: str, *, wait_ms: int) -> ProviderError:
+    """Its breaker is open: it failed too often to be asked before the span is over."""
+    return _make(
+        _Row("provider_open", "is left alone for a while", retryable=True),
+        detail=f" ({name}: {reason})",
+        wait=wait_ms,
+    )
+
+
+def busy(wait_ms: int) -> ProviderError:
+    """The account takes no call until the span is over, by its own word or by our settings."""
+    return _make(
+        _Row("provider_rate_limited", "takes no more calls now", retryable=True), wait=wait_ms
+    )
 
 
 def cut(reason: str) -> ProviderError:
@@ -108,5 +136,6 @@ def _make(row: _Row, *, detail: str = "", wait: int | None = None) -> ProviderEr
         f"the provider {row.message}{detail}",
         code=row.code,
         retry_after_ms=(wait or 0) if row.retryable else None,
+        elsewhere=row.elsewhere,
         hint=row.hint,
     )

@@ -1,22 +1,26 @@
-"""Which provider answers: its settings, and the choice between a real one and none.
+"""Which endpoints answer: their settings, and the choice between a chain of them and none.
 
 The SDK is imported only when a key is there: it is slow to import, and `check` never needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 
+from cloud_dispatcher.core.breaker import BreakerSettings
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import CompletionPart, CompletionProvider, ProviderError
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.messages import EndpointView
 
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=3_600)]
+
+_NO_KEY = "none"  # the SDK insists on one
 
 _SYSTEM_PROMPT = (
     "You answer short questions that small devices send. "
@@ -25,10 +29,10 @@ _SYSTEM_PROMPT = (
 
 
 class BackoffSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Pauses between the attempts of one call: exponential, with full jitter.
+    """Pauses between the attempts of one request: exponential, with full jitter.
 
     Attributes:
-        attempts: Calls made at most, the first one included.
+        attempts: Calls made at most of each endpoint, the first one included.
         first_s: Longest pause after the first attempt; it doubles with each one.
         cap_s: Longest pause ever, unless the provider asks for more.
     """
@@ -49,11 +53,12 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         name: For people and logs.
         base_url: Where `/chat/completions` is.
         model: Asked for; the answer's own word counts, a checkpoint behind a name can change.
-        api_key_env: Environment variable that holds the key.
+        api_key_env: Environment variable that holds the key; empty, and no file: it needs none.
         api_key_file: File whose first line is the key; goes before the environment.
         connect_timeout_s: To open a connection.
         first_content_timeout_s: From sending to the first generated token, thinking included;
-            keep-alives do not extend it.
+            keep-alives do not extend it. While another endpoint could go on, it is at most half of
+            what is left until the deadline.
         idle_timeout_s: Longest silence on the wire; keep-alives do extend it.
         system_prompt: Goes first, byte for byte the same, so that the provider's cache hits.
         thinking: Let the model think before it answers: better, slower, dearer.
@@ -61,10 +66,14 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             otherwise use them up before the answer begins.
         max_concurrency: Calls at once; the account's limit is theirs to enforce with 429.
         user_id: Isolates cache and safety verdicts of a tenant; None: the account's own.
-        backoff: Between attempts.
+        dialect: `deepseek` sends `thinking` and `user_id` and asks for the balance, `openai` sends
+            nothing that is not in OpenAI's API; `auto`: as the model is called `deepseek-...`.
+        balance_poll_s: How often an empty account is asked whether it was topped up.
+        backoff: Between attempts; of a chain, its first endpoint's.
+        breaker: When this endpoint is left alone.
     """
 
-    name: str = "deepseek"
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "deepseek"
     base_url: str = "https://api.deepseek.com"
     model: Annotated[str, msgspec.Meta(min_length=1)] = "deepseek-flash"
     api_key_env: str = "DEEPSEEK_API_KEY"
@@ -77,7 +86,10 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     thinking_tokens: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 4_096
     max_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
     user_id: str | None = None
+    dialect: Literal["auto", "deepseek", "openai"] = "auto"
+    balance_poll_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
     backoff: BackoffSettings = BackoffSettings()
+    breaker: BreakerSettings = BreakerSettings()
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -85,6 +97,19 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise ValueError("provider base_url is not http://HOST or https://HOST")
         if parts.password is not None:
             raise ValueError("provider base_url holds a password; use api_key_env or api_key_file")
+
+    @property
+    def speaks_deepseek(self) -> bool:
+        """Whether it understands what only DeepSeek's own API does."""
+        if self.dialect != "auto":
+            return self.dialect == "deepseek"
+        # `deepseek-ai/...` is a checkpoint that somebody else serves.
+        return self.model.startswith("deepseek-") and "/" not in self.model
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether it is left out without one; a server of one's own often wants none."""
+        return bool(self.api_key_env) or self.api_key_file is not None
 
 
 class NoProvider:
@@ -97,6 +122,11 @@ class NoProvider:
     def name(self) -> str:
         """Say that there is none."""
         return "none"
+
+    @property
+    def endpoints(self) -> tuple[EndpointView, ...]:
+        """None."""
+        return ()
 
     async def stream(self, request: CompletionRequest) -> AsyncIterator[CompletionPart]:
         """Refuse.
@@ -117,21 +147,33 @@ class NoProvider:
 
 
 def build_provider(
-    settings: ProviderSettings | None, environ: Mapping[str, str]
+    settings: ProviderSettings | None,
+    environ: Mapping[str, str],
+    *,
+    backups: Sequence[ProviderSettings] = (),
 ) -> CompletionProvider:
-    """Return the provider, or `NoProvider` where no key is set.
+    """Return the chain of all endpoints that have their key, or `NoProvider` where none has.
 
     Raises:
-        ConfigError: The key file cannot be read, or the key is not one.
+        ConfigError: A key file cannot be read, a key is not one, or two endpoints have one name.
     """
-    settings = settings or ProviderSettings()
-    api_key = _find_key(settings, environ)
-    if not api_key:
-        return NoProvider(settings)
+    first = settings or ProviderSettings()
+    chain = (first, *backups)
+    names = [each.name for each in chain]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"two endpoints of the cloud lane have one name: {', '.join(names)}",
+            hint="give each [[backup]] a name of its own",
+        )
+    keys = [(each, _find_key(each, environ)) for each in chain]
+    found = [(each, key) for each, key in keys if key or not each.needs_key]
+    if not found:
+        return NoProvider(first)
     # Imported here: one and a half seconds that a dispatcher without a key never pays.
     from cloud_dispatcher.adapters.deepseek import DeepSeekProvider  # noqa: PLC0415 - see above
+    from cloud_dispatcher.adapters.provider_chain import ProviderChain  # noqa: PLC0415 - see above
 
-    return DeepSeekProvider(settings, api_key)
+    return ProviderChain([DeepSeekProvider(each, key or _NO_KEY) for each, key in found])
 
 
 def _find_key(settings: ProviderSettings, environ: Mapping[str, str]) -> str:

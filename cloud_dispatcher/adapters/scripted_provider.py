@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from cloud_dispatcher.adapters.provider_errors import out_of_time
+from cloud_dispatcher.adapters.providers import ProviderSettings
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import Completion, CompletionPart, ProviderError
-from fleet_protocol.messages import Usage
+from fleet_protocol.messages import EndpointView, Usage
 
 
 class ScriptedAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,23 +36,48 @@ class ScriptedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 class ScriptedProvider:
     """Plays one `ScriptedAnswer` for each call, then the default one for ever.
 
+    It is an `Endpoint` of a chain as well.
+
     Attributes:
+        settings: As an endpoint of a chain has them.
         requests: What was asked, in order.
         inflight: Calls being answered now.
+        balance: What `has_balance` says; an error is raised.
+        balance_asked: How often it was asked.
     """
 
-    def __init__(self, *answers: ScriptedAnswer, name: str = "scripted") -> None:
+    def __init__(
+        self,
+        *answers: ScriptedAnswer,
+        name: str = "scripted",
+        settings: ProviderSettings | None = None,
+    ) -> None:
+        self.settings = settings or ProviderSettings(name=name, model="scripted")
         self.requests: list[CompletionRequest] = []
         self.inflight = 0
         self.closed = False
-        self._name = name
+        self.balance: bool | ProviderError | None = True
+        self.balance_asked = 0
         self._answers = deque(answers)
         self._changed = asyncio.Condition()
 
     @property
     def name(self) -> str:
         """As it was given."""
-        return self._name
+        return self.settings.name
+
+    @property
+    def endpoints(self) -> tuple[EndpointView, ...]:
+        """Itself, always well."""
+        name, model = self.settings.name, self.settings.model
+        return (EndpointView(name=name, model=model, state="closed", inflight=self.inflight),)
+
+    async def has_balance(self) -> bool | None:
+        """Say what `balance` holds."""
+        self.balance_asked += 1
+        if isinstance(self.balance, ProviderError):
+            raise self.balance
+        return self.balance
 
     def script(self, *answers: ScriptedAnswer) -> None:
         """Replace the script."""
@@ -81,6 +107,7 @@ class ScriptedProvider:
                 usage=answer.usage,
                 cost_usd=answer.cost_usd,
                 simulated=answer.simulated,
+                provider=self.settings.name,
             )
         finally:
             await self._count(-1)

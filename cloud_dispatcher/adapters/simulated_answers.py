@@ -36,6 +36,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         hang: Send nothing at all after the headers until the client leaves.
         garbage: Send an event that is no JSON.
         text: The answer instead of the usual one, marked as simulated all the same.
+        word_every_s: Pause after each word.
+        model: Say that this model answered: a checkpoint that was swapped behind its name.
     """
 
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
@@ -50,6 +52,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hang: bool = False
     garbage: bool = False
     text: str | None = None
+    word_every_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
     @property
     def said_chars(self) -> int | None:

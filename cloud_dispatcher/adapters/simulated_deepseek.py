@@ -69,7 +69,9 @@ class SimulatedDeepSeek:
 
     Attributes:
         requests: Bodies of all accepted chat requests, for tests to look at; the newest 1,000.
+        calls: Chat requests that came, refused ones included.
         inflight: Calls being answered now.
+        balance_usd: At 0 every call gets 402; may be changed at any time.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class SimulatedDeepSeek:
     ) -> None:
         self.settings = settings or SimulatorSettings()
         self.requests: deque[ChatRequest] = deque(maxlen=1_000)
+        self.calls = 0
         self.inflight = 0
+        self.balance_usd = self.settings.balance_usd
         self._address = (host, port)
         self._script: deque[Step] = deque()
         self._fallback = self.settings.fallback
@@ -100,6 +104,8 @@ class SimulatedDeepSeek:
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
+        # Connections inherit it: small events must not wait for acknowledgements (40 ms each).
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._address = (host, int(listener.getsockname()[1]))
         self._server = _quiet_server(self._app())
         # Connections wait in the backlog until the server takes over: ready from here on.
@@ -110,7 +116,7 @@ class SimulatedDeepSeek:
 
     async def __aexit__(self, *exc: object) -> None:
         """Stop; calls that still hang are hung up."""
-        self._server.should_exit = True
+        self._server.leave()
         await self._serving
 
     def script(self, *steps: Step, fallback: Step | None = None) -> None:
@@ -130,8 +136,9 @@ class SimulatedDeepSeek:
         models = [Route(f"{root}/models", self._models) for root in ("", "/v1")]
         balance = Route("/user/balance", self._balance)
         script = Route("/_simulator/script", self._take_script, methods=["POST"])
+        purse = Route("/_simulator/balance", self._take_balance, methods=["POST"])
         return Starlette(
-            routes=[*chat, *models, balance, script],
+            routes=[*chat, *models, balance, script, purse],
             exception_handlers={RefusedRequestError: _refusal},  # type: ignore[dict-item] # narrower argument
         )
 
@@ -147,14 +154,14 @@ class SimulatedDeepSeek:
 
     async def _balance(self, request: Request) -> Response:
         self._check_key(request)
-        total = f"{self.settings.balance_usd:.2f}"
+        total = f"{self.balance_usd:.2f}"
         purse = {
             "currency": "USD",
             "total_balance": total,
             "granted_balance": "0.00",
             "topped_up_balance": total,
         }
-        body = {"is_available": self.settings.balance_usd > 0, "balance_infos": [purse]}
+        body = {"is_available": self.balance_usd > 0, "balance_infos": [purse]}
         return JSONResponse(body, headers=_HEADERS)
 
     async def _take_script(self, request: Request) -> Response:
@@ -165,13 +172,21 @@ class SimulatedDeepSeek:
         self.script(*steps)
         return JSONResponse({"steps": len(steps)}, headers=_HEADERS)
 
+    async def _take_balance(self, request: Request) -> Response:
+        try:
+            self.balance_usd = msgspec.json.decode(await request.body(), type=float)
+        except msgspec.DecodeError as error:
+            raise RefusedRequestError(422, str(error)) from error
+        return JSONResponse({"balance_usd": self.balance_usd}, headers=_HEADERS)
+
     async def _chat(self, request: Request) -> Response:
+        self.calls += 1
         self._check_key(request)
         chat = read_request(await request.body())
         step = self._script.popleft() if self._script else self._fallback
         if step.status is not None:
             raise RefusedRequestError(step.status, step.message, retry_after_s=step.retry_after_s)
-        if self.settings.balance_usd <= 0:
+        if self.balance_usd <= 0:
             raise RefusedRequestError(402)
         if self.inflight >= self.settings.max_concurrency:
             raise RefusedRequestError(429)
@@ -188,7 +203,7 @@ class SimulatedDeepSeek:
             self._changed.notify_all()
 
     async def _stream(self, chat: ChatRequest, step: Step, answer: Answer) -> _Wire:
-        frame: dict[str, Any] = self._frame(chat, kind="chat.completion.chunk")
+        frame: dict[str, Any] = self._frame(chat, step, kind="chat.completion.chunk")
         yield _event(frame, delta={"role": "assistant", "content": ""})
         async for signal in self._delay(step, ": keep-alive\n\n"):
             yield signal
@@ -196,6 +211,7 @@ class SimulatedDeepSeek:
             yield "data: <html>bad gateway</html>\n\n"
         for delta in answer.deltas(step.said_chars):
             yield _event(frame, delta=delta)
+            await asyncio.sleep(step.word_every_s)
         if step.stall_after_chars is not None:
             await _until_hung_up()
         if step.cut_after_chars is not None:
@@ -216,7 +232,7 @@ class SimulatedDeepSeek:
         if answer.thought:
             message["reasoning_content"] = answer.thought
         choice = {"index": 0, "message": message, "finish_reason": answer.finish}
-        body = self._frame(chat, kind="chat.completion") | {
+        body = self._frame(chat, step, kind="chat.completion") | {
             "choices": [choice],
             "usage": answer.usage,
         }
@@ -236,12 +252,12 @@ class SimulatedDeepSeek:
             if rest_s > 0:
                 yield keep_alive
 
-    def _frame(self, chat: ChatRequest, *, kind: str) -> dict[str, Any]:
+    def _frame(self, chat: ChatRequest, step: Step, *, kind: str) -> dict[str, Any]:
         return {
             "id": f"simulated-{next(self._ids)}",
             "object": kind,
             "created": 0,
-            "model": chat.model,
+            "model": step.model or chat.model,
             "system_fingerprint": _FINGERPRINT,
         }
 
@@ -293,7 +309,21 @@ async def _until_gone(receive: Receive) -> None:
 
 
 class _QuietServer(uvicorn.Server):
-    """Leaves signals to the program around it."""
+    """Leaves signals to the program around it, and sleeps while nobody asks."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._left = asyncio.Event()
+
+    def leave(self) -> None:
+        """Stop serving."""
+        self.should_exit = True
+        self._left.set()
+
+    async def main_loop(self) -> None:
+        """Serve until the end; the original looks ten times a second whether it has come."""
+        await self.on_tick(0)
+        await self._left.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -301,7 +331,7 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-def _quiet_server(app: Starlette) -> uvicorn.Server:
+def _quiet_server(app: Starlette) -> _QuietServer:
     config = uvicorn.Config(
         app,
         lifespan="off",

@@ -28,6 +28,10 @@ _FALLS_BACK = _ELSEWHERE | {Reason.REQUESTED, Reason.COMPLEX, Reason.LOW_CONFIDE
 """Reasons that leave a board able to answer, if not as well as was hoped."""
 
 
+PROVIDER_OPEN = "provider_open"
+"""The breaker of every endpoint is open."""
+
+
 class CloudLane:
     """Starts provider calls and goes down the ladder when they fail.
 
@@ -107,7 +111,9 @@ class CloudLane:
             retry_after_ms=event.retry_after_ms,
             now_ms=ledger.now_ms,
         )
-        if isinstance(decision, RetryAt):
+        # All are left alone: a kept answer now is worth more than a better one much later.
+        is_hopeless = event.code == PROVIDER_OPEN and job.kept is not None
+        if isinstance(decision, RetryAt) and not is_hopeless:
             ledger.put(replace(job, lease_until_ms=None, not_before_ms=decision.at_ms))
         else:
             self.do_without(job, code=event.code, message=event.message)

@@ -52,6 +52,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         timeout_ms: Span after which the answer is worthless.
+        first_content_ms: Span within which it must begin; None: as the provider's settings say.
+        in_words: Ask for the answer's form in words alone: JSON mode answered with blanks.
     """
 
     job: m.JobKey
@@ -59,6 +61,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[m.ChatMessage, ...]
     generation: m.Generation
     timeout_ms: int
+    first_content_ms: int | None = None
+    in_words: bool = False
 
     @classmethod
     def of(cls, job: Job, *, timeout_ms: int) -> CompletionRequest:

@@ -15,7 +15,7 @@ from fleet_client.admin import AdminClient
 from fleet_client.errors import DeniedError
 from fleet_client.watch import FleetPicture, FleetWatcher, WorkerSight
 from fleet_protocol.errors import FleetError
-from fleet_protocol.messages import AdminOp
+from fleet_protocol.messages import AdminOp, EndpointView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -152,7 +152,14 @@ def _headline(picture: FleetPicture) -> list[str]:
         f"finished {_counts(now.finished)}   answered by {_counts(now.answered_by)}   "
         f"escalated {_counts(now.reasons)}"
     )
-    return [f"dispatcher {state}", load, outcome]
+    chain = "   ".join(map(_endpoint, now.endpoints))
+    return [f"dispatcher {state}", load, outcome, *([f"cloud {chain}"] if chain else [])]
+
+
+def _endpoint(endpoint: EndpointView) -> str:
+    if endpoint.state == "closed":
+        return f"{endpoint.name} well, {endpoint.inflight} at work"
+    return f"[yellow]{endpoint.name} left alone[/yellow] ({endpoint.code})"
 
 
 def _counts(counts: dict[str, int]) -> str:

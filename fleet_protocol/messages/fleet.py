@@ -50,6 +50,25 @@ class Quantiles(Part, frozen=True, kw_only=True):
     p99: Measure = 0.0
 
 
+class EndpointView(Part, frozen=True, kw_only=True):
+    """One endpoint of the cloud lane's chain, as an operator sees it.
+
+    Attributes:
+        model: As its last answer named it; what is asked for, before the first one.
+        state: `closed` (asked), `open` (left alone) or `half_open` (one call finds out).
+        code: Why it is not closed; empty if it is.
+        ready_in_ms: When it may be asked again; 0: now.
+        inflight: Calls being answered.
+    """
+
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    model: Annotated[str, msgspec.Meta(max_length=128)]
+    state: Annotated[str, msgspec.Meta(max_length=16)]
+    code: Code = ""
+    ready_in_ms: Count = 0
+    inflight: Count = 0
+
+
 class FleetSummary(Message, frozen=True, kw_only=True):
     """Once a second, retained: the numbers of an overview page.
 
@@ -64,6 +83,7 @@ class FleetSummary(Message, frozen=True, kw_only=True):
         jobs_per_s: Final results per second over the last 10 s.
         latency_ms: Receipt to result.
         cost_usd: Spent since the dispatcher started.
+        endpoints: The cloud lane's chain, in order of preference.
     """
 
     at_ms: InstantMs
@@ -77,6 +97,7 @@ class FleetSummary(Message, frozen=True, kw_only=True):
     jobs_per_s: Measure = 0.0
     latency_ms: Quantiles = msgspec.field(default_factory=Quantiles)
     cost_usd: Measure = 0.0
+    endpoints: tuple[EndpointView, ...] = ()
 
 
 class RosterShard(Message, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""One suite for every `CompletionProvider`: the shipped fake, and DeepSeek over its simulator."""
+"""One suite for every `CompletionProvider`: the shipped fake, and a chain over the simulator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from cloud_dispatcher.adapters import provider_errors
 from cloud_dispatcher.adapters.answer_form import fit, instruction
 from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
+from cloud_dispatcher.adapters.provider_chain import ProviderChain
 from cloud_dispatcher.adapters.providers import BackoffSettings, ProviderSettings
 from cloud_dispatcher.adapters.scripted_provider import ScriptedAnswer, ScriptedProvider
 from cloud_dispatcher.adapters.simulated_answers import Step
@@ -53,7 +54,7 @@ class DeepSeekBench:
         settings = ProviderSettings(
             base_url=simulator.base_url, backoff=BackoffSettings(attempts=1, first_s=0.001)
         )
-        self.provider = DeepSeekProvider(settings, "sk-contract")
+        self.provider = ProviderChain([DeepSeekProvider(settings, "sk-contract")])
         self.until_inflight = simulator.until_inflight
         self._simulator = simulator
 
@@ -106,6 +107,7 @@ async def test_an_answer_says_its_model_usage_and_cost(bench: Bench) -> None:
     assert last.usage.completion_tokens > 0
     assert last.cost_usd > 0
     assert last.simulated
+    assert last.provider == bench.provider.endpoints[0].name
 
 
 @pytest.mark.parametrize(

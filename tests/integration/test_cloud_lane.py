@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
+from cloud_dispatcher.adapters.provider_chain import ProviderChain
 from cloud_dispatcher.adapters.providers import BackoffSettings, ProviderSettings
 from cloud_dispatcher.adapters.simulated_answers import Step
 from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek, SimulatorSettings
@@ -27,7 +28,7 @@ PROMPT = "Is the pump in hall seven dry?"
 PATIENCE_S = 30.0
 NO_WAIT = BackoffSettings(attempts=3, first_s=0.001, cap_s=0.001)
 
-Lane: TypeAlias = Callable[..., AbstractAsyncContextManager[DeepSeekProvider]]
+Lane: TypeAlias = Callable[..., AbstractAsyncContextManager[ProviderChain]]
 
 
 @pytest.fixture
@@ -37,10 +38,11 @@ async def simulator() -> AsyncIterator[SimulatedDeepSeek]:
 
 
 @asynccontextmanager
-async def provider_at(base_url: str, **settings: Any) -> AsyncIterator[DeepSeekProvider]:
+async def provider_at(base_url: str, **settings: Any) -> AsyncIterator[ProviderChain]:
     now_ms = settings.pop("now_ms", 1_795_000_000_000)  # a Wednesday, 10:40 UTC: off-peak
     fields = {"base_url": base_url, "backoff": NO_WAIT} | settings
-    provider = DeepSeekProvider(ProviderSettings(**fields), KEY, now_ms=lambda: now_ms)
+    endpoint = DeepSeekProvider(ProviderSettings(**fields), KEY, now_ms=lambda: now_ms)
+    provider = ProviderChain([endpoint])
     try:
         yield provider
     finally:
@@ -79,9 +81,7 @@ class Outcome:
         return self.error is not None and self.error.retry_after_ms is not None
 
 
-async def outcome_of(
-    provider: DeepSeekProvider, request: CompletionRequest | None = None
-) -> Outcome:
+async def outcome_of(provider: ProviderChain, request: CompletionRequest | None = None) -> Outcome:
     outcome = Outcome()
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -210,8 +210,6 @@ class TestRetries:
         ("failure", "code"),
         [
             (Step(status=400), "provider_bad_request"),
-            (Step(status=401), "provider_denied"),
-            (Step(status=402), "provider_no_balance"),
             (Step(status=422), "provider_bad_request"),
             (Step(blank=True, finish="length"), "provider_blank"),
             (Step(finish="content_filter"), "provider_filtered"),
@@ -227,21 +225,31 @@ class TestRetries:
         assert second.whole is not None
 
     @pytest.mark.parametrize(
-        ("failure", "code"),
-        [
-            (Step(cut_after_chars=30), "provider_cut"),
-            (Step(finish="insufficient_system_resource"), "provider_overloaded"),
-        ],
+        ("status", "code"), [(401, "provider_denied"), (402, "provider_no_balance")]
     )
-    async def test_once_text_was_shown_the_engine_decides(
-        self, simulator: SimulatedDeepSeek, lane: Lane, failure: Step, code: str
+    async def test_what_fails_for_every_job_opens_the_breaker_at_once(
+        self, simulator: SimulatedDeepSeek, lane: Lane, status: int, code: str
+    ) -> None:
+        simulator.script(Step(status=status))
+        async with lane() as provider:
+            first, second = await outcome_of(provider), await outcome_of(provider)
+        assert (first.code, first.retryable) == (code, False)
+        assert (second.code, second.retryable) == ("provider_open", True)
+        assert simulator.calls == 1
+
+    @pytest.mark.parametrize(
+        "failure",
+        [Step(cut_after_chars=30), Step(finish="insufficient_system_resource")],
+    )
+    async def test_once_text_was_shown_the_next_call_goes_on_and_never_starts_over(
+        self, simulator: SimulatedDeepSeek, lane: Lane, failure: Step
     ) -> None:
         simulator.script(failure)
         async with lane() as provider:
             outcome = await outcome_of(provider)
-        assert outcome.pieces
-        assert (outcome.code, outcome.retryable) == (code, True)
-        assert len(simulator.requests) == 1
+        assert outcome.whole is not None
+        assert "".join(map(str, outcome.pieces)) == outcome.whole.text
+        assert len(simulator.requests) == 2
 
     async def test_an_answer_without_its_bill_is_an_answer(
         self, simulator: SimulatedDeepSeek, lane: Lane
@@ -270,7 +278,8 @@ class TestRetries:
         async with lane() as provider:
             outcome = await outcome_of(provider)
         assert outcome.error is not None
-        assert outcome.error.retry_after_ms == 120_000
+        assert outcome.error.retry_after_ms is not None
+        assert 119_000 < outcome.error.retry_after_ms <= 120_000
 
 
 class TestLimits:

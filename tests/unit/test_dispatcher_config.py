@@ -32,7 +32,9 @@ def names_of(kind: type[msgspec.Struct]) -> Iterator[str]:
         default = field.default_factory
         if isinstance(default, type) and issubclass(default, msgspec.Struct):
             yield from names_of(default)
-        elif field.name not in {"tls", "backoff"}:
+        elif isinstance(field.default, msgspec.Struct):
+            yield from names_of(type(field.default))
+        elif field.name not in {"tls", "backup"}:
             yield field.name
 
 
@@ -80,6 +82,13 @@ def test_a_bad_setting_is_named_with_its_file(tmp_path: Path, toml: str, words: 
         load_settings(config, {})
     assert words in str(caught.value)
     assert "d.toml" in str(caught.value)
+
+
+def test_backups_are_tables_of_the_same_kind(tmp_path: Path) -> None:
+    config = tmp_path / "d.toml"
+    config.write_text('[[backup]]\nname = "local"\nbase_url = "http://127.0.0.1:8080/v1"\n')
+    (backup,) = load_settings(config, {}).backup
+    assert (backup.name, backup.breaker.failures) == ("local", 5)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

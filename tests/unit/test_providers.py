@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloud_dispatcher.adapters import provider_errors
-from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
+from cloud_dispatcher.adapters.provider_chain import ProviderChain
 from cloud_dispatcher.adapters.providers import (
     BackoffSettings,
     NoProvider,
@@ -39,7 +40,7 @@ async def test_without_a_key_every_call_is_told_how_to_set_one(environ: dict[str
 async def test_a_key_in_the_named_variable_makes_a_provider() -> None:
     settings = ProviderSettings(name="backup", api_key_env="BACKUP_KEY")
     provider = build_provider(settings, {"BACKUP_KEY": "sk-1\n"})
-    assert isinstance(provider, DeepSeekProvider)
+    assert isinstance(provider, ProviderChain)
     assert provider.name == "backup"
     await provider.close()
 
@@ -48,8 +49,42 @@ async def test_a_key_file_goes_before_the_environment(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("sk-file\nsecond line\n")
     provider = build_provider(ProviderSettings(api_key_file=str(path)), {})
-    assert isinstance(provider, DeepSeekProvider)
+    assert provider.name == "deepseek"
     await provider.close()
+
+
+async def test_the_chain_holds_what_has_its_key_or_needs_none_in_order() -> None:
+    backups = (
+        ProviderSettings(name="keyless", base_url="http://127.0.0.1:1/v1", api_key_env=""),
+        ProviderSettings(name="unset", api_key_env="NOT_SET"),
+        ProviderSettings(name="other", api_key_env="OTHER_KEY"),
+    )
+    provider = build_provider(None, {"OTHER_KEY": "sk-2"}, backups=backups)
+    assert provider.name == "keyless, other"
+    assert [each.state for each in provider.endpoints] == ["closed", "closed"]
+    await provider.close()
+
+
+def test_two_endpoints_of_one_name_are_a_setting_to_correct() -> None:
+    with pytest.raises(ConfigError, match="one name"):
+        build_provider(None, {}, backups=(ProviderSettings(),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "speaks"),
+    [
+        ({}, True),
+        ({"model": "deepseek-v4-pro"}, True),
+        ({"model": "deepseek-ai/DeepSeek-V4"}, False),
+        ({"model": "qwen3-8b"}, False),
+        ({"model": "qwen3-8b", "dialect": "deepseek"}, True),
+        ({"dialect": "openai"}, False),
+    ],
+)
+def test_only_deepseeks_own_api_hears_its_own_words(
+    fields: dict[str, str], *, speaks: bool
+) -> None:
+    assert msgspec.convert(fields, ProviderSettings).speaks_deepseek is speaks
 
 
 @pytest.mark.parametrize("content", [None, "", "\nsk-late\n"])

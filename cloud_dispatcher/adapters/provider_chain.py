@@ -1,0 +1,174 @@
+"""The chain: which endpoint is asked when, how often, and what its failures mean for the next.
+
+The decisions are pure (`core.breaker`, `core.chain`, `core.continuity`); here they meet the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+import structlog
+from msgspec.structs import replace
+
+from cloud_dispatcher.adapters import provider_errors as errors
+from cloud_dispatcher.adapters.account import Account, loop_ms
+from cloud_dispatcher.adapters.provider_link import Endpoint, Link
+from cloud_dispatcher.core import chain
+from cloud_dispatcher.core.commands import CompletionRequest
+from cloud_dispatcher.core.continuity import Continuity
+from cloud_dispatcher.ports import Completion, CompletionPart, ProviderError
+from fleet_protocol.messages import EndpointView
+
+log = structlog.get_logger()
+
+
+class _Run:
+    """One request on its way through the chain.
+
+    Attributes:
+        round: From 1; in each, every endpoint is asked once at most.
+        tried: Places of those asked in this round.
+        out: Places of those that are not asked again.
+        cost_usd: What failed calls cost.
+    """
+
+    def __init__(self, request: CompletionRequest) -> None:
+        self.request = request
+        self.deadline_ms = loop_ms() + request.timeout_ms
+        self.text = Continuity()
+        self.round = 1
+        self.tried: set[int] = set()
+        self.out: set[int] = set()
+        self.hopeful: set[int] = set()
+        self.last: ProviderError | None = None
+        self.cost_usd = 0.0
+
+    def note(self, place: int, error: ProviderError) -> None:
+        """Take note of a failure; raise it if nobody is to be asked any more."""
+        self.last = error
+        self.cost_usd += error.cost_usd
+        error.cost_usd = self.cost_usd
+        self.tried.add(place)
+        if error.retry_after_ms is None:
+            self.out.add(place)
+        else:
+            self.hopeful.add(place)
+        is_late = error.code == "provider_timeout" and error.retry_after_ms is None
+        if is_late or not (error.elsewhere or self.hopeful - self.out):
+            raise error
+        output = self.request.generation.output
+        if error.code == "provider_blank" and output is not None and output.is_json:
+            # JSON mode is known to answer with blanks: the instructions alone may do better.
+            self.request = replace(self.request, in_words=True)
+
+
+class ProviderChain:
+    """Endpoints in order of preference, each with its breaker and its account.
+
+    Whatever fails before the deadline is tried elsewhere at once, and again after a pause. A device
+    that saw a part of an answer never sees it start over.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, luck: Callable[[], float] = random.random
+    ) -> None:
+        self._links = [
+            Link(endpoint, Account(endpoint.settings.max_concurrency), luck=luck)
+            for endpoint in endpoints
+        ]
+        self._backoff = endpoints[0].settings.backoff
+        self._luck = luck
+
+    def __repr__(self) -> str:
+        return f"ProviderChain({', '.join(map(repr, self._links))})"
+
+    @property
+    def name(self) -> str:
+        """Its endpoints', in order."""
+        return ", ".join(link.name for link in self._links)
+
+    @property
+    def endpoints(self) -> tuple[EndpointView, ...]:
+        """How it stands with each of them."""
+        now_ms = loop_ms()
+        return tuple(link.view(now_ms) for link in self._links)
+
+    async def close(self) -> None:
+        """Close the connections; nobody asks for balances any more."""
+        for link in self._links:
+            await link.close()
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[CompletionPart, None]:
+        """Answer: pieces of text, at the end the whole. Closing the iteration hangs up.
+
+        Raises:
+            ProviderError: See `provider_errors`; nobody answered, or the deadline leaves no room
+                for another call. `provider_open`: all are left alone for now.
+        """
+        run = _Run(request)
+        while True:
+            place = self._choose(run)
+            if place is None:
+                await self._pause(run)
+                continue
+            try:
+                async with aclosing(self._call(place, run)) as parts:
+                    async for part in parts:
+                        if isinstance(part, Completion):
+                            yield replace(part, cost_usd=part.cost_usd + run.cost_usd)
+                            return
+                        if fresh := run.text.grow(part):
+                            yield fresh
+            except ProviderError as error:
+                run.note(place, error)
+            run.text.restart()
+
+    def _sights(self, skip: set[int]) -> list[chain.Sight]:
+        now_ms = loop_ms()
+        return [link.sight(now_ms, is_out=i in skip) for i, link in enumerate(self._links)]
+
+    def _choose(self, run: _Run) -> int | None:
+        return chain.choose(self._sights(run.out | run.tried), patient=not run.tried)
+
+    async def _pause(self, run: _Run) -> None:
+        """Wait for the next round, or raise why there is none."""
+        sights = self._sights(run.out)
+        soonest_ms = chain.pause_ms(sights)
+        if soonest_ms is None and run.last is not None:
+            raise run.last
+        backoff_ms = self._backoff.pause_ms(run.round, luck=self._luck())
+        pause_ms = max(soonest_ms or 0, backoff_ms if run.tried else 0)
+        error = run.last or self._closed(pause_ms)
+        error.retry_after_ms = pause_ms
+        is_late = loop_ms() + pause_ms >= run.deadline_ms
+        if is_late or run.round >= self._backoff.attempts or chain.is_closed(sights):
+            raise error
+        log.warning(
+            "provider.retrying",
+            job=run.request.job,
+            code=error.code,
+            round=run.round,
+            pause_ms=pause_ms,
+        )
+        await asyncio.sleep(pause_ms / 1_000)
+        run.round += 1
+        run.tried.clear()
+
+    def _closed(self, wait_ms: int) -> ProviderError:
+        link = min(self._links, key=lambda link: link.breaker.ready_at_ms(loop_ms()))
+        return errors.closed(link.name, link.breaker.reason, wait_ms=wait_ms)
+
+    def _call(self, place: int, run: _Run) -> AsyncGenerator[CompletionPart, None]:
+        """Ask one endpoint, with what is left of the time."""
+
+        def make() -> CompletionRequest:
+            remaining_ms = max(1, run.deadline_ms - loop_ms())
+            others = self._sights(run.out | run.tried | {place})
+            has_other = chain.choose(others, patient=False) is not None
+            patience_ms = chain.patience_ms(remaining_ms, has_other=has_other)
+            return replace(run.request, timeout_ms=remaining_ms, first_content_ms=patience_ms)
+
+        return self._links[place].call(make, deadline_ms=run.deadline_ms)
