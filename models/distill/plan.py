@@ -16,6 +16,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         steps: Updates of the adapter.
         step_tokens: Tokens of prompts and answers an update is computed from, about.
+        whole: Let the layers' matrices themselves learn, and cut their change to `rank` in the end;
+            else two narrow matrices beside each of them learn (LoRA).
         rank: Of the two matrices that stand for a change of one.
         alpha: The change is scaled by alpha / rank.
         learning_rate: Highest; it rises over `warmup_steps` and then falls as a cosine to a tenth.
@@ -29,6 +31,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     steps: Positive = 2_000
     step_tokens: Positive = 2_048
+    whole: bool = False
     rank: Positive = 16
     alpha: Positive = 32
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 8e-4

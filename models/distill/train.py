@@ -1,8 +1,8 @@
-"""Teach a checkpoint examples: a LoRA adapter by supervised pairs and logit distillation.
+"""Teach a checkpoint examples, by supervised pairs and logit distillation; it ends as an adapter.
 
 The loss counts the answer's tokens only. For the families in `keep`, the answer's distributions
 are also held close to those of a teacher: another model of the same vocabulary, or the checkpoint
-itself without the adapter, so that what it knows is not forgotten. Needs torch and peft.
+itself as it was, so that what it knows is not forgotten. Needs torch and peft.
 
 Sources: LoRA, arXiv 2106.09685; distillation by KL divergence, arXiv 1503.02531.
 """
@@ -11,39 +11,29 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from peft import (
-    LoraConfig,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
 from torch.nn import functional
 
-from models.checkpoints.adapter import Adapter, tensor_name, tensor_of
+from models.checkpoints.adapter import Adapter
+from models.distill.learners import make_learner
 from models.distill.lessons import Lesson, split_by_length
 from models.distill.low_rank import LowRank, combine_adapters, write_adapter
 from models.distill.plan import Training
-from models.errors import CheckpointError
 from models.progress import Progress
 
 _IGNORED: Final = -100
 _STATE_NAME: Final = "training.pt"
-MATRICES: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_SAMPLED_BATCHES: Final = 24
 
 
 class Trainer:
-    """One run, which can be interrupted and goes on where it was saved.
-
-    Attributes:
-        model: With its adapter.
-    """
+    """One run, which can be interrupted and goes on where it was saved."""
 
     def __init__(
         self,
@@ -54,39 +44,33 @@ class Trainer:
         *,
         teacher: Any | None = None,
     ) -> None:
-        """Wrap a transformers causal model.
+        """Take a transformers causal model.
 
         Args:
-            model: Its weights stay as they are; the adapter learns.
+            model: Becomes part of the run; load another one to have it untaught.
             training: How.
             folder: Holds the state between runs, and in the end the adapter.
             progress: Told about every saved step.
-            teacher: A transformers causal model of the same vocabulary; None: `model` itself
-                without the adapter.
+            teacher: A transformers causal model of the same vocabulary; None: `model` as it was.
         """
         torch.manual_seed(training.seed)
-        count = model.config.num_hidden_layers
-        learning = None if training.layers is None else list(range(count - training.layers, count))
-        config = LoraConfig(
-            r=training.rank,
-            lora_alpha=training.alpha,
-            target_modules=list(MATRICES),
-            layers_to_transform=learning,
-            task_type="CAUSAL_LM",
-        )
         self._training = training
         self._folder = folder
         self._progress = progress
-        self.model = get_peft_model(model, config)
-        self._scale = training.alpha / training.rank
+        self._learner = make_learner(model, training)
         self._teacher = teacher
         if teacher is not None:
             teacher.requires_grad_(requires_grad=False).eval()
-        self._learnt = [part for part in self.model.parameters() if part.requires_grad]
+        self._read: deque[Sequence[Lesson]] = deque(maxlen=_SAMPLED_BATCHES)
         self._optimizer = torch.optim.AdamW(
-            self._learnt, lr=training.learning_rate, weight_decay=0.0
+            self._learner.learnt, lr=training.learning_rate, weight_decay=0.0
         )
         self._step = 0
+
+    @property
+    def decoder(self) -> Any:
+        """The transformers model, with what it has learnt so far."""
+        return self._learner.decoder
 
     def run(self, batches: Iterator[list[Lesson]]) -> None:
         """Do the steps that are left, and save the adapter."""
@@ -111,6 +95,7 @@ class Trainer:
 
     def update(self, batch: Sequence[Lesson]) -> float:
         """Learn one batch; return its loss."""
+        self._read.append(batch)
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate()
         whole = sum(sum(lesson.learnt) ** 0.5 for lesson in batch)
@@ -119,7 +104,7 @@ class Trainer:
             loss = self._loss(part) / whole
             loss.backward()
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(self._learnt, 1.0)
+        torch.nn.utils.clip_grad_norm_(self._learner.learnt, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
@@ -128,7 +113,7 @@ class Trainer:
     def _loss(self, part: Sequence[Lesson]) -> Any:
         """Return the sum of the weighted losses of a part's answer tokens."""
         ids, mask, labels = _pad(part)
-        logits, wanted, rows = _answers(self.model.get_base_model(), ids, mask, labels)
+        logits, wanted, rows = _answers(self.decoder, ids, mask, labels)
         loss = _balanced_loss(logits, wanted, rows)
         kept = torch.tensor([lesson.keep for lesson in part])[rows]
         if bool(kept.any()):
@@ -142,8 +127,8 @@ class Trainer:
         with torch.no_grad():
             if self._teacher is not None:
                 return _answers(self._teacher, ids, mask, labels)[0]
-            with self.model.disable_adapter():
-                return _answers(self.model.get_base_model(), ids, mask, labels)[0]
+            with self._learner.unlearnt():
+                return _answers(self.decoder, ids, mask, labels)[0]
 
     def _rate(self) -> float:
         training = self._training
@@ -155,52 +140,36 @@ class Trainer:
         return training.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
     def begin_with(self, folder: Path) -> None:
-        """Take an adapter's values as the first ones; it must be of the same rank and layers.
+        """Take an adapter as learnt.
 
         Raises:
-            CheckpointError: It is of another shape.
+            CheckpointError: It does not fit the model, or what of it learns.
         """
-        adapter = Adapter(folder)
-        ours = get_peft_model_state_dict(self.model)
-        theirs = {}
-        for name in adapter.names:
-            down, up = adapter.factors(name)
-            theirs[tensor_name(name, "A")] = torch.from_numpy(down)
-            theirs[tensor_name(name, "B")] = torch.from_numpy(up / self._scale)
-        if {name: part.shape for name, part in ours.items()} != {
-            name: part.shape for name, part in theirs.items()
-        }:
-            raise CheckpointError(
-                f"{folder} is an adapter of another rank, of other layers, or of another model",
-                hint="give [distill.training] the rank and layers of that adapter",
-            )
-        set_peft_model_state_dict(self.model, theirs)
+        self._learner.begin_with(Adapter(folder))
 
     def save_adapter(self, folder: Path, *, merged: LowRank | None = None) -> None:
-        """Write the adapter as PEFT does, in 16-bit floats.
+        """Write what was learnt as PEFT writes an adapter, in 16-bit floats.
 
         Args:
             folder: Filled with two files.
             merged: An adapter that the model's weights hold already; what is written is the sum
                 of both.
         """
-        learnt: dict[str, dict[str, Any]] = {}
-        for stored, tensor in get_peft_model_state_dict(self.model).items():
-            name, half = tensor_of(stored)
-            learnt.setdefault(name, {})[half] = tensor.detach().float().numpy()
-        ours = {
-            name: (part["A"], part["B"] * np.float32(self._scale)) for name, part in learnt.items()
-        }
+        parts = [part for batch in self._read for part in split_by_length(batch)]
+        ours = self._learner.change([_pad(part)[:2] for part in parts])
         whole = ours if merged is None else combine_adapters(merged, ours)
-        write_adapter(folder, whole, scale=self._scale)
+        scale = self._training.alpha / self._training.rank
+        write_adapter(folder, whole, scale=scale)
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._folder / f"{_STATE_NAME}.part"
-        torch.save(
-            {"step": self._step, "optimizer": self._optimizer.state_dict(), "learnt": self._learnt},
-            partial,
-        )
+        state = {
+            "step": self._step,
+            "optimizer": self._optimizer.state_dict(),
+            "learnt": self._learner.learnt,
+        }
+        torch.save(state, partial)
         partial.replace(self._folder / _STATE_NAME)
 
     def _resume(self, batches: Iterator[list[Lesson]]) -> None:
@@ -211,10 +180,10 @@ class Trainer:
         self._step = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
-            for part, saved in zip(self._learnt, state["learnt"], strict=True):
+            for part, saved in zip(self._learner.learnt, state["learnt"], strict=True):
                 part.copy_(saved)
         for _ in range(self._step):
-            next(batches)
+            self._read.append(next(batches))
 
 
 def _answers(decoder: Any, ids: Any, mask: Any, labels: Any) -> tuple[Any, Any, Any]:

@@ -43,6 +43,9 @@ TRAINING = Training(
 )
 
 
+WHOLE = msgspec.structs.replace(TRAINING, whole=True, learning_rate=4e-3, rank=12, layers=1)
+
+
 def source(folder: Path) -> GgufSource:
     folder.mkdir(exist_ok=True)
     path = folder / "tiny.gguf"
@@ -103,7 +106,7 @@ def test_merged_without_torch_the_adapter_gives_the_logits_that_torch_gives(tmp_
 
     ids = torch.tensor([tokens])
     with torch.no_grad():
-        ours = run.model(input_ids=ids).logits[0].numpy()
+        ours = run.decoder(input_ids=ids).logits[0].numpy()
     # The adapter is kept in 16 bits.
     np.testing.assert_allclose(merged, ours, atol=0.05)
 
@@ -143,3 +146,52 @@ def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError):
         other.begin_with(tmp_path / "adapter")
+
+
+def test_whole_matrices_learn_and_end_as_an_adapter(tmp_path: Path) -> None:
+    text = source(tmp_path).text_parts()
+    run = trainer(tmp_path, "run", WHOLE)
+    run.run(batches(text, WHOLE))
+    tokens = Lessons(text, WHOLE).lesson(EXAMPLES[0]).tokens
+
+    adapted = weights(tmp_path, run, "adapter")
+
+    with torch.no_grad():
+        ours = run.decoder(input_ids=torch.tensor([tokens])).logits[0].numpy()
+    untaught = reference_logits(source(tmp_path).checkpoint, tokens)
+    off = np.abs(reference_logits(adapted, tokens) - ours).max()
+    assert off < 0.2 * np.abs(untaught - ours).max()
+    # The lower layers were not to learn.
+    name = layer_weight(0, "up")
+    np.testing.assert_array_equal(
+        adapted.weight(name), source(tmp_path).checkpoint.weight(name), strict=True
+    )
+
+
+def test_whole_matrices_go_on_from_an_adapter_of_any_rank(tmp_path: Path) -> None:
+    text = source(tmp_path).text_parts()
+    first = trainer(tmp_path, "first", TRAINING)
+    first.run(batches(text, TRAINING))
+    weights(tmp_path, first, "adapter")
+
+    second = trainer(tmp_path, "second", WHOLE)
+    second.begin_with(tmp_path / "adapter")
+
+    batch = next(batches(text, TRAINING))
+    assert second.update(batch) == pytest.approx(first.update(batch), abs=0.05)
+
+
+def test_whole_matrices_are_held_to_what_they_were(tmp_path: Path) -> None:
+    text = source(tmp_path).text_parts()
+    keeping = msgspec.structs.replace(WHOLE, keep=("colour",), keep_weight=20.0)
+    free, bound = trainer(tmp_path, "free", WHOLE), trainer(tmp_path, "bound", keeping)
+    free.run(batches(text, WHOLE))
+    bound.run(batches(text, keeping))
+
+    name = layer_weight(1, "o")
+    before = source(tmp_path).checkpoint.weight(name)
+    moved = [
+        float(np.abs(weights(tmp_path, run, kind).weight(name) - before).mean())
+        for run, kind in ((free, "a"), (bound, "b"))
+    ]
+    assert moved[1] < moved[0]

@@ -1,0 +1,205 @@
+"""What of a model learns: narrow matrices beside its projections, or the projections themselves.
+
+Either ends as an adapter: pairs of narrow matrices that stand for the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+
+from models.checkpoints.adapter import Adapter, tensor_name, tensor_of
+from models.checkpoints.checkpoint import layer_weight
+from models.checkpoints.hf_config import HF_LAYER_NAMES
+from models.distill.cut import cut_change
+from models.distill.low_rank import LowRank
+from models.distill.plan import Training
+from models.errors import CheckpointError
+
+_PROJECTIONS: Final = {
+    part: stored.removesuffix(".weight")
+    for part, stored in HF_LAYER_NAMES.items()
+    if stored.endswith("_proj.weight")
+}
+
+
+class Learner(Protocol):
+    """What of a model learns.
+
+    Attributes:
+        decoder: The transformers causal model, with what it has learnt so far.
+        learnt: The parameters that learn.
+    """
+
+    decoder: Any
+    learnt: list[Any]
+
+    def unlearnt(self) -> AbstractContextManager[None]:
+        """Within it, the decoder is as it was before."""
+
+    def begin_with(self, adapter: Adapter) -> None:
+        """Take an adapter as learnt; raises CheckpointError where it does not fit."""
+
+    def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
+        """Return what was learnt, as an adapter.
+
+        Args:
+            sample: Token ids and masks, each [rows, longest], of what the model reads.
+        """
+
+
+def make_learner(model: Any, training: Training) -> Learner:
+    """Return the one that a plan asks for."""
+    return WholeLearner(model, training) if training.whole else NarrowLearner(model, training)
+
+
+class NarrowLearner:
+    """LoRA: two narrow matrices beside each projection learn, the checkpoint stays as it is."""
+
+    def __init__(self, model: Any, training: Training) -> None:
+        config = LoraConfig(
+            r=training.rank,
+            lora_alpha=training.alpha,
+            target_modules=[module.rpartition(".")[2] for module in _PROJECTIONS.values()],
+            layers_to_transform=None if training.layers is None else _upper(model, training),
+            task_type="CAUSAL_LM",
+        )
+        self._model = get_peft_model(model, config)
+        self._scale = training.alpha / training.rank
+        self.decoder = self._model.get_base_model()
+        self.learnt = [part for part in self._model.parameters() if part.requires_grad]
+
+    def unlearnt(self) -> AbstractContextManager[None]:
+        """Leave the narrow matrices out."""
+        without: AbstractContextManager[None] = self._model.disable_adapter()
+        return without
+
+    def begin_with(self, adapter: Adapter) -> None:
+        """Take its values as the first ones."""
+        ours = get_peft_model_state_dict(self._model)
+        theirs = {}
+        for name in adapter.names:
+            down, up = adapter.factors(name)
+            theirs[tensor_name(name, "A")] = torch.from_numpy(down)
+            theirs[tensor_name(name, "B")] = torch.from_numpy(up / self._scale)
+        if {name: part.shape for name, part in ours.items()} != {
+            name: part.shape for name, part in theirs.items()
+        }:
+            raise CheckpointError(
+                "the adapter is of another rank, of other layers, or of another model",
+                hint="give [distill.training] the rank and layers of that adapter",
+            )
+        set_peft_model_state_dict(self._model, theirs)
+
+    def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
+        """Return the pairs as they are; nothing is asked of the sample."""
+        del sample
+        halves: dict[str, dict[str, Any]] = {}
+        for stored, tensor in get_peft_model_state_dict(self._model).items():
+            name, half = tensor_of(stored)
+            halves.setdefault(name, {})[half] = tensor.detach().float().numpy()
+        scale = np.float32(self._scale)
+        return {name: (pair["A"], pair["B"] * scale) for name, pair in halves.items()}
+
+
+class WholeLearner:
+    """The projections themselves learn; what changed is cut to a rank in the end.
+
+    From the same examples they learn more than narrow matrices beside them do, for four times the
+    memory. The lower layers stay as they are where the plan says so, and need no gradients.
+    """
+
+    def __init__(self, model: Any, training: Training) -> None:
+        self.decoder = model.requires_grad_(requires_grad=False)
+        self._rank = training.rank
+        self._modules = {
+            layer_weight(layer, part): model.model.layers[layer].get_submodule(module)
+            for layer in range(model.config.num_hidden_layers)
+            for part, module in _PROJECTIONS.items()
+        }
+        learning = set(_upper(model, training))
+        self._first = {name: _weight(module).clone() for name, module in self._modules.items()}
+        for name, module in self._modules.items():
+            module.weight.requires_grad_(int(name.split(".")[1]) in learning)
+        self.learnt = [part for part in model.parameters() if part.requires_grad]
+
+    @contextmanager
+    def unlearnt(self) -> Iterator[None]:
+        """Put the first weights in, for as long as it takes."""
+        now = {name: module.weight.data for name, module in self._modules.items()}
+        for name, module in self._modules.items():
+            module.weight.data = self._first[name]
+        try:
+            yield
+        finally:
+            for name, module in self._modules.items():
+                module.weight.data = now[name]
+
+    def begin_with(self, adapter: Adapter) -> None:
+        """Add it to the weights; it may be of any rank."""
+        with torch.no_grad():
+            for name in adapter.names:
+                down, up = adapter.factors(name)
+                if name not in self._modules or self._first[name].shape != (len(up), down.shape[1]):
+                    raise CheckpointError(
+                        f"the adapter changes {name}, which the model has not in that shape",
+                        hint="name the adapter of this very checkpoint",
+                    )
+                _weight(self._modules[name]).add_(torch.from_numpy(up @ down))
+
+    def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
+        """Cut the change of every matrix to the rank, by what the sample sends through it."""
+        powers = self._powers(sample)
+        pairs = {}
+        for name, module in self._modules.items():
+            change = (_weight(module) - self._first[name]).numpy()
+            if change.any():
+                pairs[name] = cut_change(change, powers[name].double().numpy(), self._rank)
+        return pairs
+
+    def _powers(self, sample: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+        """Return the mean of x x^T over the inputs x of each matrix."""
+        powers: dict[str, Any] = {
+            name: torch.zeros(module.in_features, module.in_features)
+            for name, module in self._modules.items()
+        }
+        read = torch.empty(0, dtype=torch.bool)
+
+        def add(name: str, inputs: tuple[Any, ...]) -> None:
+            told = inputs[0].flatten(0, -2)[read.flatten()]
+            powers[name] += told.T @ told
+
+        hooks = [
+            module.register_forward_pre_hook(lambda _, inputs, name=name: add(name, inputs))
+            for name, module in self._modules.items()
+        ]
+        count = 0
+        with torch.no_grad():
+            for ids, mask in sample:
+                read = mask.bool()
+                count += int(read.sum())
+                self.decoder.model(input_ids=ids, attention_mask=mask)
+        for hook in hooks:
+            hook.remove()
+        return {name: power / max(1, count) for name, power in powers.items()}
+
+
+def _upper(model: Any, training: Training) -> list[int]:
+    """Return the layers that learn."""
+    count = model.config.num_hidden_layers
+    learning = count if training.layers is None else min(count, training.layers)
+    return list(range(count - learning, count))
+
+
+def _weight(module: Any) -> Any:
+    return module.weight.detach()
