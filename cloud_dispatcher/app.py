@@ -20,6 +20,7 @@ from cloud_dispatcher.config import DispatcherSettings, broker_password
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.observers import JobLog
+from cloud_dispatcher.ports import CompletionProvider
 from cloud_dispatcher.presence import session_of
 from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol.bus import Session
@@ -53,7 +54,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
         topics, epoch, client_id=settings.client_id, expiry_s=settings.session_expiry_s
     )
     bus = MqttBus(settings.broker, session, password=broker_password(settings.broker))
-    provider = build_provider(settings.provider, environ, backups=settings.backup)
+    provider = _provider(settings, environ)
     store = SqliteJobStore(Path(settings.store.path), synchronous=settings.store.synchronous)
     try:
         async with store:
@@ -73,6 +74,10 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 await service.run()
     finally:
         await provider.close()
+
+
+def _provider(settings: DispatcherSettings, environ: Mapping[str, str]) -> CompletionProvider:
+    return build_provider(settings.provider, environ, backups=settings.backup, cloud=settings.cloud)
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +104,7 @@ async def check(settings: DispatcherSettings, environ: Mapping[str, str]) -> lis
             return f"{settings.broker.host}:{settings.broker.port} answers"
 
     async def provider() -> str:
-        found = build_provider(settings.provider, environ, backups=settings.backup)
+        found = _provider(settings, environ)
         chain = ", then ".join(f"{each.name}, model {each.model}" for each in found.endpoints)
         await found.close()
         if isinstance(found, NoProvider):

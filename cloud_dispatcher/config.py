@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cloud_dispatcher.adapters.providers import ProviderSettings
+from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
 from cloud_dispatcher.adapters.store_sqlite import Synchronous
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
@@ -56,6 +56,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         engine: Leases, retries, weights.
         provider: The cloud provider; without a key there is none.
         backup: Endpoints that go on where it fails, in this order.
+        cloud: What holds for all of them.
         log: The log.
     """
 
@@ -67,6 +68,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     provider: ProviderSettings = msgspec.field(default_factory=ProviderSettings)
     backup: tuple[ProviderSettings, ...] = ()
+    cloud: CloudSettings = msgspec.field(default_factory=CloudSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 

@@ -103,6 +103,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
         model: As the response named it: a checkpoint behind a name can change.
         misfit: Why the text is not of the form that was asked for; empty if it is.
         provider: Name of the endpoint that answered.
+        shared: Another request asked the same at the same time, and pays for it.
     """
 
     text: str
@@ -112,6 +113,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     misfit: str = ""
     provider: str = ""
+    shared: bool = False
 
 
 CompletionPart: TypeAlias = str | Completion

@@ -75,8 +75,11 @@ class ProviderChain:
     def __init__(
         self, endpoints: Sequence[Endpoint], *, luck: Callable[[], float] = random.random
     ) -> None:
+        accounts: dict[str, Account] = {}
+        for endpoint in endpoints:
+            accounts.setdefault(endpoint.settings.account_name, Account(endpoint.settings))
         self._links = [
-            Link(endpoint, Account(endpoint.settings.max_concurrency), luck=luck)
+            Link(endpoint, accounts[endpoint.settings.account_name], luck=luck)
             for endpoint in endpoints
         ]
         self._backoff = endpoints[0].settings.backoff

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import structlog
 
 from cloud_dispatcher.adapters import provider_errors as errors
-from cloud_dispatcher.adapters.account import Account, loop_ms
+from cloud_dispatcher.adapters.account import Account, estimate_tokens, loop_ms
 from cloud_dispatcher.adapters.providers import ProviderSettings
 from cloud_dispatcher.core.breaker import Breaker, BreakerState, Ticket
 from cloud_dispatcher.core.chain import Sight
@@ -112,13 +112,14 @@ class Link:
         """Ask once; breaker and account learn what came of it.
 
         Args:
-            make: Makes the request when the account lets it through.
+            make: Makes the request; called again when the account lets it through.
             deadline_ms: On the loop's clock.
 
         Raises:
             ProviderError: The endpoint's, `Account.slot`'s, or `provider_open`.
         """
-        async with self._account.slot(deadline_ms):
+        tokens = estimate_tokens(self.settings, make())
+        async with self._account.slot(deadline_ms, tokens=tokens) as grant:
             ticket, began_ms = self._begin(), loop_ms()
             error: ProviderError | None = None
             spoke = whole = False
@@ -129,6 +130,8 @@ class Link:
                         if isinstance(part, Completion):
                             whole = True
                             self._note_model(part.model)
+                            usage = part.usage
+                            grant.used_tokens = usage.prompt_tokens + usage.completion_tokens
                         yield part
             except ProviderError as caught:
                 error = caught
@@ -137,6 +140,7 @@ class Link:
                 before = self.breaker.state
                 if whole:
                     self._throttled = 0
+                    self._account.thrive()
                     self.breaker.succeed(ticket, loop_ms())
                 else:
                     self._blame(ticket, error, silent_ms=0 if spoke else loop_ms() - began_ms)

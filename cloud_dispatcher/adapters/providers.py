@@ -64,7 +64,12 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         thinking: Let the model think before it answers: better, slower, dearer.
         thinking_tokens: Allowed on top of the job's `max_tokens` while thinking, which would
             otherwise use them up before the answer begins.
-        max_concurrency: Calls at once; the account's limit is theirs to enforce with 429.
+        account: Endpoints that name the same one share its limits, which are those of the first of
+            them; None: an account of its own.
+        max_concurrency: Calls at once; a 429 halves it, answers let it grow again.
+        requests_per_s: Calls a second, after a burst.
+        burst: Calls at once after a pause.
+        tokens_per_min: Prompt and answer together; None: no limit.
         user_id: Isolates cache and safety verdicts of a tenant; None: the account's own.
         dialect: `deepseek` sends `thinking` and `user_id` and asks for the balance, `openai` sends
             nothing that is not in OpenAI's API; `auto`: as the model is called `deepseek-...`.
@@ -85,6 +90,10 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     thinking: bool = False
     thinking_tokens: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 4_096
     max_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    account: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    requests_per_s: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 10.0
+    burst: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
+    tokens_per_min: Annotated[int, msgspec.Meta(ge=1)] | None = None
     user_id: str | None = None
     dialect: Literal["auto", "deepseek", "openai"] = "auto"
     balance_poll_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
@@ -107,9 +116,24 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return self.model.startswith("deepseek-") and "/" not in self.model
 
     @property
+    def account_name(self) -> str:
+        """What its limits are kept under."""
+        return self.account or self.name
+
+    @property
     def needs_key(self) -> bool:
         """Whether it is left out without one; a server of one's own often wants none."""
         return bool(self.api_key_env) or self.api_key_file is not None
+
+
+class CloudSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds for the whole chain.
+
+    Attributes:
+        share_calls: The same question from several devices at once is one call.
+    """
+
+    share_calls: bool = True
 
 
 class NoProvider:
@@ -151,6 +175,7 @@ def build_provider(
     environ: Mapping[str, str],
     *,
     backups: Sequence[ProviderSettings] = (),
+    cloud: CloudSettings | None = None,
 ) -> CompletionProvider:
     """Return the chain of all endpoints that have their key, or `NoProvider` where none has.
 
@@ -158,22 +183,25 @@ def build_provider(
         ConfigError: A key file cannot be read, a key is not one, or two endpoints have one name.
     """
     first = settings or ProviderSettings()
-    chain = (first, *backups)
-    names = [each.name for each in chain]
+    wanted = (first, *backups)
+    names = [each.name for each in wanted]
     if len(set(names)) < len(names):
         raise ConfigError(
             f"two endpoints of the cloud lane have one name: {', '.join(names)}",
             hint="give each [[backup]] a name of its own",
         )
-    keys = [(each, _find_key(each, environ)) for each in chain]
+    keys = [(each, _find_key(each, environ)) for each in wanted]
     found = [(each, key) for each, key in keys if key or not each.needs_key]
     if not found:
         return NoProvider(first)
     # Imported here: one and a half seconds that a dispatcher without a key never pays.
     from cloud_dispatcher.adapters.deepseek import DeepSeekProvider  # noqa: PLC0415 - see above
     from cloud_dispatcher.adapters.provider_chain import ProviderChain  # noqa: PLC0415 - see above
+    from cloud_dispatcher.adapters.shared_calls import SharedCalls  # noqa: PLC0415 - see above
 
-    return ProviderChain([DeepSeekProvider(each, key or _NO_KEY) for each, key in found])
+    cloud = cloud or CloudSettings()
+    chain = ProviderChain([DeepSeekProvider(each, key or _NO_KEY) for each, key in found])
+    return SharedCalls(chain) if cloud.share_calls else chain
 
 
 def _find_key(settings: ProviderSettings, environ: Mapping[str, str]) -> str:

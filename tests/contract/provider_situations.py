@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
 from cloud_dispatcher.adapters.provider_chain import ProviderChain
 from cloud_dispatcher.adapters.providers import ProviderSettings
+from cloud_dispatcher.adapters.shared_calls import SharedCalls
 from cloud_dispatcher.adapters.simulated_answers import Step
 from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek, SimulatorSettings
 from cloud_dispatcher.core.commands import CompletionRequest
@@ -50,6 +51,7 @@ class Stage:
 
     def __init__(self, chain: ProviderChain, simulators: list[SimulatedDeepSeek]) -> None:
         self.chain = chain
+        self.calls = SharedCalls(chain)
         self.first, self.backup = simulators[0], simulators[-1]
         self.lines: list[Any] = []
 
@@ -65,19 +67,23 @@ class Stage:
         await asyncio.sleep(self.chain.endpoints[0].ready_in_ms / 1_000)
 
     async def ask(
-        self, *, timeout_s: float = 300, output: OutputFormat | None = None, max_tokens: int = 200
+        self,
+        *,
+        prompt: str = "How warm is it?",
+        timeout_s: float = 300,
+        output: OutputFormat | None = None,
     ) -> Outcome:
         outcome, loop = Outcome(), asyncio.get_running_loop()
         began_s = loop.time()
         request = CompletionRequest(
             job=JobKey("01J"),
             attempt=1,
-            messages=(ChatMessage(role=ChatRole.USER, content="How warm is it?"),),
-            generation=Generation(max_tokens=max_tokens, output=output),
+            messages=(ChatMessage(role=ChatRole.USER, content=prompt),),
+            generation=Generation(max_tokens=200, output=output),
             timeout_ms=int(timeout_s * 1_000),
         )
         try:
-            async for part in self.chain.stream(request):
+            async for part in self.calls.stream(request):
                 if isinstance(part, Completion):
                     outcome.whole = part
                 else:
@@ -102,8 +108,8 @@ async def stage(*, backup: bool = False, **settings: Any) -> AsyncIterator[Stage
             for name, simulator in zip(names, simulators, strict=True)
         ]
         chain = ProviderChain(endpoints, luck=lambda: 1.0)
-        stack.push_async_callback(chain.close)
         found = Stage(chain, simulators)
+        stack.push_async_callback(found.calls.close)
         found.lines = stack.enter_context(capture_logs())
         yield found
 
@@ -166,6 +172,37 @@ async def too_many_without_a_date() -> None:
         outcome = await on.ask()
         assert outcome.took_s == 3.0
         assert (outcome.provider, on.state) == ("deepseek", "closed")
+
+
+async def fewer_at_once() -> None:
+    async with stage(max_concurrency=8) as on:
+        on.first.script(Step(status=429, retry_after_s=1), fallback=Step(keep_alive_s=10))
+        await on.ask(prompt="Alone?")
+        asked = [asyncio.create_task(on.ask(prompt=f"{n}?")) for n in range(10)]
+        await asyncio.sleep(5)
+        assert on.first.inflight == 4
+        await asyncio.wait(asked)
+        assert on.first.calls == 12
+
+
+async def the_same_question() -> None:
+    async with stage() as on:
+        on.first.script(Step(keep_alive_s=10))
+        asked = [asyncio.create_task(on.ask()) for _ in range(20)]
+        await asyncio.wait(asked)
+        wholes = [task.result().whole for task in asked]
+        assert on.first.calls == 1
+        assert sum(whole is not None and whole.cost_usd > 0 for whole in wholes) == 1
+        assert len({task.result().shown for task in asked}) == 1
+
+
+async def more_than_the_rate() -> None:
+    async with stage() as on:
+        asked = [asyncio.create_task(on.ask(prompt=f"{n}?")) for n in range(15)]
+        await asyncio.wait(asked)
+        assert sorted(task.result().took_s for task in asked) == [0.0] * 10 + [
+            0.1, 0.2, 0.3, 0.4, 0.5,
+        ]  # fmt: skip
 
 
 async def cut_and_gone_on() -> None:
@@ -376,6 +413,21 @@ SITUATIONS = (
         "429 without Retry-After, twice",
         "Pauses with full jitter, longer with each 429 in a row (up to 1 s, 2 s ... 30 s).",
         too_many_without_a_date,
+    ),
+    Situation(
+        "429 while there are many calls",
+        "Half as many calls at once; answers let the number grow again, one by one.",
+        fewer_at_once,
+    ),
+    Situation(
+        "More jobs than `requests_per_s`",
+        "A burst of 10 at once, then one every 100 ms, in order.",
+        more_than_the_rate,
+    ),
+    Situation(
+        "The same question from 20 devices at once",
+        "One call; all get its answer, the first one pays.",
+        the_same_question,
     ),
     Situation(
         "A stream is cut after 41 s, the next call says the same",

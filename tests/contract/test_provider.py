@@ -15,6 +15,7 @@ from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
 from cloud_dispatcher.adapters.provider_chain import ProviderChain
 from cloud_dispatcher.adapters.providers import BackoffSettings, ProviderSettings
 from cloud_dispatcher.adapters.scripted_provider import ScriptedAnswer, ScriptedProvider
+from cloud_dispatcher.adapters.shared_calls import SharedCalls
 from cloud_dispatcher.adapters.simulated_answers import Step
 from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek
 from cloud_dispatcher.core.commands import CompletionRequest
@@ -54,7 +55,7 @@ class DeepSeekBench:
         settings = ProviderSettings(
             base_url=simulator.base_url, backoff=BackoffSettings(attempts=1, first_s=0.001)
         )
-        self.provider = ProviderChain([DeepSeekProvider(settings, "sk-contract")])
+        self.provider = SharedCalls(ProviderChain([DeepSeekProvider(settings, "sk-contract")]))
         self.until_inflight = simulator.until_inflight
         self._simulator = simulator
 

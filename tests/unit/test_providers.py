@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from cloud_dispatcher.adapters import provider_errors
-from cloud_dispatcher.adapters.provider_chain import ProviderChain
 from cloud_dispatcher.adapters.providers import (
     BackoffSettings,
     NoProvider,
     ProviderSettings,
     build_provider,
 )
+from cloud_dispatcher.adapters.shared_calls import SharedCalls
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import ProviderError
 from fleet_protocol.errors import ConfigError
@@ -40,7 +40,7 @@ async def test_without_a_key_every_call_is_told_how_to_set_one(environ: dict[str
 async def test_a_key_in_the_named_variable_makes_a_provider() -> None:
     settings = ProviderSettings(name="backup", api_key_env="BACKUP_KEY")
     provider = build_provider(settings, {"BACKUP_KEY": "sk-1\n"})
-    assert isinstance(provider, ProviderChain)
+    assert isinstance(provider, SharedCalls)
     assert provider.name == "backup"
     await provider.close()
 
