@@ -78,6 +78,7 @@ class CompletionLane:
                 code=error.code,
                 message=error.advice,
                 retry_after_ms=error.retry_after_ms,
+                cost_usd=error.cost_usd,
             )
         except Exception:  # noqa: BLE001 - logged with its trace; see below
             # A defect in an adapter must cost this one answer, not the dispatcher.
@@ -112,6 +113,8 @@ def _finished(command: StartCompletion, whole: Completion) -> CompletionFinished
         cost_usd=whole.cost_usd,
         simulated=whole.simulated,
         misfit=whole.misfit,
+        provider=whole.provider,
+        shared=whole.shared,
     )
 
 

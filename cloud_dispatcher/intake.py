@@ -44,6 +44,13 @@ class JobsListed(msgspec.Struct, frozen=True):
     request: m.AdminRequest
 
 
+class CostsAsked(msgspec.Struct, frozen=True):
+    """An operator asked what the cloud costs: answered from the store, past the engine."""
+
+    admin: str
+    request: m.AdminRequest
+
+
 class RequestMalformed(msgspec.Struct, frozen=True):
     """An operator's request could not be read, but its name could: it is told why."""
 
@@ -53,7 +60,7 @@ class RequestMalformed(msgspec.Struct, frozen=True):
     message: str
 
 
-Intaken: TypeAlias = e.AnyEvent | EchoAsked | JobsListed | RequestMalformed
+Intaken: TypeAlias = e.AnyEvent | EchoAsked | JobsListed | CostsAsked | RequestMalformed
 
 
 class _Named(msgspec.Struct):
@@ -215,6 +222,8 @@ class Intake:
         assert isinstance(request, m.AdminRequest)  # noqa: S101 - the catalogue says so
         if request.op is m.AdminOp.JOBS_LIST:
             return JobsListed(address.owner, request)
+        if request.op is m.AdminOp.COSTS:
+            return CostsAsked(address.owner, request)
         return e.AdminAsked(admin=address.owner, request=request)
 
     def _bad_topic(self, delivery: Delivery, error: ProtocolError) -> Intaken | None:

@@ -10,6 +10,7 @@ import msgspec
 from cloud_dispatcher.core.commands import AnyCommand, CompletionRequest
 from cloud_dispatcher.core.events import AnyEvent
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.spending import Spend
 from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.messages import DeviceId, EndpointView, JobId, JobKey, JobStatus, Usage
 
@@ -40,8 +41,10 @@ class JobStore(Protocol):
         """Close."""
         ...
 
-    async def commit(self, jobs: Sequence[Job]) -> None:
+    async def commit(self, jobs: Sequence[Job], spends: Sequence[Spend] = ()) -> None:
         """Save these values in ONE transaction, or none: on return they are on the disk.
+
+        Spends are added to what is there for the same day and purpose.
 
         Raises:
             StoreUnavailableError: Nothing was saved; the same call may work later.
@@ -62,6 +65,10 @@ class JobStore(Protocol):
 
     async def select(self, query: JobQuery) -> list[Job]:
         """List jobs, newest first."""
+        ...
+
+    async def spending(self, *, since_day: int) -> list[Spend]:
+        """Return what was spent from that UTC day (since 1970) on, oldest first."""
         ...
 
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from cloud_dispatcher.bills import cost_row
 from cloud_dispatcher.completions import CompletionLane
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.admin import view_of
@@ -24,9 +25,10 @@ from cloud_dispatcher.core.commands import StartCompletion
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.outbox import UNHEARD
+from cloud_dispatcher.core.spending import day_of
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.insistence import Insistence, StoppedError
-from cloud_dispatcher.intake import EchoAsked, Intake, JobsListed, RequestMalformed
+from cloud_dispatcher.intake import CostsAsked, EchoAsked, Intake, JobsListed, RequestMalformed
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import (
@@ -134,7 +136,8 @@ class DispatcherService:
         jobs = await self._store.load_open()
         now_ms = self._clock()
         recovered = Turn()
-        recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms), now_ms)
+        spends = await self._store.spending(since_day=day_of(now_ms))
+        recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms, spends=spends), now_ms)
         _log.info("dispatcher.recovered", jobs=len(jobs), epoch=self._outside.epoch)
         async with self._outside.bus, asyncio.TaskGroup() as tasks:
             self._lane = CompletionLane(self._outside.provider, tasks, self._report)
@@ -322,7 +325,7 @@ class DispatcherService:
         """Let a turn be saved and told while the next is decided. Turns are told in order."""
         await self._saved()
         self._put_off_told(turn, self._clock())
-        if turn.saves or turn.requests:
+        if turn.saves or turn.spends or turn.requests:
             work = self._save_and_tell(turn)
             self._saving = asyncio.create_task(work, name="save-and-tell")
             self._saving.add_done_callback(lambda _: self._arrived.set())
@@ -343,9 +346,9 @@ class DispatcherService:
 
     async def _save_and_tell(self, turn: Turn) -> None:
         """Save before you tell. Nothing of a turn leaves before its commit returned."""
-        if turn.saves:
-            jobs = tuple(turn.saves.values())
-            await self._insistence.on(lambda: self._store.commit(jobs))
+        if turn.saves or turn.spends:
+            jobs, spends = tuple(turn.saves.values()), tuple(turn.spends)
+            await self._insistence.on(lambda: self._store.commit(jobs, spends))
         self._tell(turn)
         for request in turn.requests:
             await self._answer(request)
@@ -365,12 +368,14 @@ class DispatcherService:
 
     # ---------------------------------------------------------------- past the engine
 
-    async def _answer(self, request: JobsListed | RequestMalformed) -> None:
+    async def _answer(self, request: JobsListed | CostsAsked | RequestMalformed) -> None:
         """Answer an operator's request that the engine has no part in."""
         if isinstance(request, RequestMalformed):
             reply = m.AdminReply(
                 req=request.req, ok=False, code=request.code, message=request.message
             )
+        elif isinstance(request, CostsAsked):
+            reply = await self._costs(request.request)
         else:
             asked = request.request
             query = JobQuery(
@@ -382,6 +387,18 @@ class DispatcherService:
             jobs = await self._insistence.on(lambda: self._store.select(query))
             reply = m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
         self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
+
+    async def _costs(self, asked: m.AdminRequest) -> m.AdminReply:
+        now_ms = self._clock()
+        since_day = day_of(now_ms) - asked.days + 1
+        spends = await self._insistence.on(lambda: self._store.spending(since_day=since_day))
+        return m.AdminReply(
+            req=asked.req,
+            ok=True,
+            costs=tuple(cost_row(spend) for spend in spends),
+            budgets=self._engine.budgets(now_ms),
+            endpoints=self._outside.provider.endpoints,
+        )
 
     def _publish_presence(self, status: m.DispatcherStatus) -> None:
         presence = presence_of(self._outside.epoch, status, since_at_ms=self._clock())

@@ -7,6 +7,7 @@ from typing import Final
 
 from cloud_dispatcher.core.commands import (
     AnyCommand,
+    RecordSpend,
     Reply,
     SaveJob,
     Send,
@@ -15,7 +16,8 @@ from cloud_dispatcher.core.commands import (
 )
 from cloud_dispatcher.core.events import AnyEvent
 from cloud_dispatcher.core.job import Job
-from cloud_dispatcher.intake import JobsListed, RequestMalformed
+from cloud_dispatcher.core.spending import Spend
+from cloud_dispatcher.intake import CostsAsked, JobsListed, RequestMalformed
 from fleet_protocol.bus import Delivery
 from fleet_protocol.messages import JobKey
 
@@ -28,6 +30,7 @@ class Turn:
     Attributes:
         requests: What the engine has no part in.
         saves: The value to be saved of each job.
+        spends: What is to be saved with them of what the cloud cost.
         messages: What is to be published, in order.
         calls: Provider calls to be started or given up, in order.
         were_open: Names of jobs that were in memory when the turn looked for them.
@@ -35,9 +38,10 @@ class Turn:
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
-        self.requests: list[JobsListed | RequestMalformed] = []
+        self.requests: list[JobsListed | CostsAsked | RequestMalformed] = []
         self.decided: list[tuple[AnyEvent, Sequence[AnyCommand], int]] = []
         self.saves: dict[JobKey, Job] = {}
+        self.spends: list[Spend] = []
         self.messages: list[Send | Reply] = []
         self.calls: list[StartCompletion | StopCompletion] = []
         self.were_open: set[tuple[str, str]] = set()
@@ -48,6 +52,8 @@ class Turn:
         for command in commands:
             if isinstance(command, SaveJob):
                 self.saves[command.job.key] = command.job
+            elif isinstance(command, RecordSpend):
+                self.spends.append(command.spend)
             elif isinstance(command, _SPOKEN):
                 self.messages.append(command)
             else:

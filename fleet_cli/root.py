@@ -27,6 +27,7 @@ root = LazyGroup(
         "submit": (f"{_AT}.submit", "Submit many jobs from a JSON-lines file."),
         "jobs": (f"{_AT}.jobs", "List, show, cancel and retry jobs."),
         "workers": (f"{_AT}.workers", "List, show, drain and resume workers."),
+        "costs": (f"{_AT}.costs", "Show what the cloud cost, budgets and providers."),
         "watch": (f"{_AT}.watch", "Follow the fleet live."),
         "doctor": (f"{_AT}.doctor", "Check this machine and the fleet, with a fix for each fault."),
         "completion": (f"{_AT}.completion", "Print shell completion."),

@@ -29,6 +29,7 @@ class AdminFields(TypedDict, total=False):
     status: JobStatus
     dead: bool
     limit: int
+    days: int
 
 
 class AdminClient:

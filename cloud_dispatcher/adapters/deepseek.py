@@ -137,8 +137,8 @@ class DeepSeekProvider:
         extra: dict[str, object] = {}
         if settings.speaks_deepseek:  # others refuse what they do not know
             extra["thinking"] = {"type": "enabled" if settings.thinking else "disabled"}
-            if settings.user_id is not None:
-                extra["user_id"] = settings.user_id
+            if user_id := settings.user_id or request.tenant:
+                extra["user_id"] = user_id
         spare_tokens = settings.thinking_tokens if settings.thinking else 0
         return await self._client.chat.completions.create(
             model=settings.model,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import importlib.resources
 import tomllib
+from pathlib import Path
 from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 
+from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import Usage
 
 _TOKENS_PER_PRICE = 1_000_000
@@ -80,11 +82,27 @@ class PriceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return off_peak_usd * self.factor(model, at_ms=at_ms)
 
 
-def load_prices() -> PriceTable:
-    """Read the table that comes with the package."""
+def load_prices(more: Path | None = None) -> PriceTable:
+    """Read the table that comes with the package, and the operator's own on top.
+
+    Args:
+        more: TOML with the same tables; of two rows for one model and day, its counts.
+
+    Raises:
+        ConfigError: It cannot be read, or is not such a table.
+    """
     folder = importlib.resources.files("cloud_dispatcher.adapters")
-    text = folder.joinpath("prices.toml").read_text(encoding="utf-8")
-    return parse_prices(text)
+    table = parse_prices(folder.joinpath("prices.toml").read_text(encoding="utf-8"))
+    if more is None:
+        return table
+    try:
+        own = parse_prices(more.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cloud.prices_file {more} cannot be read: {error}",
+            hint="compare with prices.toml beside the dispatcher's adapters",
+        ) from error
+    return PriceTable(price=table.price + own.price, peak=table.peak + own.peak)
 
 
 def parse_prices(toml: str) -> PriceTable:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from cloud_dispatcher.adapters.price_table import load_prices
 from cloud_dispatcher.core.breaker import BreakerSettings
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import CompletionPart, CompletionProvider, ProviderError
@@ -70,7 +71,8 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         requests_per_s: Calls a second, after a burst.
         burst: Calls at once after a pause.
         tokens_per_min: Prompt and answer together; None: no limit.
-        user_id: Isolates cache and safety verdicts of a tenant; None: the account's own.
+        user_id: Isolates cache and safety verdicts; None: each tenant of `engine.budget.tenants`
+            has its own.
         dialect: `deepseek` sends `thinking` and `user_id` and asks for the balance, `openai` sends
             nothing that is not in OpenAI's API; `auto`: as the model is called `deepseek-...`.
         balance_poll_s: How often an empty account is asked whether it was topped up.
@@ -131,9 +133,12 @@ class CloudSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         share_calls: The same question from several devices at once is one call.
+        prices_file: TOML with further `[[price]]` and `[[peak]]` rows, for models that the package
+            knows no price of, or prices that changed. What has no price costs nothing.
     """
 
     share_calls: bool = True
+    prices_file: str | None = None
 
 
 class NoProvider:
@@ -180,7 +185,8 @@ def build_provider(
     """Return the chain of all endpoints that have their key, or `NoProvider` where none has.
 
     Raises:
-        ConfigError: A key file cannot be read, a key is not one, or two endpoints have one name.
+        ConfigError: A key file or the prices cannot be read, a key is not one, or two endpoints
+            have one name.
     """
     first = settings or ProviderSettings()
     wanted = (first, *backups)
@@ -200,7 +206,11 @@ def build_provider(
     from cloud_dispatcher.adapters.shared_calls import SharedCalls  # noqa: PLC0415 - see above
 
     cloud = cloud or CloudSettings()
-    chain = ProviderChain([DeepSeekProvider(each, key or _NO_KEY) for each, key in found])
+    path = None if cloud.prices_file is None else Path(cloud.prices_file).expanduser()
+    prices = load_prices(path)
+    chain = ProviderChain(
+        [DeepSeekProvider(each, key or _NO_KEY, prices=prices) for each, key in found]
+    )
     return SharedCalls(chain) if cloud.share_calls else chain
 
 

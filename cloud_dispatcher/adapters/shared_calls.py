@@ -19,7 +19,7 @@ from fleet_protocol.messages import EndpointView
 
 
 class SharedCalls:
-    """Joins requests to a call that is under way for the very same conversation and generation.
+    """Joins a request to a call that is under way for the very same one, of the same tenant.
 
     Nothing is kept once a call has ended: this is no cache. The one who asked first pays; the call
     goes on as long as anybody waits for it. Sampled answers (temperature above 0, no seed) are
@@ -159,5 +159,5 @@ class _Call:
 
 def _key(request: CompletionRequest) -> bytes:
     """Return what makes two requests the same; a hash, so that no prompt is kept for it."""
-    said = msgspec.json.encode((request.messages, request.generation))
+    said = msgspec.json.encode((request.tenant, request.messages, request.generation))
     return hashlib.sha256(said).digest()

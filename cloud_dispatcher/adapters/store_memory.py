@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
+
+from msgspec.structs import asdict
 
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
 from fleet_protocol.messages import DeviceId, JobId, JobKey
 
@@ -23,6 +26,7 @@ class MemoryJobStore:
         self.commits = 0
         self._jobs: dict[JobKey, Job] = {}
         self._keys: dict[tuple[str, str], JobKey] = {}
+        self._spends: dict[tuple[Any, ...], Spend] = {}
 
     async def __aenter__(self) -> Self:
         """Open."""
@@ -31,7 +35,7 @@ class MemoryJobStore:
     async def __aexit__(self, *exc: object) -> None:
         """Close; the jobs stay."""
 
-    async def commit(self, jobs: Sequence[Job]) -> None:
+    async def commit(self, jobs: Sequence[Job], spends: Sequence[Spend] = ()) -> None:
         """Save all or, while `failures` are left, nothing."""
         if self.failures > 0:
             self.failures -= 1
@@ -39,7 +43,22 @@ class MemoryJobStore:
         for job in jobs:
             self._jobs[job.key] = job
             self._keys[job.device, job.id] = job.key
+        for spend in spends:
+            self._add(spend)
         self.commits += 1
+
+    async def spending(self, *, since_day: int) -> list[Spend]:
+        """Return what was spent from that UTC day on, oldest first."""
+        return [self._spends[key] for key in sorted(self._spends) if key[0] >= since_day]
+
+    def _add(self, spend: Spend) -> None:
+        known = asdict(spend)
+        key = tuple(known[name] for name in ("day", "tenant", "reason", "provider", "model"))
+        old = self._spends.get(key)
+        if old is not None:
+            sums = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd")
+            known |= {name: getattr(old, name) + known[name] for name in sums}
+        self._spends[key] = Spend(**known)
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
         """Return those that exist."""

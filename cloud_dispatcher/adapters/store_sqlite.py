@@ -21,7 +21,9 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 from sqlite_utils import Database, Migrations
 
+from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
 from fleet_protocol.errors import ConfigError, FleetError
 from fleet_protocol.messages import (
@@ -36,12 +38,11 @@ from fleet_protocol.messages import (
 )
 
 Synchronous = Literal["full", "normal"]
-"""`full`: every commit is on the disk. `normal`: a power cut may take the last few commits, a
-crash of the program takes none."""
+"""`full`: every commit is on the disk. `normal`: a power cut may take the last few commits."""
 
 _R = TypeVar("_R")
 _MIGRATION_SET: Final = "cloud_dispatcher.jobs"
-_STEPS: Final = frozenset({"001_jobs"})
+_STEPS: Final = frozenset({"001_jobs", "002_spending"})
 _WRITE_ORDER: Final = (
     "upsert_job", "step", "finish_ok", "tell", "insert_prompt", "forget_answer", "upsert_answer",
     "upsert_result",
@@ -109,6 +110,10 @@ def _migrations() -> Migrations:
         for name, statement in _statements().items():
             if name.startswith(("create_", "index_")):
                 db.execute(statement)
+
+    @steps(name="002_spending")
+    def _spending(db: Database) -> None:
+        db.execute(_statements()["spending_table"])
 
     return steps
 
@@ -200,9 +205,13 @@ class SqliteJobStore:
         await self._reader.close()
         await self._writer.close()
 
-    async def commit(self, jobs: Sequence[Job]) -> None:
+    async def commit(self, jobs: Sequence[Job], spends: Sequence[Spend] = ()) -> None:
         """Save these values in one transaction, or none."""
-        await self._writer.run(lambda conn: self._commit(conn, jobs))
+        await self._writer.run(lambda conn: self._commit(conn, jobs, spends))
+
+    async def spending(self, *, since_day: int) -> list[Spend]:
+        """Return what was spent from that UTC day on, oldest first."""
+        return await self._reader.run(lambda conn: read_spends(conn, _statements(), since_day))
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
         """Return those of the devices' jobs that exist, open or finished."""
@@ -262,7 +271,9 @@ class SqliteJobStore:
         _check_history(db, self.path)
         _migrations().apply(db)
 
-    def _commit(self, conn: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+    def _commit(
+        self, conn: sqlite3.Connection, jobs: Sequence[Job], spends: Sequence[Spend]
+    ) -> None:
         sql, saved = _statements(), self._saved
         writes: dict[str, list[tuple[object, ...]]] = {}
         latest = {job.key: job for job in jobs}.values()
@@ -278,6 +289,8 @@ class SqliteJobStore:
                 if name == "insert_prompt" and changed == len(writes[name]):
                     # All new: none has an old answer to forget.
                     writes.pop("forget_answer", None)
+            if spends:
+                add_spends(conn, sql, spends)
             conn.execute("COMMIT")
         except BaseException:
             if conn.in_transaction:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from cloud_dispatcher.core.capacity import fits_edge
-from cloud_dispatcher.core.commands import CompletionRequest, StartCompletion, StopCompletion
+from cloud_dispatcher.core.commands import (
+    CompletionRequest,
+    RecordSpend,
+    StartCompletion,
+    StopCompletion,
+)
 from cloud_dispatcher.core.edge_lane import EdgeLane
 from cloud_dispatcher.core.events import (
     CompletionFailed,
@@ -18,6 +23,7 @@ from cloud_dispatcher.core.ledger import Ledger
 from cloud_dispatcher.core.outbox import Outbox
 from cloud_dispatcher.core.results import cloud_result
 from cloud_dispatcher.core.retry import RetryAt, retry_cloud
+from cloud_dispatcher.core.spending import NO_TENANT, Spend, day_of
 from fleet_protocol import topics
 from fleet_protocol.messages import Escalate, JobKey, JobStatus, Privacy, Reason, TokenChunk
 
@@ -28,6 +34,8 @@ _FALLS_BACK = _ELSEWHERE | {Reason.REQUESTED, Reason.COMPLEX, Reason.LOW_CONFIDE
 """Reasons that leave a board able to answer, if not as well as was hoped."""
 
 
+BUDGET_SPENT = "budget_spent"
+"""Nothing more may be spent today."""
 PROVIDER_OPEN = "provider_open"
 """The breaker of every endpoint is open."""
 
@@ -59,8 +67,13 @@ class CloudLane:
         self.call(replace(job, worker=None, lapsed=False, reason=reason, detail=detail))
 
     def call(self, job: Job) -> None:
-        """Ask the provider chain, under a new attempt."""
+        """Ask the provider chain, under a new attempt, if the budget allows."""
         ledger = self._ledger
+        tenant = ledger.budget.tenant_of(job.device)
+        refusal = ledger.budget.refusal(tenant, ledger.now_ms)
+        if refusal:
+            self.do_without(job, code=BUDGET_SPENT, message=refusal)
+            return
         remaining_ms, timeout_ms = ledger.remaining_ms(job), ledger.settings.cloud_timeout_ms
         if remaining_ms is not None:
             timeout_ms = min(timeout_ms, remaining_ms)
@@ -75,7 +88,9 @@ class CloudLane:
         )
         ledger.chunks[job.key] = 0
         ledger.put(job)
-        request = CompletionRequest.of(job, timeout_ms=timeout_ms)
+        request = CompletionRequest.of(
+            job, timeout_ms=timeout_ms, tenant="" if tenant == NO_TENANT else tenant
+        )
         streams = job.submit.stream and not job.reply.plain
         ledger.emit(StartCompletion(request=request, stream=streams))
 
@@ -95,12 +110,15 @@ class CloudLane:
 
     def on_finished(self, event: CompletionFinished) -> None:
         """The provider answered."""
+        self._record(event)
         job = self._current(event.job, event.attempt)
         if job is not None:
             self._outbox.finish(job, cloud_result(job, event, now_ms=self._ledger.now_ms))
 
     def on_failed(self, event: CompletionFailed) -> None:
         """No provider answered."""
+        if event.cost_usd:
+            self._record(event)
         job = self._current(event.job, event.attempt)
         if job is None:
             return
@@ -134,6 +152,26 @@ class CloudLane:
             self._edge.give_back(job, lapsed=False, code=code, message=message)
         else:
             self._outbox.fail(job, code=code, message=message)
+
+    def _record(self, event: CompletionFinished | CompletionFailed) -> None:
+        """Put a call on the bill, also where its job went on without it."""
+        ledger = self._ledger
+        job = ledger.jobs.get(event.job)
+        if job is None:
+            return
+        spend = Spend(
+            day=day_of(ledger.now_ms),
+            tenant=ledger.budget.tenant_of(job.device),
+            reason=str(job.reason or "unknown"),
+            cost_usd=event.cost_usd,
+        )
+        if isinstance(event, CompletionFinished):
+            if event.shared:
+                return
+            answer = {"provider": event.provider, "model": event.model}
+            spend = replace(spend, **answer, **asdict(event.usage))
+        ledger.budget.record((spend,), ledger.now_ms)
+        ledger.emit(RecordSpend(spend=spend))
 
     def _take_over(self, job: Job, event: EscalationReceived) -> None:
         said, submit = event.escalation, job.submit

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.spending import Spend
 from fleet_protocol import messages as m
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.topics import Channel
@@ -20,6 +21,12 @@ class SaveJob(Command, frozen=True, kw_only=True):
     """Store this value of the job; of several in one turn the last one counts."""
 
     job: Job
+
+
+class RecordSpend(Command, frozen=True, kw_only=True):
+    """Add this to what was spent, with the jobs of the same turn."""
+
+    spend: Spend
 
 
 class Send(Command, frozen=True, kw_only=True):
@@ -53,6 +60,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         timeout_ms: Span after which the answer is worthless.
         first_content_ms: Span within which it must begin; None: as the provider's settings say.
+        tenant: Who pays; empty: nobody in particular.
         in_words: Ask for the answer's form in words alone: JSON mode answered with blanks.
     """
 
@@ -62,10 +70,11 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     generation: m.Generation
     timeout_ms: int
     first_content_ms: int | None = None
+    tenant: str = ""
     in_words: bool = False
 
     @classmethod
-    def of(cls, job: Job, *, timeout_ms: int) -> CompletionRequest:
+    def of(cls, job: Job, *, timeout_ms: int, tenant: str = "") -> CompletionRequest:
         """Make the request for a job.
 
         Raises:
@@ -79,6 +88,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
             messages=job.submit.conversation,
             generation=job.submit.generation,
             timeout_ms=timeout_ms,
+            tenant=tenant,
         )
 
 
@@ -95,4 +105,4 @@ class StopCompletion(Command, frozen=True, kw_only=True):
     job: m.JobKey
 
 
-AnyCommand: TypeAlias = SaveJob | Send | Reply | StartCompletion | StopCompletion
+AnyCommand: TypeAlias = SaveJob | RecordSpend | Send | Reply | StartCompletion | StopCompletion

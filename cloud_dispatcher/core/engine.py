@@ -24,7 +24,8 @@ from cloud_dispatcher.core.outbox import Outbox
 from cloud_dispatcher.core.roster import Roster
 from cloud_dispatcher.core.scheduler import Policy, WeightedLeastConnections
 from cloud_dispatcher.core.settings import EngineSettings
-from fleet_protocol.messages import DeviceId, JobId, JobKey, JobStatus, WorkerView
+from cloud_dispatcher.core.spending import Spend
+from fleet_protocol.messages import BudgetView, DeviceId, JobId, JobKey, JobStatus, WorkerView
 
 _DUE_MOST: Final = 500
 """Alarms served in one turn; the rest are due at once again, so other events get their turn."""
@@ -85,13 +86,16 @@ class Engine:
             self._edge.assign_ready()
         return ledger.take_commands()
 
-    def recover(self, jobs: Sequence[Job], now_ms: int) -> list[AnyCommand]:
-        """Take up the open and untold jobs of an earlier run, before any event.
+    def recover(
+        self, jobs: Sequence[Job], now_ms: int, *, spends: Sequence[Spend] = ()
+    ) -> list[AnyCommand]:
+        """Take up the open and untold jobs of an earlier run, and what it spent, before any event.
 
         Leases start afresh with their holders, so that workers have time to say what they hold
         and nothing runs twice needlessly; provider calls died with the process and are made anew.
         """
         self._ledger.now_ms = now_ms
+        self._ledger.budget.record(spends, now_ms)
         for job in jobs:
             self._take_up(job)
         return self._ledger.take_commands()
@@ -125,6 +129,10 @@ class Engine:
             untold=len(self._outbox),
             workers=workers,
         )
+
+    def budgets(self, now_ms: int) -> tuple[BudgetView, ...]:
+        """Return what was spent today, and what may be: of all together, then of each tenant."""
+        return self._ledger.budget.views(now_ms)
 
     def workers(self) -> list[WorkerView]:
         """Return all workers as an operator sees them."""

@@ -144,6 +144,8 @@ class CompletionFinished(Event, frozen=True, kw_only=True):
         cost_usd: From the usage and the price list of the day.
         simulated: The provider is a simulator.
         misfit: Why the text is not of the form that the job asked for; empty if it is.
+        provider: Name of the endpoint that answered.
+        shared: It was another job's call, which pays for it.
     """
 
     job: m.JobKey
@@ -154,6 +156,8 @@ class CompletionFinished(Event, frozen=True, kw_only=True):
     cost_usd: float
     simulated: bool = False
     misfit: str = ""
+    provider: str = ""
+    shared: bool = False
 
 
 class CompletionFailed(Event, frozen=True, kw_only=True):
@@ -162,6 +166,7 @@ class CompletionFailed(Event, frozen=True, kw_only=True):
     Attributes:
         code: `no_provider`, `provider_timeout`, `provider_rate_limited`, `provider_no_balance`, ...
         retry_after_ms: Not None: the same call may succeed after this span.
+        cost_usd: What it cost all the same.
     """
 
     job: m.JobKey
@@ -169,6 +174,7 @@ class CompletionFailed(Event, frozen=True, kw_only=True):
     code: str
     message: str
     retry_after_ms: int | None = None
+    cost_usd: float = 0.0
 
 
 class ResultConfirmed(Event, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.queue import JobQueue
 from cloud_dispatcher.core.scheduler import Policy
 from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.core.spending import Budget
 from fleet_protocol import topics
 from fleet_protocol.messages import (
     DeviceId,
@@ -40,6 +41,7 @@ class Ledger:
         jobs: By key: open ones, and finished ones whose result was not confirmed.
         counts: Jobs here by status.
         chunks: Pieces of a cloud answer passed on so far, for jobs that were escalated.
+        budget: What was spent on the cloud today, and who may spend more.
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
         now_ms: Of this turn.
     """
@@ -51,6 +53,7 @@ class Ledger:
         self.chunks: dict[JobKey, int] = {}
         self.queue = JobQueue()
         self.fleet = Fleet(settings.weight, policy)
+        self.budget = Budget(settings.budget)
         self.job_alarms: Alarms[JobKey] = Alarms()
         self.worker_alarms: Alarms[WorkerId] = Alarms()
         self.is_linked = True

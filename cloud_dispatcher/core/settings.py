@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+from cloud_dispatcher.core.spending import BudgetSettings
+
 _SpanMs = Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)]
 _Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 _Coefficient = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -87,3 +89,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     result_tells_max: Annotated[int, msgspec.Meta(ge=1)] = 8
     weight: WeightSettings = msgspec.field(default_factory=WeightSettings)
     retry: RetrySettings = msgspec.field(default_factory=RetrySettings)
+    budget: BudgetSettings = msgspec.field(default_factory=BudgetSettings)

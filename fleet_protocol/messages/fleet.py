@@ -163,6 +163,7 @@ class AdminOp(StrEnum):
     WORKER_DRAIN = "workers.drain"
     WORKER_RESUME = "workers.resume"
     WORKER_RELOAD = "workers.reload"
+    COSTS = "costs"
 
 
 class AdminRequest(Message, frozen=True, kw_only=True):
@@ -175,6 +176,7 @@ class AdminRequest(Message, frozen=True, kw_only=True):
         status: Filter of `jobs.ls`.
         dead: Filter of `jobs.ls`: only dead letters.
         limit: Most rows to return.
+        days: UTC days that `costs` goes back, today included.
     """
 
     req: Id
@@ -185,6 +187,7 @@ class AdminRequest(Message, frozen=True, kw_only=True):
     status: JobStatus | None = None
     dead: bool = False
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 50
+    days: Annotated[int, msgspec.Meta(ge=1, le=366)] = 7
 
 
 class JobView(Part, frozen=True, kw_only=True):
@@ -231,6 +234,42 @@ class WorkerView(Part, frozen=True, kw_only=True):
     state: WorkerState | None = None
 
 
+class CostRow(Part, frozen=True, kw_only=True):
+    """What the cloud cost on one day, for one tenant, reason and model.
+
+    Attributes:
+        day: UTC, as 2026-11-22.
+        tenant: `default` for devices of no tenant.
+        reason: Why the jobs were in the cloud.
+        provider: Empty for calls that cost something and failed.
+        calls: Answered, or failed and paid all the same.
+    """
+
+    day: Annotated[str, msgspec.Meta(max_length=10)]
+    tenant: Annotated[str, msgspec.Meta(max_length=64)]
+    reason: Annotated[str, msgspec.Meta(max_length=64)]
+    provider: Annotated[str, msgspec.Meta(max_length=64)]
+    model: Annotated[str, msgspec.Meta(max_length=128)]
+    calls: Count
+    prompt_tokens: Count = 0
+    cached_tokens: Count = 0
+    completion_tokens: Count = 0
+    cost_usd: Measure = 0.0
+
+
+class BudgetView(Part, frozen=True, kw_only=True):
+    """A budget of today (UTC).
+
+    Attributes:
+        tenant: Empty: all together.
+        daily_usd: None: no limit.
+    """
+
+    tenant: Annotated[str, msgspec.Meta(max_length=64)]
+    spent_usd: Measure
+    daily_usd: Measure | None = None
+
+
 class AdminReply(Message, frozen=True, kw_only=True):
     """The answer to an `AdminRequest`.
 
@@ -247,3 +286,6 @@ class AdminReply(Message, frozen=True, kw_only=True):
     message: Note = ""
     jobs: tuple[JobView, ...] = ()
     workers: tuple[WorkerView, ...] = ()
+    costs: tuple[CostRow, ...] = ()
+    budgets: tuple[BudgetView, ...] = ()
+    endpoints: tuple[EndpointView, ...] = ()

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
 from cloud_dispatcher.core.job import Job, ReplyTo
+from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, JobStore, StoreUnavailableError
 from fleet_protocol import messages as m
 from fleet_protocol.errors import ConfigError
@@ -236,7 +237,27 @@ async def limit_pages(store: SqliteJobStore, pages: int) -> None:
     await store._writer.run(lambda conn: conn.execute(pragma).fetchone())
 
 
+async def test_spending_is_added_up_by_day_and_purpose(store: JobStore) -> None:
+    today = Spend(day=20, tenant="t", reason="complex", provider="p", model="m", cost_usd=0.25)
+    other = replace(today, tenant="u", prompt_tokens=7)
+    await store.commit([], [replace(today, day=19), today])
+    await store.commit([make_job()], [other, today])
+    assert await store.spending(since_day=20) == [replace(today, calls=2, cost_usd=0.5), other]
+    assert len(await store.spending(since_day=0)) == 3
+
+
 # -------------------------------------------------------------------- only a file can show these
+
+
+async def test_spending_survives_and_a_failed_commit_adds_nothing(tmp_path: Path) -> None:
+    spend = Spend(day=20, tenant="t", reason="complex", provider="p", model="m", cost_usd=0.25)
+    async with SqliteJobStore(tmp_path / "jobs.db") as store:
+        await store.commit([], [spend])
+        await limit_pages(store, 1)
+        with pytest.raises(StoreUnavailableError):
+            await store.commit([make_job(submit=m.JobSubmit(prompt="x" * 50_000))], [spend])
+    async with SqliteJobStore(tmp_path / "jobs.db") as store:
+        assert await store.spending(since_day=0) == [spend]
 
 
 async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> None:
@@ -251,7 +272,7 @@ async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> N
         assert await store.get(FULL.key) == still
     with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (1,)
+        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (2,)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -322,7 +343,9 @@ async def test_a_store_of_a_newer_release_is_refused_untouched(tmp_path: Path) -
     async with SqliteJobStore(path):
         pass
     with sqlite3.connect(path) as conn:
-        conn.execute("UPDATE _sqlite_migrations SET name = '999_tomorrow'")
+        conn.execute(
+            "UPDATE _sqlite_migrations SET name = '999_tomorrow' WHERE name = '002_spending'"
+        )
     conn.close()
     with pytest.raises(ConfigError, match="999_tomorrow"):
         await SqliteJobStore(path).__aenter__()

@@ -11,6 +11,7 @@ from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.core.spending import Spend
 from fleet_protocol import messages as m
 from fleet_protocol.topics import Channel
 
@@ -28,6 +29,7 @@ class Desk:
         self.now_ms = 1_000_000
         self.saved: dict[m.JobKey, Job] = {}
         self.commands: list[c.AnyCommand] = []
+        self.spends: list[Spend] = []
 
     def handle(self, event: e.AnyEvent, *, after_ms: int = 0) -> list[c.AnyCommand]:
         self.now_ms += after_ms
@@ -38,12 +40,14 @@ class Desk:
         for command in commands:
             if isinstance(command, c.SaveJob):
                 self.saved[command.job.key] = command.job
+            elif isinstance(command, c.RecordSpend):
+                self.spends.append(command.spend)
         return commands
 
     def restart(self) -> None:
         self.engine = Engine(self.settings, "epoch2")
         jobs = [job for job in self.saved.values() if job.is_open or not job.told]
-        self.keep(self.engine.recover(jobs, self.now_ms))
+        self.keep(self.engine.recover(jobs, self.now_ms, spends=self.spends))
 
     def wake(self) -> None:
         """Jump to the moment the engine asked for."""
@@ -165,7 +169,9 @@ class Desk:
             )
         )
 
-    def cloud_finished(self, attempt: int, *, misfit: str = "") -> None:
+    def cloud_finished(
+        self, attempt: int, *, misfit: str = "", shared: bool = False, cost_usd: float = 0.001
+    ) -> None:
         self.handle(
             e.CompletionFinished(
                 job=m.JobKey("K1"),
@@ -173,9 +179,11 @@ class Desk:
                 text="azure",
                 model="deepseek",
                 usage=m.Usage(prompt_tokens=3, completion_tokens=1),
-                cost_usd=0.001,
+                cost_usd=cost_usd,
                 simulated=True,
                 misfit=misfit,
+                provider="deepseek",
+                shared=shared,
             )
         )
 

@@ -77,6 +77,8 @@ def test_help_imports_no_command_and_none_of_the_slow_libraries() -> None:
         ["workers", "drain"],
         ["up", "--workers", "-1"],
         ["completion", "tcsh"],
+        ["costs", "--by", "moon"],
+        ["costs", "--days", "0"],
         ["ask", "x", "--broker", "http://somewhere"],
         ["ask", "x", "--broker", "mqtt://h:99999"],
         ["ask", "x", "--broker", "mqtt://127.0.0.1:1", "--root", "a/+/b"],

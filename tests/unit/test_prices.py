@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from cloud_dispatcher.adapters.price_table import PriceTable, load_prices, parse_prices
+from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import Usage
 
 MILLION_EACH = Usage(prompt_tokens=2_000_000, completion_tokens=1_000_000, cached_tokens=1_000_000)
@@ -101,3 +103,30 @@ def test_more_cached_than_asked_never_makes_a_negative_price(shipped: PriceTable
 def test_a_row_that_lacks_its_date_or_makes_no_sense_is_refused(row: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         parse_prices("[[price]]\n" + row)
+
+
+def test_rows_of_the_operator_go_on_top(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(
+        "[[price]]\nmodel = 'deepseek-flash'\nvalid_from = 2026-07-24\n"
+        "cache_hit_usd = 1\ncache_miss_usd = 2\noutput_usd = 3\n"
+        "[[price]]\nmodel = 'own'\nvalid_from = 2026-01-01\n"
+        "cache_hit_usd = 0\ncache_miss_usd = 0\noutput_usd = 5\n"
+    )
+    table, at_ms = load_prices(path), 1_795_000_000_000
+    price = table.find("deepseek-flash", at_ms=at_ms)
+    assert price is not None
+    assert price.output_usd == 3
+    assert table.cost_usd("own", Usage(completion_tokens=1_000_000), at_ms=at_ms) == 5
+    assert table.find("deepseek-v4-pro", at_ms=at_ms) is not None
+
+
+@pytest.mark.parametrize("text", [None, "x = [", "[[price]]\nmodel = 'own'\n"])
+def test_a_price_file_that_is_none_is_a_setting_to_correct(
+    tmp_path: Path, text: str | None
+) -> None:
+    path = tmp_path / "prices.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match="prices_file"):
+        load_prices(path)

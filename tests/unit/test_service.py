@@ -218,6 +218,27 @@ async def test_an_operator_lists_stored_jobs_and_sees_one(
     assert shown.jobs[0].result.text == "It is so."
 
 
+async def test_an_operator_sees_what_the_cloud_cost(
+    house: House, device: Peer, admin: Peer
+) -> None:
+    house.provider = ScriptedProvider(ScriptedAnswer(cost_usd=0.5))
+    async with house.dispatcher():
+        always = m.JobSubmit(prompt="Why?", escalate=m.Escalate.ALWAYS)
+        device.say(t.SUBMIT, always, "d1", "j1")
+        await device.result("j1")
+        admin.say(t.ADMIN_REQUEST, m.AdminRequest(req="r1", op=m.AdminOp.COSTS), "a1")
+        reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")
+    (row,) = reply.costs
+    assert (row.day, row.tenant, row.reason) == ("2023-11-14", "default", "requested")
+    assert (row.provider, row.model, row.calls) == ("scripted", "scripted", 1)
+    assert (row.prompt_tokens, row.completion_tokens, row.cost_usd) == (8, 2, 0.5)
+    assert [(view.tenant, view.spent_usd) for view in reply.budgets] == [
+        ("", 0.5),
+        ("default", 0.5),
+    ]
+    assert [endpoint.name for endpoint in reply.endpoints] == ["scripted"]
+
+
 async def test_an_operator_whose_request_cannot_be_read_is_told_why(
     house: House, admin: Peer
 ) -> None:

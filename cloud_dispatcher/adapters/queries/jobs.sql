@@ -139,3 +139,36 @@ ORDER BY j.key DESC LIMIT ?
 DELETE FROM jobs WHERE key IN (
     SELECT key FROM jobs WHERE told = 1 AND finished_at_ms < ? ORDER BY finished_at_ms LIMIT ?
 )
+
+-- What the cloud cost, by UTC day and purpose. It outlives the jobs: they are forgotten in time.
+-- name: spending_table
+CREATE TABLE spending (
+    day INTEGER NOT NULL,
+    tenant TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    calls INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    cost_usd REAL NOT NULL,
+    PRIMARY KEY (day, tenant, reason, provider, model)
+) WITHOUT ROWID
+
+-- name: add_spend
+INSERT INTO spending (
+    day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens, completion_tokens,
+    cost_usd
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (day, tenant, reason, provider, model) DO UPDATE SET
+    calls = calls + excluded.calls,
+    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens,
+    cost_usd = cost_usd + excluded.cost_usd
+
+-- name: spends
+SELECT day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens, completion_tokens,
+    cost_usd
+FROM spending WHERE day >= ? ORDER BY day, tenant, reason, provider, model

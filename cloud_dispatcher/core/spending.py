@@ -1,0 +1,139 @@
+"""What the cloud costs: who spent how much on which day, and who may spend more.
+
+Pure. A day is a UTC day, counted from 1 January 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Annotated, Final
+
+import msgspec
+
+from fleet_protocol.messages import BudgetView, DeviceId
+
+_DAY_MS: Final = 86_400_000
+NO_TENANT: Final = "default"
+"""Stands for devices that belong to no tenant."""
+
+_Usd = Annotated[float, msgspec.Meta(ge=0)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who a group of devices belongs to.
+
+    Attributes:
+        name: For people and bills.
+        devices: Patterns of device ids; `*` stands for any characters.
+        daily_usd: What they may spend in a UTC day; None: as `budget.tenant_daily_usd` says.
+    """
+
+    name: _Name
+    devices: tuple[str, ...]
+    daily_usd: _Usd | None = None
+
+
+class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may be spent. Calls under way when a budget runs out are finished and paid.
+
+    Attributes:
+        daily_usd: By all together in a UTC day; None: no limit.
+        tenant_daily_usd: By each tenant; None: no limit.
+        tenants: The first one with a pattern that fits has the device.
+    """
+
+    daily_usd: _Usd | None = None
+    tenant_daily_usd: _Usd | None = None
+    tenants: tuple[TenantSettings, ...] = ()
+
+
+class Spend(msgspec.Struct, frozen=True, kw_only=True):
+    """What was spent on a day for one purpose.
+
+    Attributes:
+        day: UTC day since 1 January 1970.
+        reason: Why the jobs were in the cloud.
+        provider: Empty for a call that failed and cost something all the same.
+        calls: A call that was shared is the first one's alone.
+    """
+
+    day: int
+    tenant: str
+    reason: str
+    provider: str = ""
+    model: str = ""
+    calls: int = 1
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+def day_of(at_ms: int) -> int:
+    """Return the UTC day of an instant."""
+    return at_ms // _DAY_MS
+
+
+class Budget:
+    """Keeps today's spending by tenant; forgets it at midnight UTC."""
+
+    def __init__(self, settings: BudgetSettings) -> None:
+        self._settings = settings
+        self._day = 0
+        self._spent_usd: dict[str, float] = {}
+
+    def tenant_of(self, device: DeviceId) -> str:
+        """Return who a device belongs to."""
+        tenants = self._settings.tenants
+        found = (t.name for t in tenants if any(fnmatchcase(device, p) for p in t.devices))
+        return next(found, NO_TENANT)
+
+    def refusal(self, tenant: str, now_ms: int) -> str:
+        """Return why nothing more may be spent today, for people; empty: it may."""
+        self._turn_to(now_ms)
+        for view in self._views((tenant,)):
+            if view.daily_usd is not None and view.spent_usd >= view.daily_usd:
+                return (
+                    f"the budget of {view.tenant or 'all tenants'} for today is spent "
+                    f"({view.spent_usd:.4f} of {view.daily_usd:.4f} USD); it is new at 0:00 UTC"
+                )
+        return ""
+
+    def record(self, spends: Iterable[Spend], now_ms: int) -> None:
+        """Take note of what was spent; what is not of today is not counted."""
+        self._turn_to(now_ms)
+        for spend in spends:
+            if spend.day == self._day:
+                before_usd = self._spent_usd.get(spend.tenant, 0.0)
+                self._spent_usd[spend.tenant] = before_usd + spend.cost_usd
+
+    def views(self, now_ms: int) -> tuple[BudgetView, ...]:
+        """Return today's budgets: of all together, then of each tenant."""
+        self._turn_to(now_ms)
+        named = [tenant.name for tenant in self._settings.tenants]
+        return self._views(dict.fromkeys([*named, *sorted(self._spent_usd)]))
+
+    def _views(self, tenants: Iterable[str]) -> tuple[BudgetView, ...]:
+        settings = self._settings
+        limits = {t.name: t.daily_usd for t in settings.tenants if t.daily_usd is not None}
+        total_usd = sum(self._spent_usd.values())
+        together = BudgetView(tenant="", spent_usd=total_usd, daily_usd=settings.daily_usd)
+        return (
+            together,
+            *(
+                BudgetView(
+                    tenant=tenant,
+                    spent_usd=self._spent_usd.get(tenant, 0.0),
+                    daily_usd=limits.get(tenant, settings.tenant_daily_usd),
+                )
+                for tenant in tenants
+            ),
+        )
+
+    def _turn_to(self, now_ms: int) -> None:
+        day = day_of(now_ms)
+        if day > self._day:
+            self._day = day
+            self._spent_usd.clear()
