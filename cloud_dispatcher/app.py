@@ -67,9 +67,8 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 epoch=epoch,
                 observers=(JobLog(),),
             )
-            service = DispatcherService(
-                Engine(settings.engine, epoch), outside, settings.housekeeping
-            )
+            engine = Engine(settings.engine, epoch, tariff=_tariff(settings))
+            service = DispatcherService(engine, outside, settings.housekeeping)
             with _stopped_by_signals(service.stop):
                 await service.run()
     finally:
@@ -78,6 +77,12 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
 
 def _provider(settings: DispatcherSettings, environ: Mapping[str, str]) -> CompletionProvider:
     return build_provider(settings.provider, environ, backups=settings.backup, cloud=settings.cloud)
+
+
+def _tariff(settings: DispatcherSettings) -> Callable[[int], int]:
+    """The first endpoint's: it is the one that jobs wait for."""
+    prices, model = settings.cloud.prices(), settings.provider.model
+    return lambda now_ms: prices.offpeak_at_ms(model, at_ms=now_ms)
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ class JobOptions(TypedDict, total=False):
     priority: int
     deadline_ms: int
     compact: bool
+    defer: str
 
 
 def new_job_id() -> str:

@@ -14,6 +14,8 @@ from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import Usage
 
 _TOKENS_PER_PRICE = 1_000_000
+_HOUR_MS = 3_600_000
+_HOURS_OF_A_WEEK = 168
 
 Usd: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 Hour: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=24)]
@@ -67,6 +69,14 @@ class PriceTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         at = _instant(at_ms)
         peak = _current([row for row in self.peak if model in row.models], at.date())
         return peak.factor if peak is not None and peak.covers(at) else 1.0
+
+    def offpeak_at_ms(self, model: str, *, at_ms: int) -> int:
+        """Return the first instant from `at_ms` on without a raised price; at most a week ahead."""
+        for hour in range(_HOURS_OF_A_WEEK):
+            begins_ms = at_ms if hour == 0 else (at_ms // _HOUR_MS + hour) * _HOUR_MS
+            if self.factor(model, at_ms=begins_ms) <= 1:
+                return begins_ms
+        return at_ms  # it never costs less: to wait makes no sense
 
     def cost_usd(self, model: str, usage: Usage, *, at_ms: int) -> float | None:
         """Return what the usage cost at that instant; None: nobody knows this model's price."""

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from cloud_dispatcher.adapters.price_table import load_prices
+from cloud_dispatcher.adapters.price_table import PriceTable, load_prices
 from cloud_dispatcher.core.breaker import BreakerSettings
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import CompletionPart, CompletionProvider, ProviderError
@@ -140,6 +140,11 @@ class CloudSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     share_calls: bool = True
     prices_file: str | None = None
 
+    def prices(self) -> PriceTable:
+        """Read the package's prices and one's own; raises ConfigError."""
+        path = None if self.prices_file is None else Path(self.prices_file).expanduser()
+        return load_prices(path)
+
 
 class NoProvider:
     """Stands in while no key is set: says so, at once, to every call."""
@@ -206,8 +211,7 @@ def build_provider(
     from cloud_dispatcher.adapters.shared_calls import SharedCalls  # noqa: PLC0415 - see above
 
     cloud = cloud or CloudSettings()
-    path = None if cloud.prices_file is None else Path(cloud.prices_file).expanduser()
-    prices = load_prices(path)
+    prices = cloud.prices()
     chain = ProviderChain(
         [DeepSeekProvider(each, key or _NO_KEY, prices=prices) for each, key in found]
     )

@@ -78,7 +78,7 @@ class AdminDesk:
         if job.status is JobStatus.OK:
             return _refused(request, "job_answered", "the job has its answer; submit a new one")
         now_ms, submit = self._ledger.now_ms, job.submit
-        span_ms = submit.deadline_ms or self._ledger.settings.default_deadline_ms
+        span_ms = self._ledger.span_ms(submit)
         self._outbox.forget(job.key)
         again = Job(
             key=job.key,

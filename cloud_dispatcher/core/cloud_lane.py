@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+from zlib import crc32
+
 from msgspec.structs import asdict, replace
 
 from cloud_dispatcher.core.capacity import fits_edge
@@ -25,7 +29,7 @@ from cloud_dispatcher.core.results import cloud_result
 from cloud_dispatcher.core.retry import RetryAt, retry_cloud
 from cloud_dispatcher.core.spending import NO_TENANT, Spend, day_of
 from fleet_protocol import topics
-from fleet_protocol.messages import Escalate, JobKey, JobStatus, Privacy, Reason, TokenChunk
+from fleet_protocol.messages import Defer, Escalate, JobKey, JobStatus, Privacy, Reason, TokenChunk
 
 _ELSEWHERE = frozenset({Reason.OVERHEATED, Reason.LOCAL_ERROR})
 """Reasons of one board: another one may well answer."""
@@ -40,6 +44,16 @@ PROVIDER_OPEN = "provider_open"
 """The breaker of every endpoint is open."""
 
 
+Tariff: TypeAlias = Callable[[int], int]
+"""From an instant to the first one, from there on, at which the cloud costs no more than usual: the
+instant itself, or when the peak ends. Pure; in UTC epoch ms."""
+
+
+def always_cheap(now_ms: int) -> int:
+    """Know of no peak."""
+    return now_ms
+
+
 class CloudLane:
     """Starts provider calls and goes down the ladder when they fail.
 
@@ -47,10 +61,13 @@ class CloudLane:
     once more (its answer marked degraded), a failure with the provider's own code.
     """
 
-    def __init__(self, ledger: Ledger, outbox: Outbox, edge: EdgeLane) -> None:
+    def __init__(
+        self, ledger: Ledger, outbox: Outbox, edge: EdgeLane, tariff: Tariff = always_cheap
+    ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._edge = edge
+        self._tariff = tariff
 
     def on_escalation(self, event: EscalationReceived) -> None:
         """A worker hands a job up."""
@@ -67,8 +84,13 @@ class CloudLane:
         self.call(replace(job, worker=None, lapsed=False, reason=reason, detail=detail))
 
     def call(self, job: Job) -> None:
-        """Ask the provider chain, under a new attempt, if the budget allows."""
+        """Ask the provider chain, under a new attempt, if hour and budget allow."""
         ledger = self._ledger
+        cheap_at_ms = self._cheap_at_ms(job)
+        if cheap_at_ms > ledger.now_ms:
+            waiting = replace(job, lease_until_ms=None, not_before_ms=cheap_at_ms)
+            ledger.put(replace(waiting, status=JobStatus.ESCALATED))
+            return
         tenant = ledger.budget.tenant_of(job.device)
         refusal = ledger.budget.refusal(tenant, ledger.now_ms)
         if refusal:
@@ -152,6 +174,20 @@ class CloudLane:
             self._edge.give_back(job, lapsed=False, code=code, message=message)
         else:
             self._outbox.fail(job, code=code, message=message)
+
+    def _cheap_at_ms(self, job: Job) -> int:
+        """Return when to ask: now, unless the job may wait for a cheaper hour and has the time."""
+        ledger, now_ms = self._ledger, self._ledger.now_ms
+        if job.submit.defer is not Defer.OFFPEAK:
+            return now_ms
+        cheap_at_ms = self._tariff(now_ms)
+        if cheap_at_ms <= now_ms:
+            return now_ms
+        # What waited for the same hour must not come all at once.
+        cheap_at_ms += crc32(job.key.encode()) % ledger.settings.deferred_spread_ms
+        latest_ms = cheap_at_ms + ledger.settings.cloud_timeout_ms
+        too_late = job.deadline_at_ms is not None and latest_ms >= job.deadline_at_ms
+        return now_ms if too_late else cheap_at_ms
 
     def _record(self, event: CompletionFinished | CompletionFailed) -> None:
         """Put a call on the bill, also where its job went on without it."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.admin import AdminDesk
-from cloud_dispatcher.core.cloud_lane import CloudLane
+from cloud_dispatcher.core.cloud_lane import CloudLane, Tariff, always_cheap
 from cloud_dispatcher.core.commands import AnyCommand
 from cloud_dispatcher.core.edge_lane import EdgeLane
 from cloud_dispatcher.core.intake import Intake
@@ -58,7 +58,12 @@ class Engine:
     """
 
     def __init__(
-        self, settings: EngineSettings, epoch: str, *, policy: Policy | None = None
+        self,
+        settings: EngineSettings,
+        epoch: str,
+        *,
+        policy: Policy | None = None,
+        tariff: Tariff = always_cheap,
     ) -> None:
         """Make an engine that knows nothing; `recover` tells it what the store holds.
 
@@ -66,12 +71,13 @@ class Engine:
             settings: See there.
             epoch: Name of this run of the dispatcher, as workers are told it.
             policy: How workers are ranked; None: weighted least connections.
+            tariff: When the cloud costs less.
         """
         self.epoch = epoch
         self._ledger = Ledger(settings, policy or WeightedLeastConnections())
         self._outbox = Outbox(self._ledger)
         self._edge = EdgeLane(self._ledger, self._outbox)
-        self._cloud = CloudLane(self._ledger, self._outbox, self._edge)
+        self._cloud = CloudLane(self._ledger, self._outbox, self._edge, tariff)
         self._intake = Intake(self._ledger, self._outbox, self._cloud)
         self._roster = Roster(self._ledger, self._edge)
         self._admin = AdminDesk(self._ledger, self._outbox, self._intake)

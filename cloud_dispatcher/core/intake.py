@@ -92,7 +92,7 @@ class Intake:
 
     def _accept(self, event: JobSubmitted) -> None:
         ledger, submit = self._ledger, event.submit
-        span_ms = submit.deadline_ms or ledger.settings.default_deadline_ms
+        span_ms = ledger.span_ms(submit)
         job = Job(
             key=event.key,
             device=event.device,

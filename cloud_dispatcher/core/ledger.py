@@ -16,10 +16,12 @@ from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import Budget
 from fleet_protocol import topics
 from fleet_protocol.messages import (
+    Defer,
     DeviceId,
     JobId,
     JobKey,
     JobStatus,
+    JobSubmit,
     Message,
     WorkerCancel,
     WorkerId,
@@ -145,6 +147,13 @@ class Ledger:
         worker = self.fleet.see(worker_id, self.now_ms)
         self.worker_alarms.set(worker_id, self.now_ms + self.settings.worker_silence_ms)
         return worker
+
+    def span_ms(self, submit: JobSubmit) -> int:
+        """Return how long after now a submission is worth an answer."""
+        settings = self.settings
+        can_wait = submit.defer is Defer.OFFPEAK
+        own_ms = settings.deferred_deadline_ms if can_wait else settings.default_deadline_ms
+        return submit.deadline_ms or own_ms
 
     def is_overdue(self, job: Job) -> bool:
         """Whether the deadline has passed."""

@@ -62,6 +62,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         lease_ms: A worker must be heard of about an attempt within this span: its start, its
             progress or its tokens renew the lease.
         default_deadline_ms: For jobs whose device names none.
+        deferred_deadline_ms: The same for jobs that may wait for cheaper hours.
+        deferred_spread_ms: These begin spread over so much of the cheaper hours, not all at once.
         queue_limit: Jobs waiting for a slot; beyond it submissions are refused as `busy`.
         busy_retry_ms: What a refused device is told to wait, at least.
         cloud_timeout_ms: Longest provider call.
@@ -78,6 +80,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     lease_ms: _SpanMs = 30_000
     default_deadline_ms: _SpanMs = 600_000
+    deferred_deadline_ms: _SpanMs = 86_400_000
+    deferred_spread_ms: _SpanMs = 1_800_000
     queue_limit: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     busy_retry_ms: _SpanMs = 2_000
     cloud_timeout_ms: _SpanMs = 60_000

@@ -25,7 +25,7 @@ _OPTIONS = frozenset(JobOptions.__annotations__)
 
 @click.command(
     help="""Submit many jobs: one JSON object a line, with `prompt` (or `messages`) and, where
-    wanted, `id`, `max_tokens`, `escalate`, `deadline_ms`, `output`, ...
+    wanted, `id`, `max_tokens`, `escalate`, `deadline_ms`, `defer`, `output`, ...
 
     A line that names its id may be submitted again: it is the same job, and its answer is replayed.
     A line that cannot be used is reported with its number, and the others go on.

@@ -37,6 +37,13 @@ class Privacy(StrEnum):
     SITE = "site"
 
 
+class Defer(StrEnum):
+    """Whether a job may wait for the hours in which the cloud costs less."""
+
+    NO = "no"
+    OFFPEAK = "offpeak"
+
+
 class JobStatus(StrEnum):
     """The life of a job; the last four are final."""
 
@@ -199,6 +206,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         deadline_ms: Span from receipt after which the answer is worthless; None: no limit of
             the device's own, the dispatcher's default applies.
         compact: Answer with `CompactResult`, for devices with small buffers.
+        defer: `offpeak`: if the job needs the cloud, it waits for the cheaper hours as long as its
+            deadline allows; without a deadline of its own, for a day at most.
     """
 
     MAX_BYTES: ClassVar[int] = 262_144
@@ -223,6 +232,7 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)] | None = None
     compact: bool = False
+    defer: Defer = Defer.NO
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):

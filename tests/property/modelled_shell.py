@@ -16,9 +16,18 @@ from cloud_dispatcher.core.settings import EngineSettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
 
-SETTINGS = EngineSettings(lease_ms=10_000, worker_silence_ms=20_000, queue_limit=6)
+SETTINGS = EngineSettings(
+    lease_ms=10_000, worker_silence_ms=20_000, queue_limit=6, deferred_spread_ms=5_000
+)
 CONTEXT_TOKENS = 1_024
+_PEAK_MS = 30_000
 LEASED = {m.JobStatus.ASSIGNED, m.JobStatus.RUNNING}
+
+
+def tariff(now_ms: int) -> int:
+    """Half of the time it is peak."""
+    spans = now_ms // _PEAK_MS
+    return (spans + 1) * _PEAK_MS if spans % 2 else now_ms
 
 
 class ModelledWorker:
@@ -85,7 +94,7 @@ class ModelledShell:
             ModelledWorker("slow", slots=1, prefetch=0, tok_s=9.0),
             ModelledWorker("even", slots=1, prefetch=1, tok_s=87.0),
         ]
-        self.engine = Engine(SETTINGS, "epoch")
+        self.engine = Engine(SETTINGS, "epoch", tariff=tariff)
 
     def handle(self, event: e.AnyEvent) -> list[c.AnyCommand]:
         commands = self.engine.handle(event, self.now_ms)
@@ -108,7 +117,7 @@ class ModelledShell:
         self.crash_before_telling = False
         self.unconfirmed.clear()
         self.calls.clear()
-        self.engine = Engine(SETTINGS, "epoch")
+        self.engine = Engine(SETTINGS, "epoch", tariff=tariff)
         untold = [job for job in self.store.values() if job.is_open or not job.told]
         self.carry_out(self.engine.recover(untold, self.now_ms))
         for worker in self.workers:

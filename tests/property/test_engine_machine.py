@@ -23,6 +23,7 @@ SUBMITS = st.builds(
     prompt=st.sampled_from(["short", "x" * 9_000]),
     priority=st.sampled_from([0, 5, 9]),
     escalate=st.sampled_from(m.Escalate),
+    defer=st.sampled_from(m.Defer),
     privacy=st.sampled_from(m.Privacy),
     deadline_ms=st.sampled_from([None, 15_000]),
     stream=st.booleans(),

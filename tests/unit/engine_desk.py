@@ -8,6 +8,7 @@ import msgspec
 
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.cloud_lane import Tariff, always_cheap
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.settings import EngineSettings
@@ -23,9 +24,12 @@ ANSWER = m.LocalAnswer(text="blue", model="small", confidence=0.9)
 class Desk:
     """One engine, one clock, and the last value saved of each job."""
 
-    def __init__(self, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self, settings: EngineSettings | None = None, *, tariff: Tariff = always_cheap
+    ) -> None:
         self.settings = settings or EngineSettings()
-        self.engine = Engine(self.settings, "epoch")
+        self.tariff = tariff
+        self.engine = Engine(self.settings, "epoch", tariff=tariff)
         self.now_ms = 1_000_000
         self.saved: dict[m.JobKey, Job] = {}
         self.commands: list[c.AnyCommand] = []
@@ -45,7 +49,7 @@ class Desk:
         return commands
 
     def restart(self) -> None:
-        self.engine = Engine(self.settings, "epoch2")
+        self.engine = Engine(self.settings, "epoch2", tariff=self.tariff)
         jobs = [job for job in self.saved.values() if job.is_open or not job.told]
         self.keep(self.engine.recover(jobs, self.now_ms, spends=self.spends))
 
