@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from cloud_dispatcher.adapters import provider_errors as errors
 from cloud_dispatcher.adapters.account import Account, loop_ms
 from cloud_dispatcher.adapters.provider_link import Endpoint, Link
+from cloud_dispatcher.adapters.pumped_call import PumpedCall
 from cloud_dispatcher.core import chain
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.core.continuity import Continuity
@@ -32,6 +33,7 @@ class _Run:
         round: From 1; in each, every endpoint is asked once at most.
         tried: Places of those asked in this round.
         out: Places of those that are not asked again.
+        place: Where the error comes from that is being raised.
         cost_usd: What failed calls cost.
     """
 
@@ -44,10 +46,18 @@ class _Run:
         self.out: set[int] = set()
         self.hopeful: set[int] = set()
         self.last: ProviderError | None = None
+        self.place = 0
         self.cost_usd = 0.0
 
-    def note(self, place: int, error: ProviderError) -> None:
-        """Take note of a failure; raise it if nobody is to be asked any more."""
+    def note(self, error: ProviderError) -> None:
+        """Take note of the failure at `place`; raise it if nobody is to be asked any more."""
+        self.absorb(self.place, error)
+        is_late = error.code == "provider_timeout" and error.retry_after_ms is None
+        if is_late or not (error.elsewhere or self.hopeful - self.out):
+            raise error
+
+    def absorb(self, place: int, error: ProviderError) -> None:
+        """Take note of a failure while another call goes on."""
         self.last = error
         self.cost_usd += error.cost_usd
         error.cost_usd = self.cost_usd
@@ -56,9 +66,6 @@ class _Run:
             self.out.add(place)
         else:
             self.hopeful.add(place)
-        is_late = error.code == "provider_timeout" and error.retry_after_ms is None
-        if is_late or not (error.elsewhere or self.hopeful - self.out):
-            raise error
         output = self.request.generation.output
         if error.code == "provider_blank" and output is not None and output.is_json:
             # JSON mode is known to answer with blanks: the instructions alone may do better.
@@ -73,7 +80,11 @@ class ProviderChain:
     """
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], *, luck: Callable[[], float] = random.random
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        hedge_after_ms: int = 0,
+        luck: Callable[[], float] = random.random,
     ) -> None:
         accounts: dict[str, Account] = {}
         for endpoint in endpoints:
@@ -83,6 +94,7 @@ class ProviderChain:
             for endpoint in endpoints
         ]
         self._backoff = endpoints[0].settings.backoff
+        self._hedge_after_ms = hedge_after_ms
         self._luck = luck
 
     def __repr__(self) -> str:
@@ -118,7 +130,7 @@ class ProviderChain:
                 await self._pause(run)
                 continue
             try:
-                async with aclosing(self._call(place, run)) as parts:
+                async with aclosing(self._answer(place, run)) as parts:
                     async for part in parts:
                         if isinstance(part, Completion):
                             yield replace(part, cost_usd=part.cost_usd + run.cost_usd)
@@ -126,7 +138,7 @@ class ProviderChain:
                         if fresh := run.text.grow(part):
                             yield fresh
             except ProviderError as error:
-                run.note(place, error)
+                run.note(error)
             run.text.restart()
 
     def _sights(self, skip: set[int]) -> list[chain.Sight]:
@@ -163,6 +175,54 @@ class ProviderChain:
     def _closed(self, wait_ms: int) -> ProviderError:
         link = min(self._links, key=lambda link: link.breaker.ready_at_ms(loop_ms()))
         return errors.closed(link.name, link.breaker.reason, wait_ms=wait_ms)
+
+    def _answer(self, place: int, run: _Run) -> AsyncGenerator[CompletionPart, None]:
+        run.place = place
+        if self._hedge_after_ms and not run.tried:
+            return self._hedged(place, run)
+        return self._call(place, run)
+
+    async def _hedged(self, place: int, run: _Run) -> AsyncGenerator[CompletionPart, None]:
+        """Ask a second endpoint where the first is silent for long; whoever speaks first wins."""
+        calls = {place: self._pumped(place, run)}
+        try:
+            after_s = self._hedge_after_ms / 1_000
+            await asyncio.wait({calls[place].spoken}, timeout=after_s)
+            other = chain.choose(self._sights(run.out | {place}), patient=False)
+            if other is not None and not calls[place].spoken.done():
+                log.info("provider.hedged", job=run.request.job, second=self._links[other].name)
+                calls[other] = self._pumped(other, run)
+            winner = await self._first_to_speak(calls, run)
+            for each in calls.values():
+                if each is not winner:
+                    each.task.cancel()
+            async with aclosing(winner.listen(run.deadline_ms)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            for each in calls.values():
+                each.task.cancel()
+            await asyncio.gather(*(each.task for each in calls.values()), return_exceptions=True)
+
+    async def _first_to_speak(self, calls: dict[int, PumpedCall], run: _Run) -> PumpedCall:
+        """Return the call that has a part; if all failed, the last one to fail, to be heard."""
+        left = dict(calls)
+        while True:
+            await asyncio.wait(
+                {call.spoken for call in left.values()}, return_when=asyncio.FIRST_COMPLETED
+            )
+            for place, call in tuple(left.items()):
+                if not call.spoken.done():
+                    continue
+                run.place = place
+                if call.has_parts or len(left) == 1 or not isinstance(call.error, ProviderError):
+                    return call
+                run.absorb(place, call.error)
+                del left[place]
+
+    def _pumped(self, place: int, run: _Run) -> PumpedCall:
+        name = f"call-{self._links[place].name}-{run.request.job}"
+        return PumpedCall(self._call(place, run), name=name)
 
     def _call(self, place: int, run: _Run) -> AsyncGenerator[CompletionPart, None]:
         """Ask one endpoint, with what is left of the time."""

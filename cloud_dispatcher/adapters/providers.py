@@ -133,11 +133,14 @@ class CloudSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         share_calls: The same question from several devices at once is one call.
+        hedge_after_ms: An endpoint that is silent for so long gets company: the next one is asked,
+            too, and the first to speak answers. Costs up to twice; 0: never.
         prices_file: TOML with further `[[price]]` and `[[peak]]` rows, for models that the package
             knows no price of, or prices that changed. What has no price costs nothing.
     """
 
     share_calls: bool = True
+    hedge_after_ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
     prices_file: str | None = None
 
     def prices(self) -> PriceTable:
@@ -213,7 +216,8 @@ def build_provider(
     cloud = cloud or CloudSettings()
     prices = cloud.prices()
     chain = ProviderChain(
-        [DeepSeekProvider(each, key or _NO_KEY, prices=prices) for each, key in found]
+        [DeepSeekProvider(each, key or _NO_KEY, prices=prices) for each, key in found],
+        hedge_after_ms=cloud.hedge_after_ms,
     )
     return SharedCalls(chain) if cloud.share_calls else chain
 

@@ -10,8 +10,8 @@ from contextlib import aclosing
 import msgspec
 from msgspec.structs import replace
 
-from cloud_dispatcher.adapters import provider_errors as errors
 from cloud_dispatcher.adapters.account import loop_ms
+from cloud_dispatcher.adapters.pumped_call import PumpedCall
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.core.continuity import Continuity
 from cloud_dispatcher.ports import Completion, CompletionPart, CompletionProvider, ProviderError
@@ -28,7 +28,7 @@ class SharedCalls:
 
     def __init__(self, provider: CompletionProvider) -> None:
         self._provider = provider
-        self._calls: dict[bytes, _Call] = {}
+        self._calls: dict[bytes, _Shared] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -60,9 +60,9 @@ class SharedCalls:
         deadline_ms, text = loop_ms() + request.timeout_ms, Continuity()
         while True:
             remaining_ms = max(1, deadline_ms - loop_ms())
-            call, leads = self._join(replace(request, timeout_ms=remaining_ms))
+            shared, leads = self._join(replace(request, timeout_ms=remaining_ms))
             try:
-                async with aclosing(call.listen(deadline_ms)) as parts:
+                async with aclosing(shared.call.listen(deadline_ms)) as parts:
                     async for part in parts:
                         if isinstance(part, Completion):
                             yield part if leads else replace(part, cost_usd=0.0, shared=True)
@@ -75,86 +75,42 @@ class SharedCalls:
                 if leads or not was_theirs or loop_ms() >= deadline_ms:
                     raise
             finally:
-                self._leave(call)
+                self._leave(shared)
             text.restart()
 
-    def _join(self, request: CompletionRequest) -> tuple[_Call, bool]:
+    def _join(self, request: CompletionRequest) -> tuple[_Shared, bool]:
         key = _key(request)
-        call = self._calls.get(key)
-        if call is not None and not call.is_over:
-            call.listeners += 1
-            return call, False
-        call = _Call(key)
-        work = call.run(self._provider, request)
-        call.task = asyncio.create_task(work, name=f"shared-call-{request.job}")
-        self._tasks.add(call.task)
-        call.task.add_done_callback(lambda task: self._ended(call, task))
+        shared = self._calls.get(key)
+        if shared is not None and not shared.call.is_over:
+            shared.listeners += 1
+            return shared, False
+        parts = self._provider.stream(request)
+        shared = _Shared(key, PumpedCall(parts, name=f"shared-call-{request.job}"))
+        self._tasks.add(shared.call.task)
+        shared.call.task.add_done_callback(self._tasks.discard)
+        shared.call.task.add_done_callback(lambda _: self._forget(shared))
         if request.generation.temperature == 0 or request.generation.seed is not None:
-            self._calls[key] = call
-        return call, True
+            self._calls[key] = shared
+        return shared, True
 
-    def _leave(self, call: _Call) -> None:
-        call.listeners -= 1
-        if call.listeners == 0 and not call.is_over and call.task is not None:
-            self._forget(call)  # at once: nobody must join what is being given up
-            call.task.cancel()
+    def _leave(self, shared: _Shared) -> None:
+        shared.listeners -= 1
+        if shared.listeners == 0 and not shared.call.is_over:
+            self._forget(shared)  # at once: nobody must join what is being given up
+            shared.call.task.cancel()
 
-    def _ended(self, call: _Call, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._forget(call)
-
-    def _forget(self, call: _Call) -> None:
-        if self._calls.get(call.key) is call:
-            del self._calls[call.key]
+    def _forget(self, shared: _Shared) -> None:
+        if self._calls.get(shared.key) is shared:
+            del self._calls[shared.key]
 
 
-class _Call:
-    """One call, and what came of it so far."""
+class _Shared:
+    """One call and how many wait for it."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, call: PumpedCall) -> None:
         self.key = key
+        self.call = call
         self.listeners = 1
-        self.task: asyncio.Task[None] | None = None
-        self.is_over = False
-        self._parts: list[CompletionPart] = []
-        self._error: Exception | None = None
-        self._grown = asyncio.Event()
-
-    async def run(self, provider: CompletionProvider, request: CompletionRequest) -> None:
-        """Make the call; its failure is every listener's."""
-        try:
-            async with aclosing(provider.stream(request)) as parts:  # type: ignore[type-var]
-                async for part in parts:
-                    self._parts.append(part)
-                    self._wake()
-        except Exception as error:  # noqa: BLE001 - raised again for each listener
-            self._error = error
-        finally:
-            self.is_over = True
-            self._wake()
-
-    async def listen(self, deadline_ms: int) -> AsyncGenerator[CompletionPart, None]:
-        """Yield what came and what comes; raises what the call raised, or at the deadline."""
-        place = 0
-        while True:
-            while place < len(self._parts):
-                place += 1
-                yield self._parts[place - 1]
-            if self._error is not None:
-                raise self._error
-            if self.is_over:
-                return
-            try:
-                async with asyncio.timeout_at(deadline_ms / 1_000):
-                    await self._grown.wait()
-            except TimeoutError:
-                if self.is_over:
-                    continue
-                raise errors.out_of_time() from None
-
-    def _wake(self) -> None:
-        self._grown.set()
-        self._grown = asyncio.Event()
 
 
 def _key(request: CompletionRequest) -> bytes:

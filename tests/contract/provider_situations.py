@@ -95,7 +95,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(*, backup: bool = False, **settings: Any) -> AsyncIterator[Stage]:
+async def stage(
+    *, backup: bool = False, hedge_after_ms: int = 0, **settings: Any
+) -> AsyncIterator[Stage]:
     """Set up a chain of one or two endpoints, each with a simulator of its own."""
     async with contextlib.AsyncExitStack() as stack:
         keep_alive = SimulatorSettings(keep_alive_every_s=5.0)
@@ -107,7 +109,7 @@ async def stage(*, backup: bool = False, **settings: Any) -> AsyncIterator[Stage
             )
             for name, simulator in zip(names, simulators, strict=True)
         ]
-        chain = ProviderChain(endpoints, luck=lambda: 1.0)
+        chain = ProviderChain(endpoints, hedge_after_ms=hedge_after_ms, luck=lambda: 1.0)
         found = Stage(chain, simulators)
         stack.push_async_callback(found.calls.close)
         found.lines = stack.enter_context(capture_logs())
@@ -242,6 +244,26 @@ async def keep_alives_with_a_backup() -> None:
         on.first.script(Step(keep_alive_s=240))
         outcome = await on.ask(timeout_s=60)
         assert (outcome.provider, round(outcome.took_s)) == ("backup", 30)
+
+
+async def hedged() -> None:
+    async with stage(backup=True, hedge_after_ms=2_000) as on:
+        on.first.script(Step(keep_alive_s=240), Step(keep_alive_s=1))
+        on.backup.script(Step(keep_alive_s=1))
+        outcome = await on.ask()
+        assert (outcome.provider, outcome.took_s) == ("backup", 3.0)
+        assert (on.first.inflight, on.state) == (0, "closed")
+        outcome = await on.ask()
+        assert (outcome.provider, outcome.took_s, on.backup.calls) == ("deepseek", 1.0, 1)
+
+
+async def hedged_and_both_fail() -> None:
+    async with stage(backup=True, hedge_after_ms=2_000) as on:
+        on.first.script(Step(keep_alive_s=4, cut_after_chars=0))
+        on.backup.script(Step(status=503))
+        outcome = await on.ask()
+        assert (outcome.provider, outcome.took_s) == ("deepseek", 5.0)
+        assert (on.first.calls, on.backup.calls) == (2, 1)
 
 
 async def silence_in_mid_answer() -> None:
@@ -448,6 +470,16 @@ SITUATIONS = (
         "Keep-alives for minutes, with a backup",
         "Given up after half of the time that is left; the backup has the other half.",
         keep_alives_with_a_backup,
+    ),
+    Situation(
+        "No content for 2 s, `hedge_after_ms` = 2000 (off by default)",
+        "The backup is asked, too; whoever speaks first answers, the other call is given up.",
+        hedged,
+    ),
+    Situation(
+        "Both of these calls fail",
+        "A pause with jitter, then the first endpoint again.",
+        hedged_and_both_fail,
     ),
     Situation(
         "Silence in mid-answer",
