@@ -81,7 +81,12 @@ def test_every_make_target_that_the_documents_name_exists() -> None:
 
 def typed_commands() -> Iterator[tuple[str, list[str]]]:
     """Yield a program and its words for each line of a code block that starts one."""
-    pages = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "distill.md")
+    pages = (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "docs" / "distill.md",
+        ROOT / "docs" / "providers.md",
+    )
     for block in re.findall(r"^```.*?$(.*?)^```", "".join(p.read_text() for p in pages), LINES):
         for line in block.splitlines():
             for name in programs():

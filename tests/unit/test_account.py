@@ -58,13 +58,14 @@ def test_who_leaves_the_queue_takes_no_slot_along() -> None:
 def test_who_leaves_in_the_moment_of_getting_a_slot_gives_it_back() -> None:
     async def story() -> None:
         account, done = account_of(1), list[str]()
-        first = asyncio.create_task(hold(account, done, "a", for_s=0), name="a")
-        await asyncio.sleep(0)
+        first = account.slot(loop_ms() + 60_000)
+        await first.__aenter__()
         leaving = asyncio.create_task(hold(account, done, "b"), name="b")
-        await first
+        await asyncio.sleep(0)
+        await first.__aexit__(None, None, None)  # hands the slot over, and b did not see it yet
         leaving.cancel()
         await asyncio.wait({leaving})
-        assert (account.inflight, account.is_full) == (0, False)
+        assert (done, account.inflight, account.is_full) == ([], 0, False)
 
     play(story())
 

@@ -99,13 +99,15 @@ def test_openings_are_forgiven_after_a_good_while() -> None:
 
 def test_calls_from_before_a_change_change_nothing() -> None:
     breaker = Breaker(SETTINGS)
-    late = [breaker.begin(0) for _ in range(3)]
+    late = [breaker.begin(0) for _ in range(4)]
     fail(breaker, 0, times=5)
     breaker.succeed(late[0], 1)
     assert breaker.state is BreakerState.OPEN
     breaker.begin(30_000)
     breaker.fail(late[1], 30_001, "down")
     assert breaker.state is BreakerState.HALF_OPEN
+    breaker.succeed(late[3], 30_001)
+    assert breaker.state is BreakerState.HALF_OPEN, "only the probe finds out"
     breaker.abandon(late[2])
     assert breaker.ready_at_ms(30_002) > 30_002
 
