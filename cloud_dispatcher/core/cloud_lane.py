@@ -42,6 +42,8 @@ BUDGET_SPENT = "budget_spent"
 """Nothing more may be spent today."""
 PROVIDER_OPEN = "provider_open"
 """The breaker of every endpoint is open."""
+_WORTH_WAITING_MS = 2_000
+"""A second-best answer now is worth more than a better one after a longer pause than this."""
 
 
 Tariff: TypeAlias = Callable[[int], int]
@@ -144,16 +146,16 @@ class CloudLane:
         job = self._current(event.job, event.attempt)
         if job is None:
             return
-        ledger = self._ledger
+        ledger, wait_ms = self._ledger, event.retry_after_ms
+        if event.code == PROVIDER_OPEN:
+            if (wait_ms or 0) > _WORTH_WAITING_MS and self._has_second_best(job):
+                self.do_without(job, code=event.code, message=event.message)
+                return
+            job = replace(job, cloud_tries=job.cloud_tries - 1)  # nobody was asked
         decision = retry_cloud(
-            job,
-            ledger.settings.retry,
-            retry_after_ms=event.retry_after_ms,
-            now_ms=ledger.now_ms,
+            job, ledger.settings.retry, retry_after_ms=wait_ms, now_ms=ledger.now_ms
         )
-        # All are left alone: a kept answer now is worth more than a better one much later.
-        is_hopeless = event.code == PROVIDER_OPEN and job.kept is not None
-        if isinstance(decision, RetryAt) and not is_hopeless:
+        if isinstance(decision, RetryAt):
             ledger.put(replace(job, lease_until_ms=None, not_before_ms=decision.at_ms))
         else:
             self.do_without(job, code=event.code, message=event.message)
@@ -169,11 +171,17 @@ class CloudLane:
     def do_without(self, job: Job, *, code: str, message: str) -> None:
         """Go down the ladder from the cloud."""
         job = replace(job, cloud_code=code, cloud_message=message)
-        answerable = fits_edge(job.submit, self._ledger.fleet.contexts)
-        if job.kept is None and job.reason in _FALLS_BACK and answerable:
+        if job.kept is None and self._has_second_best(job):
             self._edge.give_back(job, lapsed=False, code=code, message=message)
         else:
             self._outbox.fail(job, code=code, message=message)
+
+    def _has_second_best(self, job: Job) -> bool:
+        """Whether a board kept an answer, or could give one."""
+        can_fall_back = job.reason in _FALLS_BACK
+        return job.kept is not None or (
+            can_fall_back and fits_edge(job.submit, self._ledger.fleet.contexts)
+        )
 
     def _cheap_at_ms(self, job: Job) -> int:
         """Return when to ask: now, unless the job may wait for a cheaper hour and has the time."""

@@ -187,6 +187,46 @@ def test_a_provider_that_names_a_pause_is_asked_again_after_it(desk: Desk) -> No
     assert desk.receivers(topics.ASSIGN) == ["w1"]
 
 
+def test_while_all_providers_are_left_alone_a_second_best_answer_is_given_at_once(
+    desk: Desk,
+) -> None:
+    desk.submit()
+    desk.escalated()
+    desk.cloud_failed(2, code="provider_open", retry_after_ms=25_000)
+    result = result_of(desk)
+    assert (result.text, result.degraded, result.code) == ("blue", True, "provider_open")
+    desk.submit(2, escalate="always")
+    opened = e.CompletionFailed(
+        job=m.JobKey("K2"), attempt=1, code="provider_open", message="", retry_after_ms=25_000
+    )
+    desk.handle(opened)
+    assert desk.receivers(topics.ASSIGN) == ["w1"]
+
+
+def test_a_probe_under_way_is_waited_for_all_the_same(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated()
+    desk.cloud_failed(2, code="provider_open", retry_after_ms=1_000)
+    assert desk.job().status is m.JobStatus.ESCALATED
+    desk.wake()
+    assert calls(desk)[0].attempt == 3
+
+
+def test_a_job_for_the_cloud_alone_outwaits_an_open_breaker_up_to_its_deadline(
+    desk: Desk,
+) -> None:
+    desk.submit(escalate="always", model="huge", deadline_ms=250_000)
+    for attempt in range(1, 6):
+        desk.cloud_failed(attempt, code="provider_open", retry_after_ms=40_000)
+        assert desk.job().status is m.JobStatus.ESCALATED
+        while not calls(desk):
+            desk.presence()
+            desk.wake()
+    desk.cloud_failed(6, code="provider_open", retry_after_ms=60_000)
+    result = result_of(desk)
+    assert (result.status, result.code) == (m.JobStatus.FAILED, "provider_open")
+
+
 def test_a_call_that_never_came_back_counts_as_failed(desk: Desk) -> None:
     desk.submit()
     desk.escalated()
