@@ -33,6 +33,11 @@ from models.errors import RecipeError
 
 _SLOT: Final = re.compile(r"\{(\w+)\}")
 _DEEPEST: Final = 8
+_LEFT_OUT: Final = 0.12
+_NOTHING: Final = {
+    "en": ("unknown", "not given", "n/a", "none", "-", "?", "not stated", "(empty)", "missing"),
+    "zh": ("未知", "未填", "无", "-", "不详"),
+}
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, rename={"start": "from", "stop": "to"}):
@@ -149,6 +154,10 @@ class Draft:
         alone = _SLOT.fullmatch(pattern)
         return self._values.get(alone[1], text) if alone else text
 
+    def fix(self, name: str, text: str) -> None:
+        """Give a slot this text, whatever it would have been."""
+        self._values[name] = text
+
     def _draw(self, name: str, depth: int) -> Json:
         slot = self._slots[name]
         if isinstance(slot, Range):
@@ -193,9 +202,12 @@ class FamilyTemplates:
         return self._example(system, prompt, write_json(keys, values))
 
     def _extract(self, pattern: Pattern, draft: Draft, chance: random.Random) -> Example:
-        said = draft.text(chance.choice(pattern.say))
         wanted = chance.sample(list(pattern.fields), chance.randint(1, min(4, len(pattern.fields))))
-        values = {key: draft.value(pattern.fields[key]) for key in wanted}
+        unsaid = self._leave_out(wanted, pattern, draft, chance)
+        said = draft.text(chance.choice(pattern.say))
+        values = {
+            key: None if key == unsaid else draft.value(pattern.fields[key]) for key in wanted
+        }
         if self._family.extra_keys and chance.random() < 0.15:
             extra = chance.choice(list(self._family.extra_keys))
             if extra not in pattern.fields:
@@ -205,6 +217,21 @@ class FamilyTemplates:
         instruction = _name_keys(keys, self._family, chance)
         system, prompt = self._place(instruction, said, chance, carry=False)
         return self._example(system, prompt, write_json(keys, [values[key] for key in keys]))
+
+    def _leave_out(
+        self, wanted: Sequence[str], pattern: Pattern, draft: Draft, chance: random.Random
+    ) -> str | None:
+        """Now and then let the text say that it does not know one of the fields; return its key."""
+        nothing = _NOTHING.get(self._family.language)
+        if nothing is None or chance.random() >= _LEFT_OUT:
+            return None
+        key = chance.choice(wanted)
+        alone = _SLOT.fullmatch(pattern.fields[key])
+        others = "".join(other for name, other in pattern.fields.items() if name != key)
+        if alone is None or alone[0] in others:
+            return None
+        draft.fix(alone[1], chance.choice(nothing))
+        return key
 
     def _label(self, chance: random.Random) -> Example:
         group = chance.choice(self._family.groups)
