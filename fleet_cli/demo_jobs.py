@@ -1,27 +1,15 @@
-"""What `fleet demo` asks: prompts that a 135M model without further training answers decently.
-
-It cannot follow instructions well, but continues a pattern: so the labelled examples travel along.
-"""
+"""What `fleet demo` asks: one prompt of each kind that devices put to the default model."""
 
 from __future__ import annotations
 
 import msgspec
 
-from fleet_client.options import JobOptions, Question
+from fleet_client.options import JobOptions
 
-_LOG_LABELS = (
-    ("backup finished in 12 s", "OK"),
-    ("disk failure on sda1", "ERROR"),
-    ("user logged in", "OK"),
-    ("connection to database failed", "ERROR"),
-)
-_READINGS = (
-    ("Sensor 12 in the hall reports 21 degrees.", "sensor=12 value=21"),
-    ("Sensor 3 in the yard reports 8 degrees.", "sensor=3 value=8"),
-)
 _PARTS = ("pump", "valve", "motor", "fan", "sensor", "belt", "relay")
 _FINDINGS = ("pressure low", "no fault found", "seal replaced", "noise at start", "cleaned")
 _DOCUMENT_LINES = 420
+_SHOWN_CHARS = 110
 
 
 class DemoJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,16 +17,20 @@ class DemoJob(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         title: What it shows.
-        shown: The prompt in short.
         streams: Show the answer while it grows.
     """
 
     id: str
     title: str
-    shown: str
-    question: Question
+    question: str
     max_tokens: int
     streams: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The prompt on one line, in short."""
+        line = " ".join(self.question.split())
+        return line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}..."
 
     @property
     def options(self) -> JobOptions:
@@ -48,47 +40,61 @@ class DemoJob(msgspec.Struct, frozen=True, kw_only=True):
 
 def demo_jobs(run: str) -> tuple[DemoJob, ...]:
     """Return the jobs; `run` makes their ids new, or old results would be replayed."""
-    colours, log_line = "Name three primary colors.", "sensor 4 failed to respond"
-    reading = "Sensor 7 in the cold store reports 4 degrees."
     return (
         DemoJob(
             id=f"question-{run}",
             title="A question, answered on the edge while its tokens stream",
-            shown=colours,
-            question=colours,
+            question="What does a smoke detector do?",
             max_tokens=48,
             streams=True,
         ),
         DemoJob(
+            id=f"command-{run}",
+            title="A command on the edge: what somebody says becomes JSON",
+            question=(
+                "Turn the command into JSON with the keys device, action and value.\n"
+                "Please dim the hallway lamp to 40 percent."
+            ),
+            max_tokens=48,
+        ),
+        DemoJob(
             id=f"classification-{run}",
-            title="A classification on the edge: is this log line an ERROR or OK?",
-            shown=f"{log_line}   (after {len(_LOG_LABELS)} labelled examples)",
-            question=_by_example(_LOG_LABELS, log_line),
-            max_tokens=4,
+            title="A classification on the edge: one of the labels, nothing else",
+            question=(
+                "Classify the log line as one of: error, warning, info.\n"
+                "disk sda1: write failed, data lost"
+            ),
+            max_tokens=8,
         ),
         DemoJob(
             id=f"extraction-{run}",
             title="An extraction on the edge: a sentence becomes fields",
-            shown=f"{reading}   (after {len(_READINGS)} examples)",
-            question=_by_example(_READINGS, reading),
-            max_tokens=16,
+            question=(
+                "Extract room, temperature and humidity as JSON.\n"
+                "The cold store is at 4.5 degrees with 81% humidity."
+            ),
+            max_tokens=48,
+        ),
+        DemoJob(
+            id=f"threshold-{run}",
+            title="A limit on the edge: the model writes the sum down, the board computes it",
+            question="The pressure is 3.2 bar, the limit is 3.0 bar. Is it too high? Yes or no?",
+            max_tokens=8,
+        ),
+        DemoJob(
+            id=f"refusal-{run}",
+            title="What a board should not try: the model says so, and the cloud answers",
+            question="What is the weather in Oslo right now?",
+            max_tokens=48,
         ),
         DemoJob(
             id=f"document-{run}",
             title="A document too long for any edge model here: escalated to the cloud",
-            shown=f"Summarise this maintenance log: {_DOCUMENT_LINES} lines ...",
             question=_long_document(),
             max_tokens=96,
             streams=True,
         ),
     )
-
-
-def _by_example(examples: tuple[tuple[str, str], ...], text: str) -> list[dict[str, str]]:
-    turns = []
-    for said, answer in examples:
-        turns += [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
-    return [*turns, {"role": "user", "content": text}]
 
 
 def _long_document() -> str:

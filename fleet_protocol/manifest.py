@@ -12,7 +12,7 @@ import msgspec
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
-DEFAULT_MODEL = "smollm2-135m-instruct-int8"
+DEFAULT_MODEL = "smollm2-135m-device-int8"
 """What every program takes that is told no other; also in `edge_worker/example.toml`."""
 
 

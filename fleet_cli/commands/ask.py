@@ -21,7 +21,7 @@ from fleet_protocol.messages import Escalate, JobResult, OutputFormat
 
     \b
     Examples:
-      fleet ask "How many days are in a week?"
+      fleet ask "At what temperature does water boil?"
       fleet ask --stream "What does a thermostat do?"
       fleet ask --json --escalate never "Name three primary colors."
       fleet ask --choices leak,motion,smoke "Classify: water under the sink."

@@ -24,6 +24,7 @@ from models.errors import CheckpointError, ChecksumError
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _HINT: Final = "save it with PEFT, as a plain LoRA adapter of the layers' projections"
+_SAME: Final = 1e-9
 _TENSOR: Final = re.compile(
     r"^base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_(A|B)(?:\.default)?\.weight$"
 )
@@ -70,11 +71,18 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_plain(self) -> bool:
         """Whether B @ A, all with one scale, is all there is to it."""
-        others = (self.rank_pattern, self.alpha_pattern, self.modules_to_save)
+        ranks, alphas = self.rank_pattern or {}, self.alpha_pattern or {}
+        has_one_scale = ranks.keys() == alphas.keys() and all(
+            rank > 0 and abs(alphas[name] / rank - self.lora_alpha / self.r) < _SAME
+            for name, rank in ranks.items()
+        )
         return (
             self.peft_type == "LORA"
             and self.bias == "none"
-            and not (self.use_dora or self.fan_in_fan_out or any(others))
+            and self.r > 0
+            and has_one_scale
+            and not (ranks and self.use_rslora)
+            and not (self.use_dora or self.fan_in_fan_out or self.modules_to_save)
         )
 
 
@@ -90,10 +98,9 @@ class Adapter:
         """Read it; raises CheckpointError where it is none, or more than plain LoRA."""
         self._tensors = TensorFolder(folder, hint=_HINT)
         config = self._config(folder)
-        if not config.is_plain or config.r < 1:
+        if not config.is_plain:
             raise self._tensors.broken("is not a plain LoRA adapter")
         self.scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-        self._rank = config.r
         self._stored: dict[str, dict[str, str]] = {}
         for stored in sorted(self._tensors.names):
             self._file(stored)
@@ -106,7 +113,7 @@ class Adapter:
         machine merges the same weights, bit for bit.
         """
         down, up = (half.astype(np.float64) for half in self._halves(name))
-        wanted = ((self._rank, shape[-1]), (shape[0], self._rank))
+        wanted = ((len(down), shape[-1]), (shape[0], len(down)))
         if (down.shape, up.shape) != wanted:
             raise self._tensors.broken(
                 f"changes {name} by {up.shape} x {down.shape}, but it has the shape {shape}"

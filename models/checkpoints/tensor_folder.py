@@ -22,7 +22,20 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
 }
+
+
+def _eight_bit_floats() -> Float32Array:
+    """Return the numbers that the 256 codes of FP8 E4M3 stand for (arXiv 2209.05433)."""
+    codes = np.arange(256)
+    exponents, parts = codes >> 3 & 15, codes & 7
+    sizes = np.where(exponents == 0, parts * 2.0**-9, (1 + parts / 8) * 2.0 ** (exponents - 7))
+    sizes[[127, 255]] = np.nan
+    return np.asarray(np.where(codes < 128, sizes, -sizes), np.float32)
+
+
+EIGHT_BIT_FLOATS: Final = _eight_bit_floats()
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -70,6 +83,8 @@ class TensorFolder:
         if tensor.dtype == "BF16":
             # A bfloat16 is the upper half of a float32.
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        elif tensor.dtype == "F8_E4M3":
+            raw = EIGHT_BIT_FLOATS[raw]
         return np.asarray(raw.astype(np.float32).reshape(tensor.shape))
 
     def broken(self, what: str) -> CheckpointError:

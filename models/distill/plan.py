@@ -18,7 +18,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         step_tokens: Tokens of prompts and answers an update is computed from, about.
         whole: Let the layers' matrices themselves learn, and cut their change to `rank` in the end;
             else two narrow matrices beside each of them learn (LoRA).
-        rank: Of the two matrices that stand for a change of one.
+        rank: Of the two matrices that stand for a change of one; with `megabytes`, the most.
+        megabytes: Largest file for the adapter: of the directions of all matrices, those that do
+            most are kept, in 8-bit floats. None: `rank` of each, in 16-bit floats.
         alpha: The change is scaled by alpha / rank.
         learning_rate: Highest; it rises over `warmup_steps` and then falls as a cosine to a tenth.
         keep: Families whose answers are also held close to the teacher's distributions, or to the
@@ -33,6 +35,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     step_tokens: Positive = 2_048
     whole: bool = False
     rank: Positive = 16
+    megabytes: Annotated[float, msgspec.Meta(gt=0.2)] | None = None
     alpha: Positive = 32
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 8e-4
     warmup_steps: Positive = 40

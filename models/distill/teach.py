@@ -111,7 +111,7 @@ class Teaching:
         self._teacher = teacher
 
     def run(self, source: Path, text: TextParts, out: Path, progress: Progress) -> TeachReport:
-        """Learn, and write the adapter in 16-bit floats to the folder `out`.
+        """Learn, and write the adapter to the folder `out`.
 
         With families of a user's own, learning goes on from the recipe's adapter.
 

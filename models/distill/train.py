@@ -148,7 +148,7 @@ class Trainer:
         self._learner.begin_with(Adapter(folder))
 
     def save_adapter(self, folder: Path, *, merged: LowRank | None = None) -> None:
-        """Write what was learnt as PEFT writes an adapter, in 16-bit floats.
+        """Write what was learnt as PEFT writes an adapter.
 
         Args:
             folder: Filled with two files.
@@ -159,7 +159,7 @@ class Trainer:
         ours = self._learner.change([_pad(part)[:2] for part in parts])
         whole = ours if merged is None else combine_adapters(merged, ours)
         scale = self._training.alpha / self._training.rank
-        write_adapter(folder, whole, scale=scale)
+        write_adapter(folder, whole, scale=scale, megabytes=self._training.megabytes)
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

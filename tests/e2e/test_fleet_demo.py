@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 KEYS = {"job", "prompt_chars", "answered_by", "reason", "worker", "text", "timing_ms"}
+ON_THE_EDGE = ("question", "command", "classification", "extraction", "threshold")
 
 
 @pytest.mark.model
@@ -29,13 +30,24 @@ def test_the_demo_answers_on_the_edge_escalates_what_is_too_long_and_ends(tmp_pa
     )
     assert done.returncode == 0, done.stderr
     jobs = {job["job"]: job for job in map(json.loads, done.stdout.splitlines())}
-    assert list(jobs) == ["question", "classification", "extraction", "document"]
+    assert list(jobs) == [*ON_THE_EDGE, "refusal", "document"]
     assert all(set(job) >= KEYS for job in jobs.values())
-    for name in ("question", "classification", "extraction"):
+    for name in ON_THE_EDGE:
         assert jobs[name]["answered_by"] == "edge", jobs[name]
-    assert "red" in jobs["question"]["text"].lower()
-    assert jobs["classification"]["text"] == "ERROR"
-    assert jobs["extraction"]["text"] == "sensor=7 value=4"
+    assert "smoke" in jobs["question"]["text"].lower()
+    assert json.loads(jobs["command"]["text"]) == {
+        "device": "hallway lamp",
+        "action": "set",
+        "value": 40,
+    }
+    assert jobs["classification"]["text"] == "error"
+    assert json.loads(jobs["extraction"]["text"]) == {
+        "room": "cold store",
+        "temperature": 4.5,
+        "humidity": 81,
+    }
+    assert jobs["threshold"]["text"] == "yes"
+    assert (jobs["refusal"]["answered_by"], jobs["refusal"]["reason"]) == ("cloud", "unsupported")
     assert (jobs["document"]["answered_by"], jobs["document"]["reason"]) == ("cloud", "too_long")
     assert jobs["document"]["simulated"] is True
     assert "SIMULATOR" in done.stderr

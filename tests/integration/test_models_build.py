@@ -35,8 +35,8 @@ def artefact() -> Path:
 def test_the_built_model_is_sound_and_answers_its_golden_prompts(artefact: Path) -> None:
     report = verify_artefact(artefact)
     texts = {golden.messages[-1][1]: golden.expect_text for golden in report.golden}
-    assert "cold" in texts["What is the opposite of hot?"]
-    assert "7 days" in texts["How many days are in a week?"]
+    assert texts["What will the share price be tomorrow?"] == "I cannot answer that here."
+    assert "100" in texts["At what temperature does water boil?"]
 
 
 def test_the_graph_a_board_loads_takes_a_quarter_of_fp32_and_two_percent(artefact: Path) -> None:
