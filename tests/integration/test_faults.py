@@ -11,7 +11,13 @@ from tests.integration.link import Link
 
 pytestmark = [pytest.mark.model, pytest.mark.broker, pytest.mark.timeout(180)]
 
-LONG = {"prompt": "Tell me a story about a lighthouse.", "max_tokens": 100, "stream": True}
+# Sixty words, whatever the model thinks of it: an answer that takes its time.
+LONG = {
+    "prompt": "Words, please.",
+    "output": {"regex": "(?:[a-z]{2,6} ){60}"},
+    "max_tokens": 400,
+    "stream": True,
+}
 SHORT = {"prompt": "Name three colours.", "max_tokens": 12, "escalate": "never"}
 
 
