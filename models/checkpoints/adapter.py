@@ -17,7 +17,7 @@ import numpy.typing as npt
 from models.cache import hash_file, hash_key
 from models.catalog import AdapterSource
 from models.checkpoints.checkpoint import Checkpoint, DecoderShape, Float32Array, layer_weight
-from models.checkpoints.hf_config import HF_LAYER_NAMES
+from models.checkpoints.hf_config import PROJECTIONS
 from models.checkpoints.tensor_folder import TensorFolder
 from models.errors import CheckpointError, ChecksumError
 
@@ -28,18 +28,13 @@ _SAME: Final = 1e-9
 _TENSOR: Final = re.compile(
     r"^base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_(A|B)(?:\.default)?\.weight$"
 )
-_PARTS: Final = {
-    stored.removesuffix(".weight"): name
-    for name, stored in HF_LAYER_NAMES.items()
-    if stored.endswith("_proj.weight")
-}
+_PARTS: Final = {module: part for part, module in PROJECTIONS.items()}
 
 
 def tensor_name(name: str, half: str) -> str:
     """Return what PEFT calls the half `A` or `B` of the change of a layer's matrix."""
     _, layer, part = name.split(".")
-    module = HF_LAYER_NAMES[part].removesuffix(".weight")
-    return f"base_model.model.model.layers.{layer}.{module}.lora_{half}.weight"
+    return f"base_model.model.model.layers.{layer}.{PROJECTIONS[part]}.lora_{half}.weight"
 
 
 def tensor_of(stored: str) -> tuple[str, str]:

@@ -30,6 +30,12 @@ HF_LAYER_NAMES: Final[dict[str, str]] = {
     "up": "mlp.up_proj.weight",
     "down": "mlp.down_proj.weight",
 }
+PROJECTIONS: Final[dict[str, str]] = {
+    part: stored.removesuffix(".weight")
+    for part, stored in HF_LAYER_NAMES.items()
+    if stored.endswith("_proj.weight")
+}
+"""The layer's matrices, as modules of transformers."""
 # Where a layer has four norms, the same name means another one.
 _SANDWICH_NAMES: Final[dict[str, str]] = {
     "post_attention_norm": "post_attention_layernorm.weight",

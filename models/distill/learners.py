@@ -5,9 +5,9 @@ Either ends as an adapter: pairs of narrow matrices that stand for the change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,17 +20,11 @@ from peft import (
 
 from models.checkpoints.adapter import Adapter, tensor_name, tensor_of
 from models.checkpoints.checkpoint import layer_weight
-from models.checkpoints.hf_config import HF_LAYER_NAMES
+from models.checkpoints.hf_config import PROJECTIONS
 from models.distill.cut import cut_change
 from models.distill.low_rank import LowRank
 from models.distill.plan import Training
 from models.errors import CheckpointError
-
-_PROJECTIONS: Final = {
-    part: stored.removesuffix(".weight")
-    for part, stored in HF_LAYER_NAMES.items()
-    if stored.endswith("_proj.weight")
-}
 
 
 class Learner(Protocol):
@@ -70,7 +64,7 @@ class NarrowLearner:
         config = LoraConfig(
             r=training.rank,
             lora_alpha=training.alpha,
-            target_modules=[module.rpartition(".")[2] for module in _PROJECTIONS.values()],
+            target_modules=[module.rpartition(".")[2] for module in PROJECTIONS.values()],
             layers_to_transform=None if training.layers is None else _upper(model, training),
             task_type="CAUSAL_LM",
         )
@@ -125,7 +119,7 @@ class WholeLearner:
         self._modules = {
             layer_weight(layer, part): model.model.layers[layer].get_submodule(module)
             for layer in range(model.config.num_hidden_layers)
-            for part, module in _PROJECTIONS.items()
+            for part, module in PROJECTIONS.items()
         }
         learning = set(_upper(model, training))
         self._first = {name: _weight(module).clone() for name, module in self._modules.items()}
@@ -159,19 +153,28 @@ class WholeLearner:
 
     def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
         """Cut the change of every matrix to the rank, by what the sample sends through it."""
-        powers = self._powers(sample)
-        pairs = {}
-        for name, module in self._modules.items():
-            change = (_weight(module) - self._first[name]).numpy()
-            if change.any():
-                pairs[name] = cut_change(change, powers[name].double().numpy(), self._rank)
-        return pairs
+        changed = {
+            name: module
+            for name, module in self._modules.items()
+            if not torch.equal(_weight(module), self._first[name])
+        }
+        powers = self._powers(changed, sample)
+        return {
+            name: cut_change(
+                (_weight(module) - self._first[name]).numpy(),
+                powers[name].double().numpy(),
+                self._rank,
+            )
+            for name, module in changed.items()
+        }
 
-    def _powers(self, sample: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-        """Return the mean of x x^T over the inputs x of each matrix."""
+    def _powers(
+        self, modules: Mapping[str, Any], sample: Sequence[tuple[Any, Any]]
+    ) -> dict[str, Any]:
+        """Return the mean of x x^T over the inputs x of each of these matrices."""
         powers: dict[str, Any] = {
             name: torch.zeros(module.in_features, module.in_features)
-            for name, module in self._modules.items()
+            for name, module in modules.items()
         }
         read = torch.empty(0, dtype=torch.bool)
 
@@ -181,7 +184,7 @@ class WholeLearner:
 
         hooks = [
             module.register_forward_pre_hook(lambda _, inputs, name=name: add(name, inputs))
-            for name, module in self._modules.items()
+            for name, module in modules.items()
         ]
         count = 0
         with torch.no_grad():

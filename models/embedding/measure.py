@@ -6,7 +6,6 @@ Run by `models.embedding.build` as `python -m models.embedding.measure GRAPH TOK
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,13 +15,11 @@ import msgspec
 
 from models.embedding.runner import EncoderRunner, plain_tokenizer
 from models.embedding.sentences import load_pairs, sentences_of
-from models.errors import VerificationError
-from models.proof.measure import peak_bytes
+from models.proof.measure import peak_bytes, run_apart
 
 _BATCH: Final = 16
 _SENTENCES: Final = 48
 _LONG_WORDS: Final = 120
-_DEADLINE_S: Final = 300
 
 
 class EncoderCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,18 +41,9 @@ class EncoderCost(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(graph: Path, tokenizer: Path, *, max_tokens: int) -> EncoderCost:
     """Measure in a child process; raises VerificationError where it does not run."""
-    command = [sys.executable, "-m", "models.embedding.measure"]
-    command += [str(graph), str(tokenizer), str(max_tokens)]
-    try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command, capture_output=True, check=True, text=True, timeout=_DEADLINE_S
-        )
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or "").strip().rpartition("\n")[2] or f"exit code {error.returncode}"
-        raise _not_run(said) from error
-    except subprocess.TimeoutExpired as error:
-        raise _not_run(f"no end after {_DEADLINE_S} s") from error
-    return msgspec.json.decode(done.stdout, type=EncoderCost)
+    arguments = (str(graph), str(tokenizer), str(max_tokens))
+    found = run_apart("models.embedding.measure", *arguments, what="encoder", needs_mb=300)
+    return msgspec.json.decode(found, type=EncoderCost)
 
 
 def measure_here(graph: Path, tokenizer: Path, *, max_tokens: int) -> EncoderCost:
@@ -83,13 +71,6 @@ def _time_ms(runner: EncoderRunner, texts: list[str]) -> float:
     began = time.perf_counter()
     runner.embed(texts, batch=len(texts))
     return (time.perf_counter() - began) * 1000
-
-
-def _not_run(why: str) -> VerificationError:
-    return VerificationError(
-        f"the encoder did not run in a process of its own: {why}",
-        hint="check that 300 MB of memory are free and run the same command again",
-    )
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from models.checkpoints.checkpoint import Float32Array
-from models.errors import CheckpointError, VerificationError
-
-_QUIET: Final = 3
+from models.errors import CheckpointError
+from models.proof.runner import open_session
 
 
 def plain_tokenizer(tokenizer_json: str, *, max_tokens: int) -> Tokenizer:
@@ -38,17 +35,7 @@ class EncoderRunner:
     """A loaded graph with its tokenizer."""
 
     def __init__(self, graph: Path, tokenizer: Tokenizer) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        try:
-            self._session = ort.InferenceSession(
-                str(graph), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            # onnxruntime's errors share no base but Exception.
-            raise VerificationError(
-                f"{graph.name} does not load: {error}", hint="build the artefact again"
-            ) from error
+        self._session = open_session(graph)
         self._tokenizer = tokenizer
 
     def tokens(self, text: str) -> list[int]:

@@ -44,23 +44,44 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 def measure(graph: Path, architecture: Architecture, *, context_tokens: int) -> Measurement:
     """Measure in a child process; raises VerificationError where it does not run."""
     shape = msgspec.json.encode(architecture).decode()
-    command = [sys.executable, "-m", "models.proof.measure", str(graph), shape, str(context_tokens)]
+    found = run_apart(
+        "models.proof.measure", str(graph), shape, str(context_tokens), what="graph", needs_mb=500
+    )
+    return msgspec.json.decode(found, type=Measurement)
+
+
+def run_apart(module: str, *arguments: str, what: str, needs_mb: int) -> str:
+    """Run a module in a process of its own and return what it writes.
+
+    Args:
+        module: Run as `python -m` does.
+        arguments: Its own.
+        what: Is measured, for the error.
+        needs_mb: Memory that must be free, for the error.
+
+    Raises:
+        VerificationError: It fails, or takes longer than five minutes.
+    """
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command, capture_output=True, check=True, text=True, timeout=_DEADLINE_S
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=_DEADLINE_S,
         )
     except subprocess.CalledProcessError as error:
         said = (error.stderr or "").strip().rpartition("\n")[2] or f"exit code {error.returncode}"
-        raise _not_run(said) from error
+        raise _not_run(what, needs_mb, said) from error
     except subprocess.TimeoutExpired as error:
-        raise _not_run(f"no end after {_DEADLINE_S} s") from error
-    return msgspec.json.decode(done.stdout, type=Measurement)
+        raise _not_run(what, needs_mb, f"no end after {_DEADLINE_S} s") from error
+    return done.stdout
 
 
-def _not_run(why: str) -> VerificationError:
+def _not_run(what: str, needs_mb: int, why: str) -> VerificationError:
     return VerificationError(
-        f"the graph did not run in a process of its own: {why}",
-        hint="check that 500 MB of memory are free and run the same command again",
+        f"the {what} did not run in a process of its own: {why}",
+        hint=f"check that {needs_mb} MB of memory are free and run the same command again",
     )
 
 

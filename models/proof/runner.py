@@ -61,23 +61,26 @@ def counted_tokens(tokens: int, *, guide: Guide | None, spare_tokens: int) -> in
     return tokens - (min(guide.hidden_tokens, spare_tokens) if guide is not None else 0)
 
 
+def open_session(graph: Path) -> ort.InferenceSession:
+    """Load a graph for the CPU, quietly; raises VerificationError where it does not load."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    try:
+        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime's errors share no base but Exception.
+        raise VerificationError(
+            f"{graph.name} does not load: {error}", hint="build the artefact again"
+        ) from error
+
+
 class GraphRunner:
     """A loaded graph with a key-value cache of `rows` rows."""
 
     def __init__(
         self, graph: Path, architecture: Architecture, *, rows: int = 1, max_len: int = 512
     ) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        try:
-            self._session = ort.InferenceSession(
-                str(graph), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            # onnxruntime's errors share no base but Exception.
-            raise VerificationError(
-                f"{graph.name} does not load: {error}", hint="build the artefact again"
-            ) from error
+        self._session = open_session(graph)
         self.rows, self.max_len = rows, max_len
         self._vocab = architecture.vocab
         shape = (rows, architecture.kv_heads, max_len, architecture.head_dim)
