@@ -18,7 +18,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 
-from models.checkpoints.adapter import Adapter, tensor_name, tensor_of
+from models.checkpoints.adapter import tensor_name, tensor_of
 from models.checkpoints.checkpoint import layer_weight
 from models.checkpoints.hf_config import PROJECTIONS
 from models.distill.cut import cut_change
@@ -41,7 +41,7 @@ class Learner(Protocol):
     def unlearnt(self) -> AbstractContextManager[None]:
         """Within it, the decoder is as it was before."""
 
-    def begin_with(self, adapter: Adapter) -> None:
+    def begin_with(self, adapter: LowRank) -> None:
         """Take an adapter as learnt; raises CheckpointError where it does not fit."""
 
     def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
@@ -78,12 +78,11 @@ class NarrowLearner:
         without: AbstractContextManager[None] = self._model.disable_adapter()
         return without
 
-    def begin_with(self, adapter: Adapter) -> None:
+    def begin_with(self, adapter: LowRank) -> None:
         """Take its values as the first ones."""
         ours = get_peft_model_state_dict(self._model)
         theirs = {}
-        for name in adapter.names:
-            down, up = adapter.factors(name)
+        for name, (down, up) in adapter.items():
             theirs[tensor_name(name, "A")] = torch.from_numpy(down)
             theirs[tensor_name(name, "B")] = torch.from_numpy(up / self._scale)
         if {name: part.shape for name, part in ours.items()} != {
@@ -91,7 +90,7 @@ class NarrowLearner:
         }:
             raise CheckpointError(
                 "the adapter is of another rank, of other layers, or of another model",
-                hint="give [distill.training] the rank and layers of that adapter",
+                hint="give [distill.training] that adapter's rank and layers, or `whole = true`",
             )
         set_peft_model_state_dict(self._model, theirs)
 
@@ -139,11 +138,10 @@ class WholeLearner:
             for name, module in self._modules.items():
                 module.weight.data = now[name]
 
-    def begin_with(self, adapter: Adapter) -> None:
+    def begin_with(self, adapter: LowRank) -> None:
         """Add it to the weights; it may be of any rank."""
         with torch.no_grad():
-            for name in adapter.names:
-                down, up = adapter.factors(name)
+            for name, (down, up) in adapter.items():
                 if name not in self._modules or self._first[name].shape != (len(up), down.shape[1]):
                     raise CheckpointError(
                         f"the adapter changes {name}, which the model has not in that shape",

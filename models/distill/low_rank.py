@@ -1,9 +1,4 @@
-"""LoRA adapters as pairs of matrices: added, cut down to the layers of a student, written.
-
-Two adapters side by side are one of the sum of their ranks: A1 over A2 and B1 beside B2 give
-B1 @ A1 + B2 @ A2. So a student that begins with an adapter in its weights and learns another one
-ends with one adapter for the checkpoint that both began with.
-"""
+"""LoRA adapters as pairs of matrices: read, cut down to the layers of a student, written."""
 
 from __future__ import annotations
 
@@ -44,18 +39,6 @@ def of_layers(adapter: LowRank, keep: Sequence[int]) -> LowRank:
         if int(layer) in places:
             kept[layer_weight(places[int(layer)], part)] = pair
     return kept
-
-
-def combine_adapters(first: LowRank, second: LowRank) -> LowRank:
-    """Return the adapter that adds what both add."""
-    together = dict(first)
-    for name, (down, up) in second.items():
-        if name not in first:
-            together[name] = (down, up)
-            continue
-        above, beside = first[name]
-        together[name] = (np.concatenate([above, down]), np.concatenate([beside, up], axis=1))
-    return together
 
 
 def fit_adapter(adapter: LowRank, size_bytes: int) -> LowRank:

@@ -14,7 +14,6 @@ from models.catalog import AdapterSource, Recipe
 from models.checkpoints.adapter import ADAPTER_WEIGHTS, Adapter, adapter_folder
 from models.checkpoints.checkpoint import Checkpoint, SourceModel, TextParts
 from models.checkpoints.weights import (
-    PrunedCheckpoint,
     hash_weights,
     open_source,
     recipe_checkpoint,
@@ -81,14 +80,12 @@ class _Beginning(msgspec.Struct, frozen=True, kw_only=True):
     """What a run begins with.
 
     Attributes:
-        checkpoint: The student's weights.
-        merged: The adapter that is in them already, to be part of the one that is written.
-        adapter: The folder of an adapter that is learnt further.
+        checkpoint: The student's bare weights: what is learnt is a change of them.
+        adapter: Taken as learnt already.
     """
 
     checkpoint: Checkpoint
-    merged: LowRank | None = None
-    adapter: Path | None = None
+    adapter: LowRank | None = None
 
 
 class Teaching:
@@ -133,7 +130,7 @@ class Teaching:
                 trainer.begin_with(start.adapter)
             trainer.run(Lessons(text, training).batches(examples))
         with writing(out), fresh_folder(out) as folder:
-            trainer.save_adapter(folder, merged=start.merged)
+            trainer.save_adapter(folder)
         weights = out / ADAPTER_WEIGHTS
         return TeachReport(
             adapter=str(out),
@@ -150,28 +147,22 @@ class Teaching:
         """Return what the student begins with.
 
         With families of a user's own: the recipe's adapter. Else a student of the teacher's layers
-        has the teacher's. An adapter is merged and not learnt further where there is a teacher, as
-        the student's has a rank of its own.
+        has the teacher's.
         """
-        own = self._recipe.adapter if self._families else None
         bare = recipe_checkpoint(msgspec.structs.replace(self._recipe, adapter=None), source)
-        if self._teacher is None or taught_by is None:
-            folder = None if own is None else adapter_folder(own)
-            return _Beginning(checkpoint=bare, adapter=folder)
-        if bare.shape.vocab != taught_by.shape.vocab:
+        if taught_by is not None and bare.shape.vocab != taught_by.shape.vocab:
             raise RecipeError(
-                f"the teacher {self._teacher.name} has another vocabulary",
+                "the teacher has another vocabulary",
                 hint="name one of the same tokenizer, or let it answer: models ask-teacher",
             )
-        if own is not None:
-            return _Beginning(checkpoint=recipe_checkpoint(self._recipe, source), merged=_read(own))
-        if self._teacher.adapter is None or self._teacher.source != self._recipe.source:
-            return _Beginning(checkpoint=bare)
-        places = self._places(self._teacher, bare.shape.layers)
-        return _Beginning(
-            checkpoint=PrunedCheckpoint(taught_by, places),
-            merged=of_layers(_read(self._teacher.adapter), places),
-        )
+        adapter = None
+        if self._families and self._recipe.adapter is not None:
+            adapter = _read(self._recipe.adapter)
+        elif self._teacher is not None and self._teacher.source == self._recipe.source:
+            places = self._places(self._teacher, bare.shape.layers)
+            if self._teacher.adapter is not None:
+                adapter = of_layers(_read(self._teacher.adapter), places)
+        return _Beginning(checkpoint=bare, adapter=adapter)
 
     def _places(self, teacher: Recipe, layers: int) -> tuple[int, ...]:
         """Return where the student's layers are among the teacher's of the same checkpoint."""

@@ -20,10 +20,9 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 
-from models.checkpoints.adapter import Adapter
 from models.distill.learners import make_learner
 from models.distill.lessons import Lesson, split_by_length
-from models.distill.low_rank import LowRank, combine_adapters, write_adapter
+from models.distill.low_rank import LowRank, write_adapter
 from models.distill.plan import Training
 from models.progress import Progress
 
@@ -139,27 +138,20 @@ class Trainer:
         )
         return training.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
-    def begin_with(self, folder: Path) -> None:
+    def begin_with(self, adapter: LowRank) -> None:
         """Take an adapter as learnt.
 
         Raises:
             CheckpointError: It does not fit the model, or what of it learns.
         """
-        self._learner.begin_with(Adapter(folder))
+        self._learner.begin_with(adapter)
 
-    def save_adapter(self, folder: Path, *, merged: LowRank | None = None) -> None:
-        """Write what was learnt as PEFT writes an adapter.
-
-        Args:
-            folder: Filled with two files.
-            merged: An adapter that the model's weights hold already; what is written is the sum
-                of both.
-        """
+    def save_adapter(self, folder: Path) -> None:
+        """Fill a folder with the two files of an adapter, as PEFT writes it."""
         parts = [part for batch in self._read for part in split_by_length(batch)]
-        ours = self._learner.change([_pad(part)[:2] for part in parts])
-        whole = ours if merged is None else combine_adapters(merged, ours)
+        learnt = self._learner.change([_pad(part)[:2] for part in parts])
         scale = self._training.alpha / self._training.rank
-        write_adapter(folder, whole, scale=scale, megabytes=self._training.megabytes)
+        write_adapter(folder, learnt, scale=scale, megabytes=self._training.megabytes)
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from models.checkpoints.gguf_reader import GgufSource  # noqa: E402
 from models.checkpoints.tiny import TinyCheckpoint, write_tiny_gguf  # noqa: E402
 from models.distill.example import Example  # noqa: E402
 from models.distill.lessons import Lesson, Lessons  # noqa: E402
+from models.distill.low_rank import read_low_rank  # noqa: E402
 from models.distill.plan import Training  # noqa: E402
 from models.distill.student import load_student  # noqa: E402
 from models.distill.train import Trainer  # noqa: E402
@@ -119,7 +120,7 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path, further: Training) -> Non
     weights(tmp_path, first, "adapter")
 
     second = trainer(tmp_path, "second", further)
-    second.begin_with(tmp_path / "adapter")
+    second.begin_with(read_low_rank(Adapter(tmp_path / "adapter")))
 
     batch = next(batches(text, TRAINING))
     assert second.update(batch) == pytest.approx(first.update(batch), abs=0.05)
@@ -147,7 +148,7 @@ def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
     other = trainer(tmp_path, "other", msgspec.structs.replace(TRAINING, rank=8))
 
     with pytest.raises(CheckpointError):
-        other.begin_with(tmp_path / "adapter")
+        other.begin_with(read_low_rank(Adapter(tmp_path / "adapter")))
 
 
 def test_whole_matrices_learn_and_end_as_an_adapter(tmp_path: Path) -> None:
