@@ -60,7 +60,10 @@ class RequestMalformed(msgspec.Struct, frozen=True):
     message: str
 
 
-Intaken: TypeAlias = e.AnyEvent | EchoAsked | JobsListed | CostsAsked | RequestMalformed
+Inquiry: TypeAlias = JobsListed | CostsAsked | RequestMalformed
+"""What the store answers, past the engine."""
+
+Intaken: TypeAlias = e.AnyEvent | EchoAsked | Inquiry
 
 
 class _Named(msgspec.Struct):

@@ -17,26 +17,20 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from cloud_dispatcher.bills import cost_row
 from cloud_dispatcher.completions import CompletionLane
 from cloud_dispatcher.core import events as e
-from cloud_dispatcher.core.admin import view_of
 from cloud_dispatcher.core.commands import StartCompletion
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.outbox import UNHEARD
 from cloud_dispatcher.core.spending import day_of
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
+from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
-from cloud_dispatcher.intake import CostsAsked, EchoAsked, Intake, JobsListed, RequestMalformed
+from cloud_dispatcher.intake import EchoAsked, Intake
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.observers import FleetFigures
-from cloud_dispatcher.ports import (
-    CompletionProvider,
-    JobQuery,
-    JobStore,
-    Observer,
-)
+from cloud_dispatcher.ports import CompletionProvider, JobStore, Observer
 from cloud_dispatcher.presence import presence_of
 from cloud_dispatcher.publisher import Publisher
 from cloud_dispatcher.turn import Turn
@@ -114,6 +108,13 @@ class DispatcherService:
         )
         self._stopping = asyncio.Event()
         self._insistence = Insistence(self._publisher, clock=outside.clock, stopping=self._stopping)
+        self._inquiries = Inquiries(
+            outside.store,
+            self._insistence,
+            engine=engine,
+            provider=outside.provider,
+            clock=outside.clock,
+        )
         self._inbox: list[Arrival] = []
         self._arrived = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -351,7 +352,8 @@ class DispatcherService:
             await self._insistence.on(lambda: self._store.commit(jobs, spends))
         self._tell(turn)
         for request in turn.requests:
-            await self._answer(request)
+            reply = await self._inquiries.answer(request)
+            self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
 
     def _tell(self, turn: Turn) -> None:
         self._outside.bus.acknowledge(turn.deliveries)
@@ -365,40 +367,6 @@ class DispatcherService:
         for event, decided, now_ms in turn.decided:
             for observer in self._observers:
                 observer.observe(event, decided, now_ms)
-
-    # ---------------------------------------------------------------- past the engine
-
-    async def _answer(self, request: JobsListed | CostsAsked | RequestMalformed) -> None:
-        """Answer an operator's request that the engine has no part in."""
-        if isinstance(request, RequestMalformed):
-            reply = m.AdminReply(
-                req=request.req, ok=False, code=request.code, message=request.message
-            )
-        elif isinstance(request, CostsAsked):
-            reply = await self._costs(request.request)
-        else:
-            asked = request.request
-            query = JobQuery(
-                status=asked.status,
-                device=None if asked.device is None else m.DeviceId(asked.device),
-                dead=asked.dead,
-                limit=asked.limit,
-            )
-            jobs = await self._insistence.on(lambda: self._store.select(query))
-            reply = m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
-        self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
-
-    async def _costs(self, asked: m.AdminRequest) -> m.AdminReply:
-        now_ms = self._clock()
-        since_day = day_of(now_ms) - asked.days + 1
-        spends = await self._insistence.on(lambda: self._store.spending(since_day=since_day))
-        return m.AdminReply(
-            req=asked.req,
-            ok=True,
-            costs=tuple(cost_row(spend) for spend in spends),
-            budgets=self._engine.budgets(now_ms),
-            endpoints=self._outside.provider.endpoints,
-        )
 
     def _publish_presence(self, status: m.DispatcherStatus) -> None:
         presence = presence_of(self._outside.epoch, status, since_at_ms=self._clock())
@@ -440,11 +408,3 @@ def _informed(
     if type(event) is e.AdminAsked:
         return replace(event, found=found[event.request.job])
     return event
-
-
-def _row(job: Job) -> m.JobView:
-    """A job in a list: its texts stay out, `jobs.show` has them."""
-    view = view_of(job)
-    if view.result is None:
-        return view
-    return replace(view, result=replace(view.result, text=""))

@@ -17,7 +17,7 @@ from cloud_dispatcher.core.commands import (
 from cloud_dispatcher.core.events import AnyEvent
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
-from cloud_dispatcher.intake import CostsAsked, JobsListed, RequestMalformed
+from cloud_dispatcher.intake import Inquiry
 from fleet_protocol.bus import Delivery
 from fleet_protocol.messages import JobKey
 
@@ -38,7 +38,7 @@ class Turn:
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
-        self.requests: list[JobsListed | CostsAsked | RequestMalformed] = []
+        self.requests: list[Inquiry] = []
         self.decided: list[tuple[AnyEvent, Sequence[AnyCommand], int]] = []
         self.saves: dict[JobKey, Job] = {}
         self.spends: list[Spend] = []

@@ -5,26 +5,25 @@ All SQL is in `queries/jobs.sql`. One connection, used by one named thread.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from msgspec.structs import FieldInfo, fields
 from sqlite_utils import Database, Migrations
 
+from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
 from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
-from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
+from cloud_dispatcher.ports import JobQuery
 from fleet_protocol.errors import ConfigError, FleetError
 from fleet_protocol.messages import (
     DeviceId,
@@ -40,7 +39,6 @@ from fleet_protocol.messages import (
 Synchronous = Literal["full", "normal"]
 """`full`: every commit is on the disk. `normal`: a power cut may take the last few commits."""
 
-_R = TypeVar("_R")
 _MIGRATION_SET: Final = "cloud_dispatcher.jobs"
 _STEPS: Final = frozenset({"001_jobs", "002_spending"})
 _WRITE_ORDER: Final = (
@@ -48,16 +46,6 @@ _WRITE_ORDER: Final = (
     "upsert_result",
 )  # fmt: skip
 _RARE: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
-_HINTS: Final = {
-    sqlite3.SQLITE_FULL: "free some disk space; it goes on by itself",
-    sqlite3.SQLITE_BUSY: "another program holds the file: end it; it goes on by itself",
-    sqlite3.SQLITE_LOCKED: "another program holds the file: end it; it goes on by itself",
-    sqlite3.SQLITE_READONLY: "give the dispatcher's user write access to the file and its folder",
-    sqlite3.SQLITE_PERM: "give the dispatcher's user write access to the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "check that the folder exists and may be written",
-    sqlite3.SQLITE_IOERR: "check the disk and its mount",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged: stop, recover it with `sqlite3 FILE .recover`",
-}
 
 _OWN_COLUMNS: Final = frozenset({
     "key", "device", "id", "submit", "status", "received_at_ms", "finished_at_ms", "attempt",
@@ -118,52 +106,6 @@ def _migrations() -> Migrations:
     return steps
 
 
-class _Connection:
-    """One connection and the one named thread that uses it."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._conn: sqlite3.Connection | None = None
-
-    async def open(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        """Connect; raises as `run` does."""
-
-        def work() -> None:
-            self._conn = connect()
-
-        await self._in_thread(work)
-
-    async def run(self, work: Callable[[sqlite3.Connection], _R]) -> _R:
-        """Do something with the connection.
-
-        Raises:
-            StoreUnavailableError: It may work later.
-            ConfigError: The file is no database.
-        """
-        return await self._in_thread(lambda: work(self._opened()))
-
-    async def close(self) -> None:
-        """Disconnect; a second time: no effect."""
-        if self._conn is not None:
-            await self._in_thread(self._conn.close)
-            self._conn = None
-        self._executor.shutdown(wait=False)
-
-    async def _in_thread(self, work: Callable[[], _R]) -> _R:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-            raise  # a defect of ours: to wait for it to pass would be to wait for ever
-        except (sqlite3.Error, OSError) as error:
-            raise _mapped(error, self._path) from error
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._conn is None:
-            raise sqlite3.ProgrammingError("the store is not open")
-        return self._conn
-
-
 class SqliteJobStore:
     """A JobStore in one file. Its folder is made if it is missing; only we may read the file.
 
@@ -176,8 +118,8 @@ class SqliteJobStore:
         self.path = path
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
-        self._writer = _Connection(path, "job-store-write")
-        self._reader = _Connection(path, "job-store-read")
+        self._writer = Connection(path, "job-store-write")
+        self._reader = Connection(path, "job-store-read")
         self._saved: dict[JobKey, Job] = {}
         """What the file holds of jobs that are not told yet: so only what changed is written."""
 
@@ -340,7 +282,7 @@ def probe(path: Path) -> str:
             conn.execute("ROLLBACK")
             _check_history(Database(conn, execute_plugins=False), path)
     except (sqlite3.Error, OSError) as error:
-        raise _mapped(error, path) from error
+        raise mapped(error, path) from error
     return f"{path} can be written"
 
 
@@ -358,16 +300,6 @@ def _check_history(db: Database, path: Path) -> None:
             f"{path} was written by a newer release ({', '.join(sorted(newer))})",
             hint="install that release again, or name another file",
         )
-
-
-def _mapped(error: sqlite3.Error | OSError, path: Path) -> FleetError:
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    if code == sqlite3.SQLITE_NOTADB:
-        return ConfigError(
-            f"{path} is not a job store: {error}", hint="name another file, or move this one away"
-        )
-    hint = _HINTS.get(code, "check the disk, the folder and its rights")
-    return StoreUnavailableError(f"the job store {path} failed: {error}", hint=hint)
 
 
 def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ...]]]:

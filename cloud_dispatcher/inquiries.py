@@ -1,0 +1,83 @@
+"""What operators ask that the store answers: the engine has no part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from msgspec.structs import replace
+
+from cloud_dispatcher.bills import cost_row
+from cloud_dispatcher.core.admin import view_of
+from cloud_dispatcher.core.engine import Engine
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.spending import day_of
+from cloud_dispatcher.insistence import Insistence
+from cloud_dispatcher.intake import CostsAsked, Inquiry, JobsListed, RequestMalformed
+from cloud_dispatcher.ports import CompletionProvider, JobQuery, JobStore
+from fleet_protocol import messages as m
+
+
+class Inquiries:
+    """Answers inquiries, after the turn in which they came is saved."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        insistence: Insistence,
+        *,
+        engine: Engine,
+        provider: CompletionProvider,
+        clock: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._insistence = insistence
+        self._engine = engine
+        self._provider = provider
+        self._clock = clock
+
+    async def answer(self, inquiry: Inquiry) -> m.AdminReply:
+        """Return what the operator is told.
+
+        Raises:
+            StoppedError: We were told to stop before the store answered.
+        """
+        match inquiry:
+            case RequestMalformed(req=req, code=code, message=message):
+                return m.AdminReply(req=req, ok=False, code=code, message=message)
+            case CostsAsked(request=request):
+                return await self._costs(request)
+            case JobsListed(request=request):
+                return await self._jobs(request)
+            case _:
+                assert_never(inquiry)
+
+    async def _jobs(self, asked: m.AdminRequest) -> m.AdminReply:
+        query = JobQuery(
+            status=asked.status,
+            device=None if asked.device is None else m.DeviceId(asked.device),
+            dead=asked.dead,
+            limit=asked.limit,
+        )
+        jobs = await self._insistence.on(lambda: self._store.select(query))
+        return m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
+
+    async def _costs(self, asked: m.AdminRequest) -> m.AdminReply:
+        now_ms = self._clock()
+        since_day = day_of(now_ms) - asked.days + 1
+        spends = await self._insistence.on(lambda: self._store.spending(since_day=since_day))
+        return m.AdminReply(
+            req=asked.req,
+            ok=True,
+            costs=tuple(cost_row(spend) for spend in spends),
+            budgets=self._engine.budgets(now_ms),
+            endpoints=self._provider.endpoints,
+        )
+
+
+def _row(job: Job) -> m.JobView:
+    """A job in a list: its texts stay out, `jobs.show` has them."""
+    view = view_of(job)
+    if view.result is None:
+        return view
+    return replace(view, result=replace(view.result, text=""))
