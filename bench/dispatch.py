@@ -34,7 +34,7 @@ from bench.report import Aim, report
 from fleet_cli.broker import BrokerKind, BrokerProcess
 from fleet_protocol import codec, topics
 from fleet_protocol.bus import Delivery, Publication, Session
-from fleet_protocol.messages import JobResult, JobStatus, JobSubmit
+from fleet_protocol.messages import Caching, JobResult, JobStatus, JobSubmit
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings
 
@@ -54,7 +54,7 @@ class Device:
     async def run(self, jobs: int, window: int) -> list[float]:
         """Do `jobs` jobs, `window` at once; return each one's seconds from submit to result."""
         run_id = uuid.uuid4().hex[:12]
-        payload = codec.encode(JobSubmit(prompt=PROMPT))
+        payload = codec.encode(JobSubmit(prompt=PROMPT, cache=Caching.OFF))
         started: dict[str, float] = {}
         latencies: list[float] = []
         sent = 0

@@ -55,7 +55,8 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     )
     bus = MqttBus(settings.broker, session, password=broker_password(settings.broker))
     provider = _provider(settings, environ)
-    store = SqliteJobStore(Path(settings.store.path), synchronous=settings.store.synchronous)
+    kept = settings.store
+    store = SqliteJobStore(Path(kept.path), synchronous=kept.synchronous, cache_mb=kept.cache_mb)
     try:
         async with store:
             outside = Outside(

@@ -115,6 +115,7 @@ def _finished(command: StartCompletion, whole: Completion) -> CompletionFinished
         misfit=whole.misfit,
         provider=whole.provider,
         shared=whole.shared,
+        cut=whole.cut,
     )
 
 

@@ -26,10 +26,12 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         path: The SQLite file; its folder is made if it is missing.
         synchronous: `full`: what was acknowledged survives a power cut. `normal`: it survives a
             crash of the dispatcher; a power cut may take the last moments.
+        cache_mb: Most megabytes of cached answers in it; 0: none.
     """
 
     path: Annotated[str, msgspec.Meta(min_length=1)] = "dispatcher.db"
     synchronous: Synchronous = "full"
+    cache_mb: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 64
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -76,6 +76,16 @@ class Housekeeping:
         if now_ms >= self._prune_at_ms:
             self._prune_at_ms = now_ms + 1_000 * self._settings.prune_every_s
             await self._prune(now_ms)
+            await self._sweep(now_ms)
+
+    async def _sweep(self, now_ms: int) -> None:
+        try:
+            swept = await self._store.sweep_answers(until_before_ms=now_ms)
+        except StoreUnavailableError as error:
+            _log.warning("cache.not_swept", error=str(error), hint=error.hint)
+            return
+        if swept:
+            _log.info("cache.swept", answers=swept)
 
     async def _prune(self, now_ms: int) -> None:
         before_ms = now_ms - 1_000 * self._settings.retention_s

@@ -7,10 +7,11 @@ from typing import Protocol, Self, TypeAlias
 
 import msgspec
 
-from cloud_dispatcher.core.commands import AnyCommand, CompletionRequest
+from cloud_dispatcher.core.commands import AnswerChange, AnyCommand, CompletionRequest
 from cloud_dispatcher.core.events import AnyEvent
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.messages import DeviceId, EndpointView, JobId, JobKey, JobStatus, Usage
 
@@ -41,10 +42,16 @@ class JobStore(Protocol):
         """Close."""
         ...
 
-    async def commit(self, jobs: Sequence[Job], spends: Sequence[Spend] = ()) -> None:
+    async def commit(
+        self,
+        jobs: Sequence[Job],
+        spends: Sequence[Spend] = (),
+        answers: Sequence[AnswerChange] = (),
+    ) -> None:
         """Save these values in ONE transaction, or none: on return they are on the disk.
 
-        Spends are added to what is there for the same day and purpose.
+        Spends are added to what is there for the same day and purpose. Answers beyond the store's
+        bound push out those that were not used for longest.
 
         Raises:
             StoreUnavailableError: Nothing was saved; the same call may work later.
@@ -69,6 +76,14 @@ class JobStore(Protocol):
 
     async def spending(self, *, since_day: int) -> list[Spend]:
         """Return what was spent from that UTC day (since 1970) on, oldest first."""
+        ...
+
+    async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
+        """Return those of the cached answers that exist, fresh or not."""
+        ...
+
+    async def sweep_answers(self, *, until_before_ms: int) -> int:
+        """Forget cached answers whose time was over before; return how many."""
         ...
 
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
@@ -111,6 +126,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
         misfit: Why the text is not of the form that was asked for; empty if it is.
         provider: Name of the endpoint that answered.
         shared: Another request asked the same at the same time, and pays for it.
+        cut: `max_tokens` ended the answer.
     """
 
     text: str
@@ -121,6 +137,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     misfit: str = ""
     provider: str = ""
     shared: bool = False
+    cut: bool = False
 
 
 CompletionPart: TypeAlias = str | Completion

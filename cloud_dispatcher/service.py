@@ -36,6 +36,7 @@ from cloud_dispatcher.publisher import Publisher
 from cloud_dispatcher.turn import Turn
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.bus import (
     BusEvent,
     Confirmed,
@@ -269,13 +270,13 @@ class DispatcherService:
 
     async def _look_up(self, events: list[e.AnyEvent], turn: Turn) -> list[e.AnyEvent]:
         """Add what the store knows of jobs that are named but not open in memory."""
-        ids: dict[tuple[m.DeviceId, m.JobId], None] = {}
+        ids: dict[tuple[m.DeviceId, m.JobId], bytes | None] = {}
         asked: list[e.AdminAsked] = []
         for event in events:
             if isinstance(event, _NAMING):
                 name = (event.device, event.id)
                 if self._engine.find_open(*name) is None:
-                    ids[name] = None
+                    ids[name] = self._wanted_answer(event) or ids.get(name)
                 else:
                     turn.were_open.add(name)
             elif isinstance(event, e.AdminAsked):
@@ -283,10 +284,18 @@ class DispatcherService:
         if not ids and not asked:
             return events
         known = await self._insistence.on(lambda: self._store.find(ids)) if ids else {}
+        keys = [key for key in ids.values() if key is not None]
+        answers = await self._insistence.on(lambda: self._store.find_answers(keys)) if keys else {}
+        given = {name: answers[key] for name, key in ids.items() if key and key in answers}
         found = {event.request.job: await self._find_asked(event) for event in asked}
-        if not known and not found:
+        if not known and not given and not found:
             return events
-        return [_informed(event, known, found) for event in events]
+        return [_informed(event, known, given, found) for event in events]
+
+    def _wanted_answer(self, event: e.JobSubmitted | e.JobCancelled) -> bytes | None:
+        if isinstance(event, e.JobCancelled):
+            return None
+        return self._engine.wanted_answer(event.device, event.submit)
 
     async def _find_asked(self, event: e.AdminAsked) -> Job | None:
         key = event.request.job
@@ -349,7 +358,8 @@ class DispatcherService:
         """Save before you tell. Nothing of a turn leaves before its commit returned."""
         if turn.saves or turn.spends:
             jobs, spends = tuple(turn.saves.values()), tuple(turn.spends)
-            await self._insistence.on(lambda: self._store.commit(jobs, spends))
+            answers = tuple(turn.answers)
+            await self._insistence.on(lambda: self._store.commit(jobs, spends, answers))
         self._tell(turn)
         for request in turn.requests:
             reply = await self._inquiries.answer(request)
@@ -399,10 +409,17 @@ def _read_refusal(refused: Refused) -> e.ResultRefused | None:
 def _informed(
     event: e.AnyEvent,
     known: Mapping[tuple[str, str], Job],
+    answers: Mapping[tuple[m.DeviceId, m.JobId], CachedAnswer],
     found: Mapping[str | None, Job | None],
 ) -> e.AnyEvent:
     """Return the event with what the store knew."""
-    if type(event) is e.JobSubmitted or type(event) is e.JobCancelled:
+    if type(event) is e.JobSubmitted:
+        name = (event.device, event.id)
+        job, answer = known.get(name), answers.get(name)
+        if job is None and answer is None:
+            return event
+        return replace(event, known=job, answer=answer)
+    if type(event) is e.JobCancelled:
         job = known.get((event.device, event.id))
         return event if job is None else replace(event, known=job)
     if type(event) is e.AdminAsked:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from cloud_dispatcher.core.commands import (
+    AnswerChange,
     AnyCommand,
+    KeepAnswer,
     RecordSpend,
     Reply,
     SaveJob,
     Send,
     StartCompletion,
     StopCompletion,
+    UseAnswer,
 )
 from cloud_dispatcher.core.events import AnyEvent
 from cloud_dispatcher.core.job import Job
@@ -22,6 +25,7 @@ from fleet_protocol.bus import Delivery
 from fleet_protocol.messages import JobKey
 
 _SPOKEN: Final = (Send, Reply)
+_ON_ANSWERS: Final = (KeepAnswer, UseAnswer)
 
 
 class Turn:
@@ -31,6 +35,7 @@ class Turn:
         requests: What the engine has no part in.
         saves: The value to be saved of each job.
         spends: What is to be saved with them of what the cloud cost.
+        answers: What becomes of the stored answers with them, in order.
         messages: What is to be published, in order.
         calls: Provider calls to be started or given up, in order.
         were_open: Names of jobs that were in memory when the turn looked for them.
@@ -42,6 +47,7 @@ class Turn:
         self.decided: list[tuple[AnyEvent, Sequence[AnyCommand], int]] = []
         self.saves: dict[JobKey, Job] = {}
         self.spends: list[Spend] = []
+        self.answers: list[AnswerChange] = []
         self.messages: list[Send | Reply] = []
         self.calls: list[StartCompletion | StopCompletion] = []
         self.were_open: set[tuple[str, str]] = set()
@@ -56,5 +62,7 @@ class Turn:
                 self.spends.append(command.spend)
             elif isinstance(command, _SPOKEN):
                 self.messages.append(command)
+            elif isinstance(command, _ON_ANSWERS):
+                self.answers.append(command)
             else:
                 self.calls.append(command)

@@ -33,6 +33,8 @@ class JobOptions(TypedDict, total=False):
     deadline_ms: int
     compact: bool
     defer: str
+    cache: str
+    cache_ttl_ms: int
 
 
 def new_job_id() -> str:

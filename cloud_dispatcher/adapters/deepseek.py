@@ -203,6 +203,7 @@ class DeepSeekProvider:
             cost_usd=self._cost_usd(answer),
             simulated=answer.simulated,
             provider=self.settings.name,
+            cut=answer.is_cut,
         )
 
     def _cost_usd(self, answer: _Answer) -> float:
@@ -260,6 +261,11 @@ class _Answer:
         """Whether the last word was said."""
         return self._finish is not None
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether `max_tokens` ended it."""
+        return self._finish == "length"
+
     def take(self, chunk: ChatCompletionChunk) -> str:
         """Add a chunk; return the text to show, "" while there is only white space or thought."""
         self.opened = True
@@ -298,7 +304,7 @@ class _Answer:
             case "insufficient_system_resource":
                 raise errors.overloaded()
             case _ if not self.text:
-                raise errors.blank(truncated=self._finish == "length")
+                raise errors.blank(truncated=self.is_cut)
             case _:
                 pass
 

@@ -7,9 +7,11 @@ from typing import Any, Self
 
 from msgspec.structs import asdict
 
+from cloud_dispatcher.core.commands import AnswerChange, UseAnswer
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import DeviceId, JobId, JobKey
 
 
@@ -21,12 +23,15 @@ class MemoryJobStore:
         commits: Number of commits that succeeded.
     """
 
-    def __init__(self, *, failures: int = 0) -> None:
+    def __init__(self, *, failures: int = 0, cache_mb: int = 64) -> None:
         self.failures = failures
         self.commits = 0
         self._jobs: dict[JobKey, Job] = {}
         self._keys: dict[tuple[str, str], JobKey] = {}
         self._spends: dict[tuple[Any, ...], Spend] = {}
+        self._answers: dict[bytes, CachedAnswer] = {}
+        self._used_at_ms: dict[bytes, int] = {}
+        self._cache_bytes = cache_mb * 1_048_576
 
     async def __aenter__(self) -> Self:
         """Open."""
@@ -35,7 +40,12 @@ class MemoryJobStore:
     async def __aexit__(self, *exc: object) -> None:
         """Close; the jobs stay."""
 
-    async def commit(self, jobs: Sequence[Job], spends: Sequence[Spend] = ()) -> None:
+    async def commit(
+        self,
+        jobs: Sequence[Job],
+        spends: Sequence[Spend] = (),
+        answers: Sequence[AnswerChange] = (),
+    ) -> None:
         """Save all or, while `failures` are left, nothing."""
         if self.failures > 0:
             self.failures -= 1
@@ -45,6 +55,8 @@ class MemoryJobStore:
             self._keys[job.device, job.id] = job.key
         for spend in spends:
             self._add(spend)
+        for change in answers:
+            self._change(change)
         self.commits += 1
 
     async def spending(self, *, since_day: int) -> list[Spend]:
@@ -59,6 +71,32 @@ class MemoryJobStore:
             sums = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd")
             known |= {name: getattr(old, name) + known[name] for name in sums}
         self._spends[key] = Spend(**known)
+
+    async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
+        """Return those of the cached answers that exist, fresh or not."""
+        return {key: self._answers[key] for key in keys if key in self._answers}
+
+    async def sweep_answers(self, *, until_before_ms: int) -> int:
+        """Forget cached answers whose time was over before; return how many."""
+        over = [key for key, x in self._answers.items() if x.until_at_ms <= until_before_ms]
+        for key in over:
+            self._forget_answer(key)
+        return len(over)
+
+    def _change(self, change: AnswerChange) -> None:
+        if isinstance(change, UseAnswer):
+            if change.key in self._answers:
+                self._used_at_ms[change.key] = change.at_ms
+            return
+        answer = change.answer
+        if answer.size_bytes <= self._cache_bytes:
+            self._answers[answer.key] = answer
+            self._used_at_ms[answer.key] = answer.made_at_ms
+        while sum(x.size_bytes for x in self._answers.values()) > self._cache_bytes:
+            self._forget_answer(min(self._used_at_ms, key=self._used_at_ms.__getitem__))
+
+    def _forget_answer(self, key: bytes) -> None:
+        del self._answers[key], self._used_at_ms[key]
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
         """Return those that exist."""

@@ -19,11 +19,14 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 from sqlite_utils import Database, Migrations
 
+from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
 from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
+from cloud_dispatcher.core.commands import AnswerChange
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import ConfigError, FleetError
 from fleet_protocol.messages import (
     DeviceId,
@@ -40,7 +43,7 @@ Synchronous = Literal["full", "normal"]
 """`full`: every commit is on the disk. `normal`: a power cut may take the last few commits."""
 
 _MIGRATION_SET: Final = "cloud_dispatcher.jobs"
-_STEPS: Final = frozenset({"001_jobs", "002_spending"})
+_STEPS: Final = frozenset({"001_jobs", "002_spending", "003_cache"})
 _WRITE_ORDER: Final = (
     "upsert_job", "step", "finish_ok", "tell", "insert_prompt", "forget_answer", "upsert_answer",
     "upsert_result",
@@ -103,6 +106,11 @@ def _migrations() -> Migrations:
     def _spending(db: Database) -> None:
         db.execute(_statements()["spending_table"])
 
+    @steps(name="003_cache")
+    def _cache(db: Database) -> None:
+        for name in ("cache_table", "cache_by_use"):
+            db.execute(_statements()[name])
+
     return steps
 
 
@@ -113,9 +121,15 @@ class SqliteJobStore:
     """
 
     def __init__(
-        self, path: Path, *, synchronous: Synchronous = "full", busy_timeout_s: float = 5.0
+        self,
+        path: Path,
+        *,
+        synchronous: Synchronous = "full",
+        busy_timeout_s: float = 5.0,
+        cache_mb: int = 64,
     ) -> None:
         self.path = path
+        self._answers = AnswerTable(_statements(), max_bytes=cache_mb * 1_048_576)
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
         self._writer = Connection(path, "job-store-write")
@@ -147,9 +161,22 @@ class SqliteJobStore:
         await self._reader.close()
         await self._writer.close()
 
-    async def commit(self, jobs: Sequence[Job], spends: Sequence[Spend] = ()) -> None:
+    async def commit(
+        self,
+        jobs: Sequence[Job],
+        spends: Sequence[Spend] = (),
+        answers: Sequence[AnswerChange] = (),
+    ) -> None:
         """Save these values in one transaction, or none."""
-        await self._writer.run(lambda conn: self._commit(conn, jobs, spends))
+        await self._writer.run(lambda conn: self._commit(conn, jobs, spends, answers))
+
+    async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
+        """Return those of the cached answers that exist, fresh or not."""
+        return await self._reader.run(lambda conn: read_answers(conn, _statements(), keys))
+
+    async def sweep_answers(self, *, until_before_ms: int) -> int:
+        """Forget cached answers whose time was over before; return how many."""
+        return await self._writer.run(lambda conn: self._sweep(conn, until_before_ms))
 
     async def spending(self, *, since_day: int) -> list[Spend]:
         """Return what was spent from that UTC day on, oldest first."""
@@ -213,8 +240,19 @@ class SqliteJobStore:
         _check_history(db, self.path)
         _migrations().apply(db)
 
+    def _sweep(self, conn: sqlite3.Connection, until_before_ms: int) -> int:
+        with conn:
+            swept = conn.execute(_statements()["cache_sweep"], (until_before_ms,)).rowcount
+        if swept:
+            self._answers.forget_bytes()
+        return swept
+
     def _commit(
-        self, conn: sqlite3.Connection, jobs: Sequence[Job], spends: Sequence[Spend]
+        self,
+        conn: sqlite3.Connection,
+        jobs: Sequence[Job],
+        spends: Sequence[Spend],
+        answers: Sequence[AnswerChange],
     ) -> None:
         sql, saved = _statements(), self._saved
         writes: dict[str, list[tuple[object, ...]]] = {}
@@ -233,10 +271,13 @@ class SqliteJobStore:
                     writes.pop("forget_answer", None)
             if spends:
                 add_spends(conn, sql, spends)
+            if answers:
+                self._answers.change(conn, answers)
             conn.execute("COMMIT")
         except BaseException:
             if conn.in_transaction:
                 conn.execute("ROLLBACK")
+            self._answers.forget_bytes()
             raise
         for job in latest:
             if job.told:

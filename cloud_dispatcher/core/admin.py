@@ -89,6 +89,7 @@ class AdminDesk:
             deadline_at_ms=now_ms + span_ms,
             reply=replace(job.reply, topic=None, correlation_data=None),
             attempt=job.attempt,
+            answer_key=job.answer_key,
         )
         self._intake.admit(again)
         again = self._ledger.jobs[job.key]

@@ -9,6 +9,7 @@ import msgspec
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from fleet_protocol import messages as m
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.topics import Channel
 
@@ -27,6 +28,24 @@ class RecordSpend(Command, frozen=True, kw_only=True):
     """Add this to what was spent, with the jobs of the same turn."""
 
     spend: Spend
+
+
+class KeepAnswer(Command, frozen=True, kw_only=True):
+    """Store this answer for later questions, with the jobs of the same turn."""
+
+    answer: CachedAnswer
+    tenant: str
+
+
+class UseAnswer(Command, frozen=True, kw_only=True):
+    """Count a stored answer as given at that moment: those not used for longest go first."""
+
+    key: bytes
+    at_ms: int
+
+
+AnswerChange: TypeAlias = KeepAnswer | UseAnswer
+"""What becomes of the stored answers."""
 
 
 class Send(Command, frozen=True, kw_only=True):
@@ -105,4 +124,6 @@ class StopCompletion(Command, frozen=True, kw_only=True):
     job: m.JobKey
 
 
-AnyCommand: TypeAlias = SaveJob | RecordSpend | Send | Reply | StartCompletion | StopCompletion
+AnyCommand: TypeAlias = (
+    SaveJob | RecordSpend | AnswerChange | Send | Reply | StartCompletion | StopCompletion
+)

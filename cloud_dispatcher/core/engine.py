@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.admin import AdminDesk
+from cloud_dispatcher.core.answers import AnswerCache
 from cloud_dispatcher.core.cloud_lane import CloudLane, Tariff, always_cheap
 from cloud_dispatcher.core.commands import AnyCommand
 from cloud_dispatcher.core.edge_lane import EdgeLane
@@ -25,7 +26,15 @@ from cloud_dispatcher.core.roster import Roster
 from cloud_dispatcher.core.scheduler import Policy, WeightedLeastConnections
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import Spend
-from fleet_protocol.messages import BudgetView, DeviceId, JobId, JobKey, JobStatus, WorkerView
+from fleet_protocol.messages import (
+    BudgetView,
+    DeviceId,
+    JobId,
+    JobKey,
+    JobStatus,
+    JobSubmit,
+    WorkerView,
+)
 
 _DUE_MOST: Final = 500
 """Alarms served in one turn; the rest are due at once again, so other events get their turn."""
@@ -78,7 +87,8 @@ class Engine:
         self._outbox = Outbox(self._ledger)
         self._edge = EdgeLane(self._ledger, self._outbox)
         self._cloud = CloudLane(self._ledger, self._outbox, self._edge, tariff)
-        self._intake = Intake(self._ledger, self._outbox, self._cloud)
+        self._answers = AnswerCache(self._ledger)
+        self._intake = Intake(self._ledger, self._outbox, self._cloud, self._answers)
         self._roster = Roster(self._ledger, self._edge)
         self._admin = AdminDesk(self._ledger, self._outbox, self._intake)
         self._handlers = self._table()
@@ -88,6 +98,8 @@ class Engine:
         ledger = self._ledger
         ledger.now_ms = now_ms
         self._handlers[type(event)](event)
+        if ledger.finished:
+            self._settle()
         if ledger.queue.has_ready:
             self._edge.assign_ready()
         return ledger.take_commands()
@@ -104,6 +116,7 @@ class Engine:
         self._ledger.budget.record(spends, now_ms)
         for job in jobs:
             self._take_up(job)
+        self._settle()
         return self._ledger.take_commands()
 
     def next_wake_at_ms(self) -> int | None:
@@ -121,6 +134,11 @@ class Engine:
     def get(self, key: JobKey) -> Job | None:
         """Return a job that is open or whose result is not confirmed."""
         return self._ledger.jobs.get(key)
+
+    def wanted_answer(self, device: DeviceId, submit: JobSubmit) -> bytes | None:
+        """Return the key under which the store may have the answer; None: it need not look."""
+        key = self._answers.key_of(device, submit)
+        return None if key is None or key in self._answers.recent else key
 
     def summary(self) -> EngineSummary:
         """Count what is going on now."""
@@ -170,6 +188,12 @@ class Engine:
             e.LinkRestored: self._on_link_restored,
             e.TimePassed: self._on_time_passed,
         }
+
+    def _settle(self) -> None:
+        """Let the results of this turn serve equal questions."""
+        finished, self._ledger.finished = self._ledger.finished, []
+        for job in finished:
+            self._answers.keep(job)
 
     def _take_up(self, job: Job) -> None:
         ledger = self._ledger

@@ -8,6 +8,7 @@ import msgspec
 
 from cloud_dispatcher.core.job import Job, ReplyTo
 from fleet_protocol import messages as m
+from fleet_protocol.answer_cache import CachedAnswer
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +21,7 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     Attributes:
         key: Minted by the shell; used only if the job is new.
         known: What the store holds under this device and id, if the job is not open in memory.
+        answer: What the store holds for equal questions, see `Engine.wanted_answer`.
     """
 
     key: m.JobKey
@@ -28,6 +30,7 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     submit: m.JobSubmit
     reply: ReplyTo
     known: Job | None = None
+    answer: CachedAnswer | None = None
 
 
 class SubmissionMalformed(Event, frozen=True, kw_only=True):
@@ -146,6 +149,7 @@ class CompletionFinished(Event, frozen=True, kw_only=True):
         misfit: Why the text is not of the form that the job asked for; empty if it is.
         provider: Name of the endpoint that answered.
         shared: It was another job's call, which pays for it.
+        cut: `max_tokens` ended the answer.
     """
 
     job: m.JobKey
@@ -158,6 +162,7 @@ class CompletionFinished(Event, frozen=True, kw_only=True):
     misfit: str = ""
     provider: str = ""
     shared: bool = False
+    cut: bool = False
 
 
 class CompletionFailed(Event, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from cloud_dispatcher.core.queue import Need
 from cloud_dispatcher.core.scheduler import FreeWorkers, Policy, WorkerLoad
 from cloud_dispatcher.core.settings import WeightSettings
+from fleet_protocol.answer_cache import build_of
 from fleet_protocol.messages import (
     Benchmark,
     JobKey,
@@ -118,6 +119,7 @@ class Fleet:
         self._free = FreeWorkers()
         self._turns = 0
         self._contexts: dict[str | None, int] | None = None
+        self._builds: frozenset[str] | None = None
 
     @property
     def workers(self) -> Iterable[Worker]:
@@ -139,6 +141,14 @@ class Fleet:
                         self._contexts[name] = max(known, model.context_tokens)
         return self._contexts
 
+    @property
+    def builds(self) -> frozenset[str]:
+        """The builds of all workers' models, away or not; empty: none is known."""
+        if self._builds is None:
+            infos = (worker.info for worker in self._workers.values() if worker.info is not None)
+            self._builds = frozenset(build_of(model) for info in infos for model in info.models)
+        return self._builds
+
     def find(self, worker_id: WorkerId) -> Worker | None:
         """Return a worker, None if it was never seen."""
         return self._workers.get(worker_id)
@@ -158,7 +168,7 @@ class Fleet:
         """Forget a worker that holds no lease any more."""
         self._workers.pop(worker_id, None)
         self._free.strike(worker_id)
-        self._contexts = None
+        self._contexts = self._builds = None
 
     def set_presence(self, worker: Worker, presence: Presence) -> None:
         """Take note of what a worker, or its will, says; a new boot is free of an old drain."""
@@ -173,7 +183,7 @@ class Fleet:
         worker.capacity = 0 if info is None else info.slots + info.prefetch
         benchmark = None if info is None else info.benchmark
         worker.compute, worker.bandwidth, worker.weight = weigh(benchmark, self._settings)
-        self._contexts = None
+        self._contexts = self._builds = None
         self._file(worker)
 
     def set_silent(self, worker: Worker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from cloud_dispatcher.core.answers import AnswerCache
 from cloud_dispatcher.core.capacity import is_known_model, route_of
 from cloud_dispatcher.core.cloud_lane import CloudLane
 from cloud_dispatcher.core.commands import Reply
@@ -11,7 +12,7 @@ from cloud_dispatcher.core.events import JobCancelled, JobSubmitted, SubmissionM
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.ledger import Ledger
 from cloud_dispatcher.core.outbox import Outbox
-from cloud_dispatcher.core.results import spoken_refusal
+from cloud_dispatcher.core.results import cached_result, spoken_refusal
 from cloud_dispatcher.core.retry import spread
 from fleet_protocol import topics
 from fleet_protocol.messages import (
@@ -33,10 +34,13 @@ _NOTE_MOST = 2_000
 class Intake:
     """Takes jobs in, or says why not. The same id again is the same job."""
 
-    def __init__(self, ledger: Ledger, outbox: Outbox, cloud: CloudLane) -> None:
+    def __init__(
+        self, ledger: Ledger, outbox: Outbox, cloud: CloudLane, answers: AnswerCache
+    ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._cloud = cloud
+        self._answers = answers
 
     def on_submitted(self, event: JobSubmitted) -> None:
         """A device asked: a new job, or one that is known."""
@@ -44,11 +48,18 @@ class Intake:
         if known is not None:
             self._repeat(known, event.reply)
             return
-        refusal = self._refusal(event)
+        job = self._job_of(event)
+        answer = self._answers.find(job, event.answer)
+        refusal = None if answer is not None else self._refusal(event)
         if refusal is not None:
             self._reject(event.device, event.id, event.reply, refusal)
+            return
+        self._acknowledge(job)
+        if answer is not None:
+            now_ms = self._ledger.now_ms
+            self._outbox.finish(job, cached_result(job, answer, now_ms=now_ms))
         else:
-            self._accept(event)
+            self.admit(job)
 
     def on_malformed(self, event: SubmissionMalformed) -> None:
         """A submission could not be read."""
@@ -90,23 +101,24 @@ class Intake:
             "unknown_model", f"no worker has {submit.model!r}; known are {', '.join(names)}"
         )
 
-    def _accept(self, event: JobSubmitted) -> None:
-        ledger, submit = self._ledger, event.submit
-        span_ms = ledger.span_ms(submit)
-        job = Job(
+    def _job_of(self, event: JobSubmitted) -> Job:
+        now_ms = self._ledger.now_ms
+        return Job(
             key=event.key,
             device=event.device,
             id=event.id,
-            submit=submit,
-            received_at_ms=ledger.now_ms,
-            deadline_at_ms=ledger.now_ms + span_ms,
+            submit=event.submit,
+            received_at_ms=now_ms,
+            deadline_at_ms=now_ms + self._ledger.span_ms(event.submit),
             reply=event.reply,
+            answer_key=self._answers.key_of(event.device, event.submit),
         )
-        if not event.reply.plain:
-            position = ledger.queue.ahead_of(submit.priority)
+
+    def _acknowledge(self, job: Job) -> None:
+        if not job.reply.plain:
+            position = self._ledger.queue.ahead_of(job.submit.priority)
             ack = JobAck(status=AckStatus.ACCEPTED, position=position)
-            ledger.send(topics.ACK, (event.device, event.id), ack)
-        self.admit(job)
+            self._ledger.send(topics.ACK, (job.device, job.id), ack)
 
     def admit(self, job: Job) -> None:
         """Let a job wait for a board, or go where it belongs if no board can have it."""

@@ -53,6 +53,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         result: The one final word; None while the job is open.
         dead: Failed for good: a dead letter, to be inspected and retried by a person.
         told: The broker confirmed the result; False with a `result` is the outbox.
+        answer_key: What its question has in common with equal ones; None: an answer serves nobody
+            else, see `AnswerCache.key_of`.
     """
 
     key: JobKey
@@ -82,6 +84,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     finished_at_ms: int | None = None
     dead: bool = False
     told: bool = False
+    answer_key: bytes | None = None
 
     @property
     def is_open(self) -> bool:

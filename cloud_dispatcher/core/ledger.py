@@ -43,6 +43,7 @@ class Ledger:
         jobs: By key: open ones, and finished ones whose result was not confirmed.
         counts: Jobs here by status.
         chunks: Pieces of a cloud answer passed on so far, for jobs that were escalated.
+        finished: Jobs that got their result in this turn.
         budget: What was spent on the cloud today, and who may spend more.
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
         now_ms: Of this turn.
@@ -53,6 +54,7 @@ class Ledger:
         self.jobs: dict[JobKey, Job] = {}
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
         self.chunks: dict[JobKey, int] = {}
+        self.finished: list[Job] = []
         self.queue = JobQueue()
         self.fleet = Fleet(settings.weight, policy)
         self.budget = Budget(settings.budget)

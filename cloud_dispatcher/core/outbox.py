@@ -46,6 +46,7 @@ class Outbox:
             told=False,
         )
         ledger.put(job)
+        ledger.finished.append(job)
         self.tell(job)
 
     def fail(self, job: Job, *, code: str, message: str) -> None:

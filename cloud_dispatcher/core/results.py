@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from cloud_dispatcher.core.events import CompletionFinished
 from cloud_dispatcher.core.job import Job
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import (
     AnsweredBy,
     CompactResult,
+    FinishReason,
     JobAck,
     JobResult,
     JobStatus,
@@ -14,6 +16,7 @@ from fleet_protocol.messages import (
     Message,
     PlainText,
     TimingMs,
+    Usage,
     WorkerId,
 )
 
@@ -27,16 +30,17 @@ def edge_result(job: Job, answer: LocalAnswer, *, worker: WorkerId, now_ms: int)
         id=job.id,
         status=JobStatus.OK,
         text=answer.text,
-        answered_by=AnsweredBy.EDGE,
+        answered_by=AnsweredBy.CACHE if answer.cached else AnsweredBy.EDGE,
         reason=job.reason,
         code=job.cloud_code[:_CODE_MOST],
         message=job.cloud_message[:_NOTE_MOST],
         worker=worker,
         model=answer.model,
         confidence=answer.confidence,
+        finish=answer.finish,
         degraded=bool(job.cloud_code),
         attempts=job.attempt,
-        usage=answer.usage,
+        usage=Usage() if answer.cached else answer.usage,
         timing_ms=_timing(job, now_ms),
     )
 
@@ -54,6 +58,7 @@ def kept_result(job: Job, kept: LocalAnswer, *, code: str, message: str, now_ms:
         worker=job.last_worker,
         model=kept.model,
         confidence=kept.confidence,
+        finish=kept.finish,
         degraded=True,
         attempts=job.attempt,
         usage=kept.usage,
@@ -71,6 +76,7 @@ def cloud_result(job: Job, answer: CompletionFinished, *, now_ms: int) -> JobRes
         reason=job.reason,
         code="output_mismatch" if answer.misfit else "",
         message=answer.misfit[:_NOTE_MOST],
+        finish=FinishReason.LENGTH if answer.cut else FinishReason.STOP,
         degraded=bool(answer.misfit),
         worker=job.last_worker,
         model=answer.model,
@@ -78,6 +84,21 @@ def cloud_result(job: Job, answer: CompletionFinished, *, now_ms: int) -> JobRes
         attempts=job.attempt,
         usage=answer.usage,
         cost_usd=answer.cost_usd,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def cached_result(job: Job, answer: CachedAnswer, *, now_ms: int) -> JobResult:
+    """An earlier answer serves: it takes no tokens and costs nothing."""
+    return JobResult(
+        id=job.id,
+        status=JobStatus.OK,
+        text=answer.text,
+        answered_by=AnsweredBy.CACHE,
+        model=answer.model or None,
+        confidence=answer.confidence,
+        finish=FinishReason.STOP,
+        simulated=answer.simulated,
         timing_ms=_timing(job, now_ms),
     )
 

@@ -9,6 +9,7 @@ import msgspec
 from cloud_dispatcher.core.spending import BudgetSettings
 
 _SpanMs = Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)]
+_CacheMs = Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400_000)]
 _Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 _Coefficient = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
@@ -55,6 +56,22 @@ class RetrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cloud_wait_cap_ms: _SpanMs = 60_000
 
 
+class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long answers are given again.
+
+    Attributes:
+        enabled: False: none is looked for, kept, or shared between equal questions.
+        ttl_ms: For answers that are the same every time; a job may say otherwise.
+        short_ttl_ms: For sampled ones, of jobs that ask to have them kept (`"cache": "always"`).
+        memory_mb: Most megabytes of answers in memory; the store has a bound of its own.
+    """
+
+    enabled: bool = True
+    ttl_ms: _CacheMs = 3_600_000
+    short_ttl_ms: _CacheMs = 300_000
+    memory_mb: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 8
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The engine's settings.
 
@@ -94,3 +111,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     weight: WeightSettings = msgspec.field(default_factory=WeightSettings)
     retry: RetrySettings = msgspec.field(default_factory=RetrySettings)
     budget: BudgetSettings = msgspec.field(default_factory=BudgetSettings)
+    cache: CacheSettings = msgspec.field(default_factory=CacheSettings)

@@ -44,6 +44,18 @@ class Defer(StrEnum):
     OFFPEAK = "offpeak"
 
 
+class Caching(StrEnum):
+    """Whether a job may be answered with what was answered before, and its answer be kept.
+
+    `auto`: where the same question always gets the same answer: temperature 0, or a seed.
+    `always`: sampled answers, too. `off`: neither is looked for nor kept.
+    """
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    OFF = "off"
+
+
 class JobStatus(StrEnum):
     """The life of a job; the last four are final."""
 
@@ -84,6 +96,13 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"
     OVERHEATED = "overheated"
     LOCAL_ERROR = "local_error"
+
+
+class FinishReason(StrEnum):
+    """Why generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
 
 
 class ChatRole(StrEnum):
@@ -208,6 +227,9 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         compact: Answer with `CompactResult`, for devices with small buffers.
         defer: `offpeak`: if the job needs the cloud, it waits for the cheaper hours as long as its
             deadline allows; without a deadline of its own, for a day at most.
+        cache: Whether an earlier answer to the same question will do.
+        cache_ttl_ms: Span for which the answer is kept, and greatest age of an answer that will
+            do; None: the fleet's own (an hour; five minutes for sampled answers).
     """
 
     MAX_BYTES: ClassVar[int] = 262_144
@@ -233,6 +255,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)] | None = None
     compact: bool = False
     defer: Defer = Defer.NO
+    cache: Caching = Caching.AUTO
+    cache_ttl_ms: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400_000)] | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -344,6 +368,7 @@ class JobResult(Message, frozen=True, kw_only=True):
         code: When not `ok`: a stable name of what went wrong.
         message: When not `ok` or `degraded`: for people.
         confidence: Of the edge model, 0..1; None where there is none.
+        finish: `length`: `max_tokens` cut the answer; None where that is not known.
         degraded: The answer is not of the quality that was asked for.
         simulated: The provider was a simulator: the text means nothing.
         attempts: How many times the job was assigned.
@@ -361,6 +386,7 @@ class JobResult(Message, frozen=True, kw_only=True):
     worker: Id | None = None
     model: Annotated[str, msgspec.Meta(max_length=128)] | None = None
     confidence: Share | None = None
+    finish: FinishReason | None = None
     degraded: bool = False
     simulated: bool = False
     attempts: Count = 0

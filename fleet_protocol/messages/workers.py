@@ -10,6 +10,7 @@ import msgspec
 from fleet_protocol.messages.jobs import (
     ChatMessage,
     Escalate,
+    FinishReason,
     Generation,
     Privacy,
     Reason,
@@ -227,18 +228,12 @@ class WorkerTokenChunk(Message, frozen=True, kw_only=True):
     t: Annotated[str, msgspec.Meta(max_length=65_536)]
 
 
-class FinishReason(StrEnum):
-    """Why generation ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
 class LocalAnswer(Part, frozen=True, kw_only=True):
     """What an edge model said.
 
     Attributes:
-        confidence: 0..1, see `edge_worker.core.confidence`; None where none was computed.
+        confidence: 0..1, see `fleet_protocol.confidence`; None where none was computed.
+        cached: It was generated for an earlier job; `usage` is what it took then.
     """
 
     text: Text
@@ -246,6 +241,7 @@ class LocalAnswer(Part, frozen=True, kw_only=True):
     confidence: Share | None = None
     finish: FinishReason = FinishReason.STOP
     usage: Usage = msgspec.field(default_factory=Usage)
+    cached: bool = False
 
 
 class JobDone(Message, frozen=True, kw_only=True):

@@ -17,10 +17,12 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
+from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, JobStore, StoreUnavailableError
 from fleet_protocol import messages as m
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import ConfigError
 
 _numbers = itertools.count(1)
@@ -84,6 +86,7 @@ FULL = make_job(
     finished_at_ms=4_000,
     dead=True,
     told=True,
+    answer_key=b"\x00\xff" * 16,
 )
 
 
@@ -91,6 +94,17 @@ FULL = make_job(
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
     opened = MemoryJobStore() if request.param == "memory" else SqliteJobStore(tmp_path / "jobs.db")
     async with opened as found:
+        yield found
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def bounded(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
+    """A store with room for one megabyte of cached answers."""
+    path = tmp_path / "jobs.db"
+    is_memory = request.param == "memory"
+    async with (
+        MemoryJobStore(cache_mb=1) if is_memory else SqliteJobStore(path, cache_mb=1) as found
+    ):
         yield found
 
 
@@ -260,6 +274,86 @@ async def test_spending_survives_and_a_failed_commit_adds_nothing(tmp_path: Path
         assert await store.spending(since_day=0) == [spend]
 
 
+def cached(name: str, *, chars: int = 9, at_ms: int = 5, until_at_ms: int = 100) -> c.KeepAnswer:
+    answer = CachedAnswer(
+        key=name.encode() * 32,
+        text="x" * chars,
+        model="tiny",
+        made_at_ms=at_ms,
+        until_at_ms=until_at_ms,
+        build="tiny 1",
+        confidence=0.5,
+        simulated=True,
+        usage=m.Usage(prompt_tokens=3),
+    )
+    return c.KeepAnswer(answer=answer, tenant="t")
+
+
+async def test_a_cached_answer_comes_back_as_it_was_kept(store: JobStore) -> None:
+    await store.commit([], [], [cached("a"), cached("a", chars=20), cached("b")])
+    keys = [name * 32 for name in (b"a", b"b", b"c")]
+    found = await store.find_answers(keys)
+    assert found == {keys[0]: cached("a", chars=20).answer, keys[1]: cached("b").answer}
+
+
+async def test_cached_answers_go_when_their_time_is_over(store: JobStore) -> None:
+    await store.commit([], [], [cached("a", until_at_ms=10), cached("b", until_at_ms=11)])
+    assert await store.sweep_answers(until_before_ms=10) == 1
+    assert list(await store.find_answers([b"a" * 32, b"b" * 32])) == [b"b" * 32]
+
+
+async def test_the_cached_answers_not_used_for_longest_make_room(bounded: JobStore) -> None:
+    names = [chr(ord("a") + number) for number in range(12)]
+    for at_ms, name in enumerate(names):
+        await bounded.commit([], [], [cached(name, chars=80_000, at_ms=at_ms)])
+    await bounded.commit([], [], [c.UseAnswer(key=b"a" * 32, at_ms=50)])
+    for at_ms, name in enumerate("xyz", start=60):
+        await bounded.commit([], [], [cached(name, chars=80_000, at_ms=at_ms)])
+    found = await bounded.find_answers([name.encode() * 32 for name in [*names, *"xyz"]])
+    assert sum(answer.size_bytes for answer in found.values()) <= 1_048_576
+    assert {b"a" * 32, b"x" * 32, b"y" * 32, b"z" * 32} <= set(found)
+    assert b"b" * 32 not in found
+
+
+async def test_an_answer_beyond_the_whole_bound_pushes_nothing_out(bounded: JobStore) -> None:
+    await bounded.commit([], [], [cached("a")])
+    await bounded.commit([], [], [cached("b", chars=2_000_000)])
+    assert list(await bounded.find_answers([b"a" * 32, b"b" * 32])) == [b"a" * 32]
+
+
+async def test_cached_answers_survive_and_count_against_the_bound_again(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with SqliteJobStore(path, cache_mb=1) as store:
+        await store.commit([], [], [cached(name, chars=200_000, at_ms=1) for name in "abc"])
+    async with SqliteJobStore(path, cache_mb=1) as store:
+        await store.commit([], [], [cached(name, chars=200_000, at_ms=2) for name in "xyz"])
+        found = await store.find_answers([name.encode() * 32 for name in "abcxyz"])
+        assert {b"x" * 32, b"y" * 32, b"z" * 32} <= set(found)
+        assert sum(answer.size_bytes for answer in found.values()) <= 1_048_576
+
+
+async def test_a_failed_commit_keeps_no_answer(tmp_path: Path) -> None:
+    async with SqliteJobStore(tmp_path / "jobs.db") as store:
+        await store.commit([], [], [cached("a")])
+        await limit_pages(store, 1)
+        with pytest.raises(StoreUnavailableError):
+            await store.commit([], [], [cached("b"), cached("c", chars=50_000)])
+        assert list(await store.find_answers([b"a" * 32, b"b" * 32])) == [b"a" * 32]
+
+
+async def test_a_store_of_the_release_before_gets_its_table_of_answers(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with SqliteJobStore(path) as store:
+        await store.commit([FULL])
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DROP TABLE cache")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name = '003_cache'")
+    async with SqliteJobStore(path) as store:
+        assert await store.get(FULL.key) == FULL
+        await store.commit([], [], [cached("a")])
+        assert list(await store.find_answers([b"a" * 32])) == [b"a" * 32]
+
+
 async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "jobs.db"
     for _ in range(2):
@@ -272,7 +366,7 @@ async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> N
         assert await store.get(FULL.key) == still
     with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (2,)
+        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (3,)
     assert path.stat().st_mode & 0o777 == 0o600
 
 

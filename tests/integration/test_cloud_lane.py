@@ -17,7 +17,7 @@ import structlog
 from cloud_dispatcher.adapters.deepseek import DeepSeekProvider
 from cloud_dispatcher.adapters.provider_chain import ProviderChain
 from cloud_dispatcher.adapters.providers import BackoffSettings, ProviderSettings
-from cloud_dispatcher.adapters.simulated_answers import Step
+from cloud_dispatcher.adapters.simulated_answers import Finish, Step
 from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek, SimulatorSettings
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import Completion, CompletionPart, ProviderError
@@ -126,6 +126,18 @@ class TestWhatIsSent:
         assert chat.thinks
         assert chat.temperature is None
         assert chat.max_tokens == 64 + ProviderSettings().thinking_tokens
+
+
+class TestWhatComesBack:
+    @pytest.mark.parametrize(("finish", "is_cut"), [("stop", False), ("length", True)])
+    async def test_an_answer_that_max_tokens_cut_says_so(
+        self, simulator: SimulatedDeepSeek, lane: Lane, finish: Finish, *, is_cut: bool
+    ) -> None:
+        simulator.script(Step(finish=finish))
+        async with lane() as provider:
+            outcome = await outcome_of(provider)
+        assert outcome.whole is not None
+        assert outcome.whole.cut is is_cut
 
 
 class TestClocks:

@@ -18,7 +18,7 @@ LONG = {
     "max_tokens": 400,
     "stream": True,
 }
-SHORT = {"prompt": "Name three colours.", "max_tokens": 12, "escalate": "never"}
+SHORT = {"prompt": "Name three colours.", "max_tokens": 12, "escalate": "never", "cache": "off"}
 
 
 def holder(device: Device, job: str, workers: tuple[str, ...]) -> str:

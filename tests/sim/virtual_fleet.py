@@ -65,7 +65,9 @@ class VirtualFleet:
         """Put submissions at random moments (Poisson) on the agenda."""
         at_ms = 0.0
         self._submitted += jobs
-        submit = m.JobSubmit(prompt="what is the state of the pump?", max_tokens=max_tokens)
+        submit = m.JobSubmit(
+            prompt="what is the state of the pump?", max_tokens=max_tokens, cache=m.Caching.OFF
+        )
         for number in range(jobs):
             at_ms += self._random.expovariate(jobs_per_s) * 1_000
             submitted = e.JobSubmitted(

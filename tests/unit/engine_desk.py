@@ -103,7 +103,11 @@ class Desk:
         self.handle(e.PresenceChanged(worker=m.WorkerId(name), presence=presence))
 
     def submit(self, number: int = 1, *, reply: ReplyTo | None = None, **fields: object) -> None:
-        submit = msgspec.convert({"prompt": "what colour is the sky?", **fields}, m.JobSubmit)
+        # Another question each time, or one answer would serve them all.
+        prompt = (
+            "what colour is the sky?" if number == 1 else f"what colour is it in hall {number}?"
+        )
+        submit = msgspec.convert({"prompt": prompt, **fields}, m.JobSubmit)
         self.handle(
             e.JobSubmitted(
                 key=m.JobKey(f"K{number}"),

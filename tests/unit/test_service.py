@@ -290,3 +290,34 @@ def test_the_session_hears_every_channel_meant_for_the_dispatcher(expiry_s: int)
     assert session.will is not None
     assert session.will.retain
     assert b'"offline"' in session.will.payload
+
+
+async def test_the_same_question_again_is_answered_from_the_store_after_a_restart(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        worker.done(await worker.assignment())
+        await device.result("j1")
+        device.say(t.SUBMIT, QUESTION, "d1", "j2")
+        assert (await device.result("j2")).answered_by is m.AnsweredBy.CACHE
+    async with house.dispatcher():
+        worker.join()
+        device.say(t.SUBMIT, QUESTION, "d1", "j3")
+        result = await device.result("j3")
+    assert (result.answered_by, result.text, result.model) == ("cache", "It is so.", "tiny")
+    assert TOPICS.name(t.ASSIGN, "w1") not in worker.unheard()
+
+
+async def test_answers_whose_time_is_over_are_swept(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher(prune_every_s=1):
+        question = m.JobSubmit(prompt="Is the hall warm?", cache_ttl_ms=1_000)
+        device.say(t.SUBMIT, question, "d1", "j1")
+        worker.done(await worker.assignment())
+        await device.result("j1")
+        await house.until(lambda: len(house.store._answers) == 1)
+        house.clock.now_ms += 2_000
+        device.say(t.SUBMIT, m.JobSubmit(prompt="Is it noon?"), "d1", "j2")
+        await house.until(lambda: not house.store._answers)

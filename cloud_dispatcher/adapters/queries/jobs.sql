@@ -172,3 +172,46 @@ ON CONFLICT (day, tenant, reason, provider, model) DO UPDATE SET
 SELECT day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens, completion_tokens,
     cost_usd
 FROM spending WHERE day >= ? ORDER BY day, tenant, reason, provider, model
+
+-- Answers for equal questions, by the hash of the question; no prompt is in it. It outlives the
+-- jobs that were answered, and is bounded on its own.
+-- name: cache_table
+CREATE TABLE cache (
+    key BLOB PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    answer BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    until_at_ms INTEGER NOT NULL,
+    used_at_ms INTEGER NOT NULL,
+    hits INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID
+
+-- name: cache_by_use
+CREATE INDEX cache_used ON cache (used_at_ms)
+
+-- name: cache_keep
+INSERT INTO cache (key, tenant, answer, size_bytes, until_at_ms, used_at_ms)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET
+    answer = excluded.answer,
+    size_bytes = excluded.size_bytes,
+    until_at_ms = excluded.until_at_ms,
+    used_at_ms = excluded.used_at_ms
+
+-- name: cache_use
+UPDATE cache SET used_at_ms = ?, hits = hits + 1 WHERE key = ?
+
+-- name: cache_find
+SELECT answer FROM cache WHERE key = ?
+
+-- name: cache_oldest
+SELECT key, size_bytes FROM cache ORDER BY used_at_ms LIMIT ?
+
+-- name: cache_forget
+DELETE FROM cache WHERE key = ?
+
+-- name: cache_bytes
+SELECT coalesce(sum(size_bytes), 0) FROM cache
+
+-- name: cache_sweep
+DELETE FROM cache WHERE until_at_ms <= ?

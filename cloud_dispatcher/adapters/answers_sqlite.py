@@ -1,0 +1,82 @@
+"""The table of cached answers, in the job store's file. All SQL is in `queries/jobs.sql`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from cloud_dispatcher.core.commands import AnswerChange, KeepAnswer, UseAnswer
+from fleet_protocol.answer_cache import CachedAnswer
+
+_EVICTED_AT_ONCE: Final = 256
+_ROOM_SHARE: Final = 0.9
+"""What is full is emptied to this share, so that not every commit has to look for the oldest."""
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(CachedAnswer).decode
+
+
+class AnswerTable:
+    """Keeps the table within a bound of bytes; used within the writer's transactions alone."""
+
+    def __init__(self, sql: Mapping[str, str], *, max_bytes: int) -> None:
+        self._sql = sql
+        self._max_bytes = max_bytes
+        self._bytes: int | None = None
+        """At least what is there: a replaced answer counts until all are counted again."""
+
+    def change(self, conn: sqlite3.Connection, changes: Sequence[AnswerChange]) -> None:
+        """Keep and count as used; what is not used for longest makes room."""
+        kept = [change for change in changes if isinstance(change, KeepAnswer)]
+        used = [(x.at_ms, x.key) for x in changes if isinstance(x, UseAnswer)]
+        rows = [_row(change) for change in kept if change.answer.size_bytes <= self._max_bytes]
+        conn.executemany(self._sql["cache_keep"], rows)
+        conn.executemany(self._sql["cache_use"], used)
+        if rows:
+            grown = sum(change.answer.size_bytes for change in kept)
+            self._bytes = self._count(conn) if self._bytes is None else self._bytes + grown
+            if self._bytes > self._max_bytes:
+                self._make_room(conn)
+
+    def forget_bytes(self) -> None:
+        """Count anew next time: the transaction was rolled back, or rows were deleted."""
+        self._bytes = None
+
+    def _make_room(self, conn: sqlite3.Connection) -> None:
+        size_bytes = self._count(conn)
+        if size_bytes > self._max_bytes:
+            while size_bytes > self._max_bytes * _ROOM_SHARE:
+                oldest = conn.execute(self._sql["cache_oldest"], (_EVICTED_AT_ONCE,)).fetchall()
+                if not oldest:
+                    break
+                for key, row_bytes in oldest:
+                    conn.execute(self._sql["cache_forget"], (key,))
+                    size_bytes -= row_bytes
+                    if size_bytes <= self._max_bytes * _ROOM_SHARE:
+                        break
+        self._bytes = size_bytes
+
+    def _count(self, conn: sqlite3.Connection) -> int:
+        return int(conn.execute(self._sql["cache_bytes"]).fetchone()[0])
+
+
+def read_answers(
+    conn: sqlite3.Connection, sql: Mapping[str, str], keys: Iterable[bytes]
+) -> dict[bytes, CachedAnswer]:
+    """Return those that exist."""
+    rows = ((key, conn.execute(sql["cache_find"], (key,)).fetchone()) for key in keys)
+    return {key: _decode(row[0]) for key, row in rows if row is not None}
+
+
+def _row(change: KeepAnswer) -> tuple[object, ...]:
+    answer = change.answer
+    return (
+        answer.key,
+        change.tenant,
+        _encode(answer),
+        answer.size_bytes,
+        answer.until_at_ms,
+        answer.made_at_ms,
+    )
