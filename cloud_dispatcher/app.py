@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
 from cloud_dispatcher.config import DispatcherSettings, broker_password
@@ -57,6 +58,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     provider = _provider(settings, environ)
     kept = settings.store
     store = SqliteJobStore(Path(kept.path), synchronous=kept.synchronous, cache_mb=kept.cache_mb)
+    library = _library(settings)
     try:
         async with store:
             outside = Outside(
@@ -67,8 +69,10 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 topics=topics,
                 epoch=epoch,
                 observers=(JobLog(),),
+                library=library,
             )
-            engine = Engine(settings.engine, epoch, tariff=_tariff(settings))
+            tariff = _tariff(settings)
+            engine = Engine(settings.engine, epoch, tariff=tariff, offline=library.answer)
             service = DispatcherService(engine, outside, settings.housekeeping)
             with _stopped_by_signals(service.stop):
                 await service.run()
@@ -78,6 +82,12 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
 
 def _provider(settings: DispatcherSettings, environ: Mapping[str, str]) -> CompletionProvider:
     return build_provider(settings.provider, environ, backups=settings.backup, cloud=settings.cloud)
+
+
+def _library(settings: DispatcherSettings) -> FileLibrary:
+    """A bad file keeps nobody from starting: the service reads it, and says so."""
+    file = settings.library.file
+    return FileLibrary(None if file is None else Path(file).expanduser())
 
 
 def _tariff(settings: DispatcherSettings) -> Callable[[int], int]:
@@ -117,9 +127,18 @@ async def check(settings: DispatcherSettings, environ: Mapping[str, str]) -> lis
             return f"none ({settings.provider.api_key_env} is not set): boards answer alone"
         return chain
 
+    async def library() -> str:
+        found = _library(settings)
+        if not await found.refresh():
+            return "none: where nobody answers, jobs fail"
+        if found.trouble is not None:
+            raise found.trouble
+        rest = "a default" if found.has_default else "no default"
+        return f"{settings.library.file}: {len(found)} entries, {rest}"
+
     topics = f"root {Topics(settings.broker.root).root}, identity {settings.client_id}"
     findings = [Finding(name="settings", detail=topics)]
-    for look in (store, broker, provider):
+    for look in (store, broker, provider, library):
         try:
             findings.append(Finding(name=look.__name__, detail=await look()))
         except FleetError as error:

@@ -34,6 +34,16 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cache_mb: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 64
 
 
+class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Answers for when nobody else has one.
+
+    Attributes:
+        file: The offline answer library; it is read again when it changes. None: there is none.
+    """
+
+    file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+
+
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The log, on standard error.
 
@@ -59,6 +69,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         provider: The cloud provider; without a key there is none.
         backup: Endpoints that go on where it fails, in this order.
         cloud: What holds for all of them.
+        library: What is said where nobody answers.
         log: The log.
     """
 
@@ -71,6 +82,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     provider: ProviderSettings = msgspec.field(default_factory=ProviderSettings)
     backup: tuple[ProviderSettings, ...] = ()
     cloud: CloudSettings = msgspec.field(default_factory=CloudSettings)
+    library: LibrarySettings = msgspec.field(default_factory=LibrarySettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 

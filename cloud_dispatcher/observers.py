@@ -67,6 +67,8 @@ class JobLog:
                 reason=result.reason and str(result.reason),
                 code=result.code,
                 degraded=result.degraded,
+                offline=result.offline and result.offline.kind,
+                entry=result.offline and result.offline.entry,
                 worker=result.worker,
                 model=result.model,
                 attempt=job.attempt,
@@ -87,6 +89,8 @@ class FleetFigures:
         self._finished: Counter[str] = Counter()
         self._answered_by: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._degraded: Counter[str] = Counter()
+        self._offline: Counter[str] = Counter()
         self._cost_usd = 0.0
         self._latencies: deque[tuple[int, int]] = deque(maxlen=_LATENCIES_MAX)
         self._per_s: deque[list[int]] = deque(maxlen=_RATE_WINDOW_S + 1)
@@ -111,6 +115,8 @@ class FleetFigures:
             finished=dict(self._finished),
             answered_by=dict(self._answered_by),
             reasons=dict(self._reasons),
+            degraded=dict(self._degraded),
+            offline=dict(self._offline),
             jobs_per_s=self._rate(now_ms),
             latency_ms=self._quantiles(now_ms),
             cost_usd=self._cost_usd,
@@ -120,6 +126,10 @@ class FleetFigures:
         self._finished[result.status] += 1
         if result.status is m.JobStatus.OK and result.answered_by is not None:
             self._answered_by[result.answered_by] += 1
+        if result.degraded:
+            self._degraded[result.code or "unknown"] += 1
+        if result.offline is not None:
+            self._offline[result.offline.kind] += 1
         self._cost_usd += result.cost_usd
         self._latencies.append((now_ms, now_ms - job.received_at_ms))
         second = now_ms // 1_000

@@ -13,7 +13,16 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError, RetryableError
-from fleet_protocol.messages import DeviceId, EndpointView, JobId, JobKey, JobStatus, Usage
+from fleet_protocol.library import LibraryAnswer
+from fleet_protocol.messages import (
+    DeviceId,
+    EndpointView,
+    JobId,
+    JobKey,
+    JobStatus,
+    JobSubmit,
+    Usage,
+)
 
 
 class StoreUnavailableError(RetryableError):
@@ -171,6 +180,27 @@ class CompletionProvider(Protocol):
 
     async def close(self) -> None:
         """Release connections."""
+        ...
+
+
+class AnswerLibrary(Protocol):
+    """The offline answer library, which an operator edits while the dispatcher runs."""
+
+    def __len__(self) -> int:
+        """Return how many entries it has."""
+        ...
+
+    @property
+    def trouble(self) -> FleetError | None:
+        """Why the file cannot be used as it is now, so that the last good one goes on."""
+        ...
+
+    def answer(self, submit: JobSubmit) -> LibraryAnswer | None:
+        """Return the surest answer that is of the job's form."""
+        ...
+
+    async def refresh(self) -> bool:
+        """Read it again if it changed; return whether it did. Raises nothing, see `trouble`."""
         ...
 
 

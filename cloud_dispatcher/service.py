@@ -29,8 +29,9 @@ from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
 from cloud_dispatcher.intake import EchoAsked, Intake
 from cloud_dispatcher.keys import KeyMint
+from cloud_dispatcher.library_watch import LibraryWatch
 from cloud_dispatcher.observers import FleetFigures
-from cloud_dispatcher.ports import CompletionProvider, JobStore, Observer
+from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider, JobStore, Observer
 from cloud_dispatcher.presence import presence_of
 from cloud_dispatcher.publisher import Publisher
 from cloud_dispatcher.turn import Turn
@@ -74,6 +75,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         store: Open.
         epoch: Name of this run; workers report what they hold when they see a new one.
         observers: See every decision after it was carried out.
+        library: The same that the engine asks.
     """
 
     bus: MessageBus
@@ -83,6 +85,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     topics: Topics
     epoch: str
     observers: tuple[Observer, ...] = ()
+    library: AnswerLibrary | None = None
 
 
 class DispatcherService:
@@ -107,6 +110,8 @@ class DispatcherService:
             count=engine.summary,
             provider=outside.provider,
         )
+        library = outside.library
+        self._library = None if library is None else LibraryWatch(library, self._publisher)
         self._stopping = asyncio.Event()
         self._insistence = Insistence(self._publisher, clock=outside.clock, stopping=self._stopping)
         self._inquiries = Inquiries(
@@ -135,6 +140,8 @@ class DispatcherService:
             FleetError: The broker cannot be had at all, see `MessageBus.__aenter__`.
             BusClosedError: The broker turned us away for good while we served.
         """
+        if self._outside.library is not None:
+            await self._outside.library.refresh()
         jobs = await self._store.load_open()
         now_ms = self._clock()
         recovered = Turn()
@@ -206,6 +213,8 @@ class DispatcherService:
                 await self._hand_over(turn)
                 turn = Turn()
             await self._house.keep(self._clock())
+            if self._library is not None:
+                await self._library.keep(self._clock())
         return turn
 
     def _set_alarm(self) -> None:

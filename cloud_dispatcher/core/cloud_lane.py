@@ -60,7 +60,8 @@ class CloudLane:
     """Starts provider calls and goes down the ladder when they fail.
 
     The ladder: another call if the provider invites one, the answer that a board kept, a board
-    once more (its answer marked degraded), a failure with the provider's own code.
+    once more (its answer marked degraded), the offline library, a failure with the provider's own
+    code.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from cloud_dispatcher.core.edge_lane import EdgeLane
 from cloud_dispatcher.core.intake import Intake
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import LEASED, Ledger
+from cloud_dispatcher.core.offline import OfflineAnswers, no_library
 from cloud_dispatcher.core.outbox import Outbox
 from cloud_dispatcher.core.roster import Roster
 from cloud_dispatcher.core.scheduler import Policy, WeightedLeastConnections
@@ -73,6 +74,7 @@ class Engine:
         *,
         policy: Policy | None = None,
         tariff: Tariff = always_cheap,
+        offline: OfflineAnswers = no_library,
     ) -> None:
         """Make an engine that knows nothing; `recover` tells it what the store holds.
 
@@ -81,10 +83,11 @@ class Engine:
             epoch: Name of this run of the dispatcher, as workers are told it.
             policy: How workers are ranked; None: weighted least connections.
             tariff: When the cloud costs less.
+            offline: What is said where nobody answers.
         """
         self.epoch = epoch
         self._ledger = Ledger(settings, policy or WeightedLeastConnections())
-        self._outbox = Outbox(self._ledger)
+        self._outbox = Outbox(self._ledger, offline)
         self._edge = EdgeLane(self._ledger, self._outbox)
         self._cloud = CloudLane(self._ledger, self._outbox, self._edge, tariff)
         self._answers = AnswerCache(self._ledger)

@@ -8,7 +8,8 @@ from cloud_dispatcher.core.commands import Reply, SaveJob, Send
 from cloud_dispatcher.core.events import ResultConfirmed, ResultRefused
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.ledger import Ledger
-from cloud_dispatcher.core.results import as_message, kept_result, no_answer
+from cloud_dispatcher.core.offline import OfflineAnswers, may_stand_in, no_library
+from cloud_dispatcher.core.results import as_message, kept_result, no_answer, offline_result
 from cloud_dispatcher.core.retry import backoff_ms
 from fleet_protocol import topics
 from fleet_protocol.messages import JobKey, JobResult, JobStatus
@@ -22,8 +23,9 @@ UNHEARD = "unheard"
 class Outbox:
     """The finished jobs of the ledger whose result was not confirmed."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, offline: OfflineAnswers = no_library) -> None:
         self._ledger = ledger
+        self._offline = offline
         self._refusals: dict[JobKey, int] = {}
         self._told_at_ms: dict[JobKey, int] = {}
 
@@ -50,27 +52,14 @@ class Outbox:
         self.tell(job)
 
     def fail(self, job: Job, *, code: str, message: str) -> None:
-        """Let a job be answered by what a board kept, or fail for good: a dead letter."""
-        now_ms = self._ledger.now_ms
-        if job.kept is not None:
-            kept = kept_result(job, job.kept, code=code, message=message, now_ms=now_ms)
-            self.finish(job, kept)
-            return
-        status = JobStatus.FAILED
-        failed = no_answer(job, status, code=code, message=message, now_ms=now_ms)
-        self.finish(job, failed, dead=True)
+        """Let what is kept or written down be the answer, or fail for good: a dead letter."""
+        self._end(job, JobStatus.FAILED, code=code, message=message)
 
     def expire(self, job: Job) -> None:
-        """End a job whose deadline has passed, with what a board kept if there is any."""
-        ledger = self._ledger
-        ledger.call_off(job)
-        code, message = "deadline", "the deadline passed before there was an answer"
-        if job.kept is not None:
-            self.fail(job, code=code, message=message)
-            return
-        status, now_ms = JobStatus.EXPIRED, ledger.now_ms
-        expired = no_answer(job, status, code=code, message=message, now_ms=now_ms)
-        self.finish(job, expired, dead=True)
+        """End a job whose deadline has passed, with what is kept or written down if anything is."""
+        self._ledger.call_off(job)
+        message = "the deadline passed before there was an answer"
+        self._end(job, JobStatus.EXPIRED, code="deadline", message=message)
 
     def cancel(self, job: Job, *, message: str) -> None:
         """End a job because its answer is no longer wanted."""
@@ -121,6 +110,21 @@ class Outbox:
         """Wait for no confirmation of this job's result any more."""
         self._told_at_ms.pop(key, None)
         self._refusals.pop(key, None)
+
+    def _end(self, job: Job, status: JobStatus, *, code: str, message: str) -> None:
+        """Go down the last rungs: the answer that a board kept, the offline library, none."""
+        now_ms = self._ledger.now_ms
+        if job.kept is not None:
+            kept = kept_result(job, job.kept, code=code, message=message, now_ms=now_ms)
+            self.finish(job, kept)
+            return
+        written = self._offline(job.submit) if may_stand_in(code) else None
+        if written is not None:
+            found = offline_result(job, written, code=code, message=message, now_ms=now_ms)
+            self.finish(job, found)
+            return
+        none = no_answer(job, status, code=code, message=message, now_ms=now_ms)
+        self.finish(job, none, dead=True)
 
     def _let_go(self, job: Job) -> None:
         self._ledger.emit(SaveJob(job=replace(job, told=True)))

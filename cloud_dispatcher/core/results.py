@@ -5,6 +5,7 @@ from __future__ import annotations
 from cloud_dispatcher.core.events import CompletionFinished
 from cloud_dispatcher.core.job import Job
 from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.library import LibraryAnswer
 from fleet_protocol.messages import (
     AnsweredBy,
     CompactResult,
@@ -14,6 +15,7 @@ from fleet_protocol.messages import (
     JobStatus,
     LocalAnswer,
     Message,
+    OfflineMatch,
     PlainText,
     TimingMs,
     Usage,
@@ -99,6 +101,26 @@ def cached_result(job: Job, answer: CachedAnswer, *, now_ms: int) -> JobResult:
         confidence=answer.confidence,
         finish=FinishReason.STOP,
         simulated=answer.simulated,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def offline_result(
+    job: Job, answer: LibraryAnswer, *, code: str, message: str, now_ms: int
+) -> JobResult:
+    """What an operator wrote down, because nobody answered; `code` and `message` say why."""
+    found = f"entry {answer.entry!r}, {answer.kind} match" if answer.entry else "its default"
+    return JobResult(
+        id=job.id,
+        status=JobStatus.OK,
+        text=answer.text,
+        answered_by=AnsweredBy.OFFLINE,
+        offline=OfflineMatch(kind=str(answer.kind), entry=answer.entry, score=answer.score),
+        reason=job.reason,
+        code=code[:_CODE_MOST],
+        message=f"from the offline library ({found}): {message}"[:_NOTE_MOST],
+        degraded=True,
+        attempts=job.attempt,
         timing_ms=_timing(job, now_ms),
     )
 

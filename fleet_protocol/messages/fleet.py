@@ -80,6 +80,8 @@ class FleetSummary(Message, frozen=True, kw_only=True):
         finished: Final results by status since the dispatcher started.
         answered_by: `ok` results by who gave them since then.
         reasons: Escalations by reason since then.
+        degraded: `ok` results that were second best, by code, since then.
+        offline: Answers of the offline library by kind of match since then.
         jobs_per_s: Final results per second over the last 10 s.
         latency_ms: Receipt to result.
         cost_usd: Spent since the dispatcher started.
@@ -94,6 +96,8 @@ class FleetSummary(Message, frozen=True, kw_only=True):
     finished: dict[str, int] = msgspec.field(default_factory=dict)
     answered_by: dict[str, int] = msgspec.field(default_factory=dict)
     reasons: dict[str, int] = msgspec.field(default_factory=dict)
+    degraded: dict[str, int] = msgspec.field(default_factory=dict)
+    offline: dict[str, int] = msgspec.field(default_factory=dict)
     jobs_per_s: Measure = 0.0
     latency_ms: Quantiles = msgspec.field(default_factory=Quantiles)
     cost_usd: Measure = 0.0

@@ -359,6 +359,20 @@ class TimingMs(Part, frozen=True, kw_only=True):
     total: Count = 0
 
 
+class OfflineMatch(Part, frozen=True, kw_only=True):
+    """How the offline answer library found its answer.
+
+    Attributes:
+        kind: `exact`, `pattern`, `nearest` or `default`.
+        entry: The operator's name for it; empty for the default.
+        score: How alike question and example are, 0..1; 1 for `exact` and `pattern`.
+    """
+
+    kind: Annotated[str, msgspec.Meta(max_length=16)]
+    entry: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    score: Share = 0.0
+
+
 class JobResult(Message, frozen=True, kw_only=True):
     """The one final word on a job.
 
@@ -367,6 +381,7 @@ class JobResult(Message, frozen=True, kw_only=True):
         reason: Why it was escalated or degraded; None if it simply was answered where assigned.
         code: When not `ok`: a stable name of what went wrong.
         message: When not `ok` or `degraded`: for people.
+        offline: For `answered_by` offline; None otherwise.
         confidence: Of the edge model, 0..1; None where there is none.
         finish: `length`: `max_tokens` cut the answer; None where that is not known.
         degraded: The answer is not of the quality that was asked for.
@@ -380,6 +395,7 @@ class JobResult(Message, frozen=True, kw_only=True):
     status: JobStatus
     text: Text = ""
     answered_by: AnsweredBy | None = None
+    offline: OfflineMatch | None = None
     reason: Reason | None = None
     code: Code = ""
     message: Note = ""

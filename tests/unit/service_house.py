@@ -12,10 +12,11 @@ import msgspec
 from cloud_dispatcher.adapters.scripted_provider import ScriptedProvider
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.core.engine import Engine
+from cloud_dispatcher.core.offline import no_library
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from cloud_dispatcher.observers import JobLog
-from cloud_dispatcher.ports import CompletionProvider
+from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider
 from cloud_dispatcher.presence import session_of
 from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol import codec
@@ -131,6 +132,7 @@ class House:
         self.broker = MemoryBroker(seed=1)
         self.store = MemoryJobStore()
         self.provider: CompletionProvider = ScriptedProvider()
+        self.library: AnswerLibrary | None = None
         self.clock = Clock()
         self.lives = 0
         self.max_unconfirmed = 10_000
@@ -147,8 +149,10 @@ class House:
             topics=TOPICS,
             epoch=epoch,
             observers=(JobLog(),),
+            library=self.library,
         )
-        engine = Engine(EngineSettings(), epoch)
+        offline = no_library if self.library is None else self.library.answer
+        engine = Engine(EngineSettings(), epoch, offline=offline)
         return DispatcherService(engine, outside, msgspec.convert(settings, HousekeepingSettings))
 
     @asynccontextmanager

@@ -1,0 +1,49 @@
+"""Reads the offline answer library again when its file changes, with an alert while it is bad."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+
+from cloud_dispatcher.ports import AnswerLibrary
+from cloud_dispatcher.publisher import Publisher
+from fleet_protocol import topics
+from fleet_protocol.messages import Alert, Severity
+
+_log = structlog.get_logger(__name__)
+
+LIBRARY_ALERT: Final = "library"
+_LOOK_EVERY_MS: Final = 5_000
+
+
+class LibraryWatch:
+    """Looks at the library's file every few seconds."""
+
+    def __init__(self, library: AnswerLibrary, publisher: Publisher) -> None:
+        self._library = library
+        self._publisher = publisher
+        self._look_at_ms = 0
+
+    async def keep(self, now_ms: int) -> None:
+        """Look, if it is time to."""
+        if now_ms < self._look_at_ms:
+            return
+        is_first, self._look_at_ms = self._look_at_ms == 0, now_ms + _LOOK_EVERY_MS
+        changed, trouble = await self._library.refresh(), self._library.trouble
+        if not (changed or is_first):
+            return
+        entries = len(self._library)
+        if trouble is None:  # also clears what an earlier run of the dispatcher left behind
+            _log.info("library.read", entries=entries)
+            self._publisher.clear_alert(LIBRARY_ALERT)
+            return
+        _log.error("library.bad", error=str(trouble), hint=trouble.hint)
+        alert = Alert(
+            id=LIBRARY_ALERT,
+            severity=Severity.WARNING,
+            title=f"The offline library cannot be used; {entries} entries that were good go on",
+            detail=trouble.advice[:2_000],
+            since_at_ms=now_ms,
+        )
+        self._publisher.send(topics.ALERTS, alert, LIBRARY_ALERT)
