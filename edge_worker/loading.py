@@ -333,6 +333,7 @@ def _policy(settings: WorkerSettings, manifest: Manifest, engine: InferenceEngin
         context_tokens=engine.model.context_tokens,
         max_prompt_tokens=routing.max_prompt_tokens,
         min_confidence=routing.min_confidence if least is None else least,
+        calibration=routing.calibration,
         refusals=manifest.refusals,
     )
 

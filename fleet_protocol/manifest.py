@@ -59,16 +59,46 @@ class GoldenPrompt(msgspec.Struct, frozen=True, kw_only=True):
     hidden_tokens: int = 0
 
 
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What the signs of an answer say about this model (`fleet_protocol.confidence`).
+
+    log(P(wrong) / P(right)) = bias + mean x root of the mean of -log p over the tokens
+    + worst x root of the largest -log p + repeated x share of the text that repeats itself.
+
+    Attributes:
+        answers: Labelled answers it was fitted on.
+        right_share: Of them that were right, 0..1.
+        error_rate: Wrong answers among those kept that `min_confidence` was chosen to allow, 0..1.
+        kept_right_share: Of the right answers that it keeps, 0..1, on answers left out of the fit.
+        kept_wrong_share: Wrong ones among those that it keeps, 0..1, on answers left out.
+        auc: How often a wrong answer is trusted less than a right one, on answers left out.
+    """
+
+    bias: float
+    mean: float
+    worst: float
+    repeated: float
+    answers: int
+    right_share: float
+    error_rate: float
+    kept_right_share: float
+    kept_wrong_share: float
+    auc: float
+
+
 class Routing(msgspec.Struct, frozen=True, kw_only=True):
     """Thresholds that belong to this model.
 
     Attributes:
         min_confidence: Answers below it are escalated, 0..1.
         max_prompt_tokens: Longest prompt this model is trusted with; None: the context.
+        calibration: Makes a confidence the probability that the answer is right; None: it is the
+            geometric mean of the tokens' probabilities.
     """
 
     min_confidence: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     max_prompt_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    calibration: Calibration | None = None
 
 
 class CpuClass(StrEnum):

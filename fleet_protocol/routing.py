@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from fleet_protocol.manifest import Calibration
 from fleet_protocol.messages import Escalate, Privacy, Reason
 
 CHARS_PER_TOKEN_MOST: Final = 8
@@ -25,12 +26,14 @@ class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens: Most tokens of prompt and answer together.
         max_prompt_tokens: Longest prompt; None: whatever the context holds.
         min_confidence: Answers below it are escalated, 0..1; 0 trusts every answer.
+        calibration: What makes a confidence of the signs of an answer.
         refusals: Answers by which the model says that it should not try.
     """
 
     context_tokens: int
     max_prompt_tokens: int | None = None
     min_confidence: float = 0.0
+    calibration: Calibration | None = None
     refusals: tuple[str, ...] = ()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from edge_worker.core.attempt import HeldJob, Outcome
-from edge_worker.core.confidence import confidence
 from edge_worker.core.generation import Broke, Finished
 from fleet_protocol import messages as m
 from fleet_protocol import routing, topics
+from fleet_protocol.confidence import confidence
 from fleet_protocol.topics import Channel
 
 _NOTE_CHARS: Final = 2_000
@@ -86,7 +86,7 @@ def after_generation(
     answer = m.LocalAnswer(
         text=finished.text,
         model=model,
-        confidence=confidence(finished.text, finished.logprobs),
+        confidence=confidence(finished.text, finished.logprobs, policy.calibration),
         finish=finished.finish,
         usage=m.Usage(
             prompt_tokens=finished.prompt_tokens,

@@ -17,6 +17,7 @@ from models.distill.rank_cli import rank_layers_command
 from models.embedding.cli import embedding
 from models.errors import ExitCode, exit_code_of
 from models.evaluate.cli import evaluate
+from models.routing.cli import calibrate_command, evaluate_router, label
 from models.terminal import print_json
 
 
@@ -60,7 +61,7 @@ def cli() -> None:
 for _command in (
     *(list_models, show, build, fetch_source, distill, export, optimize, quantize, evaluate),
     *(pack_artefact, publish_artefact, verify, ask_teacher_command, rank_layers_command),
-    *(embedding, difficulty),
+    *(embedding, difficulty, label, calibrate_command, evaluate_router),
 ):
     cli.add_command(_command)
 

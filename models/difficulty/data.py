@@ -44,7 +44,7 @@ def read_labelled(
     """
     rows = tuple(
         _labelled(row, f"{path.name}, row {number}", prompt_column, right_column)
-        for number, row in enumerate(_rows(path), start=1)
+        for number, row in enumerate(read_rows(path), start=1)
     )
     right = sum(row.is_right for row in rows)
     if len(rows) < MIN_ROWS or min(right, len(rows) - right) < MIN_OF_EACH:
@@ -64,7 +64,12 @@ def hash_rows(rows: Iterable[Labelled]) -> str:
     return digest.hexdigest()
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Read the rows of a `.csv` file with a header, or JSON objects, one a line.
+
+    Raises:
+        LabelledDataError: Unreadable.
+    """
     try:
         if path.suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as stream:

@@ -97,8 +97,8 @@ class ArtefactTeacher:
             group = asked[start : start + _GROUP]
             answers = answerer.answer_all(group, advance=_unseen)
             for question, put, answer in zip(questions[start:], group, answers, strict=False):
-                text = str(tokenizer.decode(list(answer)))
-                told(question, Said(text=text, is_cut=_is_cut(put, answer, runner.max_len)))
+                text = str(tokenizer.decode(list(answer.tokens)))
+                told(question, Said(text=text, is_cut=_is_cut(put, answer.tokens, runner.max_len)))
 
     def _put(self, question: Question, tokenizer: Tokenizer, reader: AnswerReader) -> run.Question:
         """Return a question as the rows read it; results of calculations are put in for it."""

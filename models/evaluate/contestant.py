@@ -16,7 +16,7 @@ from models.checkpoints.chat import render_prompt
 from models.evaluate.checks import is_right, parse_object
 from models.evaluate.constrained import SchemaGuides
 from models.evaluate.report import SuiteResult, family_scores, score
-from models.evaluate.run import ROWS, Answerer, Question
+from models.evaluate.run import ROWS, Answered, Answerer, Question
 from models.progress import Progress
 from models.proof.calculations import AnswerReader
 from models.proof.runner import GraphRunner
@@ -64,9 +64,14 @@ class Contestant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """All answers of one contestant, in the items' order, and what they are worth."""
+    """All answers of one contestant, in the items' order, and what they are worth.
+
+    Attributes:
+        texts: As a board shows them: what was said, without calculations.
+    """
 
     texts: tuple[str, ...]
+    said: tuple[Answered, ...]
     result: SuiteResult
 
 
@@ -130,11 +135,13 @@ def _put(
     )
     answerer = Answerer(runner, stops=contestant.manifest.stop_tokens)
     began = time.perf_counter()
-    tokens = answerer.answer_all(questions, advance=progress.advance)
+    said = tuple(answerer.answer_all(questions, advance=progress.advance))
     elapsed_s = time.perf_counter() - began
-    texts = tuple(reader.read(answer).text for answer in tokens)
-    written = sum(len(answer) + 1 for answer in tokens)
-    return Answers(texts=texts, result=_result(contestant.name, items, texts, written, elapsed_s))
+    texts = tuple(reader.read(answer.tokens).text for answer in said)
+    written = sum(len(answer.tokens) + 1 for answer in said)
+    return Answers(
+        texts=texts, said=said, result=_result(contestant.name, items, texts, written, elapsed_s)
+    )
 
 
 def _question(

@@ -9,7 +9,13 @@ import msgspec
 import numpy as np
 
 from models.checkpoints.checkpoint import Float32Array
-from models.proof.runner import PREFILL_CHUNK_TOKENS, GraphRunner, Guide, counted_tokens
+from models.proof.runner import (
+    PREFILL_CHUNK_TOKENS,
+    GraphRunner,
+    Guide,
+    counted_tokens,
+    log_softmax,
+)
 
 ROWS: Final = 16
 """More rows make a step longer, not the suite shorter: eight-bit kernels are busy by then."""
@@ -30,6 +36,20 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     guide: Guide | None = None
 
 
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """What was said to a question.
+
+    Attributes:
+        tokens: Without the stop token.
+        logprobs: Natural log-probability of each token, the stop token's included, that there was
+            a choice about; under a guide that of the chosen one among all tokens, as a worker has
+            it.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
 class _Row:
     """One row of the cache: what stands in it, and the question it is busy with."""
 
@@ -38,10 +58,12 @@ class _Row:
         self.question: Question | None = None
         self.index = -1
         self.answer: list[int] = []
+        self.logprobs: list[float] = []
 
     def begin(self, index: int, question: Question) -> int:
         """Take a question; return how many of its tokens are cached from the one before."""
-        self.index, self.question, self.answer = index, question, []
+        self.index, self.question = index, question
+        self.answer, self.logprobs = [], []
         # The last one must be read again: its logits choose the first token of the answer.
         known = _common(self.cached, question.tokens[:-1])
         self.cached = list(question.tokens)
@@ -58,12 +80,12 @@ class Answerer:
 
     def answer_all(
         self, questions: Sequence[Question], *, advance: Callable[[int, int], None]
-    ) -> list[tuple[int, ...]]:
-        """Return the answers' tokens in the questions' order; tells `advance` (done, total).
+    ) -> list[Answered]:
+        """Return the answers in the questions' order; tells `advance` (done, total).
 
         A question that leaves no room for its answer gets an empty one.
         """
-        answers: list[tuple[int, ...]] = [()] * len(questions)
+        answers = [Answered()] * len(questions)
         fitting = [index for index, question in enumerate(questions) if self._fits(question)]
         # Long ones first, so that the rows are busy to the end; alike ones share a beginning.
         waiting = sorted(
@@ -93,7 +115,7 @@ class Answerer:
             logits = self._runner.step(chunk, [start], row=place)
         _choose(row, logits[0])
 
-    def _decode(self, answers: list[tuple[int, ...]]) -> int:
+    def _decode(self, answers: list[Answered]) -> int:
         """Add one token to every busy row; return how many answers that finished."""
         busy = 1 + max(place for place, row in enumerate(self._rows) if row.question)
         rows = self._rows[:busy]
@@ -107,7 +129,7 @@ class Answerer:
                 _choose(row, ahead)
         return sum(self._settle(row, answers) for row in rows)
 
-    def _settle(self, row: _Row, answers: list[tuple[int, ...]]) -> bool:
+    def _settle(self, row: _Row, answers: list[Answered]) -> bool:
         """Free the row where its answer is complete; tell whether it was."""
         question = row.question
         if question is None:
@@ -118,18 +140,26 @@ class Answerer:
         )
         if not has_stopped and counted < question.max_tokens:
             return False
-        answers[row.index] = tuple(row.answer[:-1] if has_stopped else row.answer)
+        said = row.answer[:-1] if has_stopped else row.answer
+        answers[row.index] = Answered(tokens=tuple(said), logprobs=tuple(row.logprobs))
         row.question = None
         return True
 
 
 def _choose(row: _Row, logits: Float32Array) -> None:
     guide = row.question.guide if row.question else None
-    if guide is not None:
-        guide.allow(logits)
-    row.answer.append(int(logits.argmax()))
-    if guide is not None:
-        guide.accept(row.answer[-1])
+    if guide is None:
+        token = int(logits.argmax())
+        has_choice = True
+    else:
+        allowed = logits.copy()
+        guide.allow(allowed)
+        token = int(allowed.argmax())
+        has_choice = int(np.isfinite(allowed).sum()) > 1
+        guide.accept(token)
+    row.answer.append(token)
+    if has_choice:
+        row.logprobs.append(float(log_softmax(logits)[token]))
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Leave an evaluation beside the artefact that it is about."""
+"""Leave what was found of an artefact beside it: its evaluation, its thresholds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from fleet_protocol.manifest import MANIFEST_NAME, EvaluationSummary
+from fleet_protocol.manifest import MANIFEST_NAME, EvaluationSummary, Routing
 from models.artefacts.card import CARD_NAME, model_card
 from models.errors import writing
 from models.evaluate.report import EVALUATION_NAME, Evaluation, shares_by_language
@@ -47,6 +47,23 @@ def store(evaluation: Evaluation, folder: Path) -> None:
         _replace(folder / CARD_NAME, model_card(manifest, evaluation).encode())
         # Last: a manifest that names figures has them beside it.
         _replace(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+
+
+def store_routing(routing: Routing, folder: Path) -> Routing:
+    """Write thresholds into the manifest; what they do not set stays as it was.
+
+    Raises:
+        VerificationError: The folder is not an artefact.
+        CannotWriteError: The disk is full, read-only or not ours.
+    """
+    manifest = read_manifest(folder)
+    whole = msgspec.structs.replace(
+        routing, max_prompt_tokens=routing.max_prompt_tokens or manifest.routing.max_prompt_tokens
+    )
+    manifest = msgspec.structs.replace(manifest, routing=whole)
+    with writing(folder):
+        _replace(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+    return whole
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from models.suite.items import (
     Script,
     SuiteError,
     SuiteItem,
+    load_reasoning,
     load_suite,
     read_items,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Script",
     "SuiteError",
     "SuiteItem",
+    "load_reasoning",
     "load_suite",
     "read_items",
 ]

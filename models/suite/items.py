@@ -120,6 +120,11 @@ def load_suite() -> tuple[SuiteItem, ...]:
     return tuple(item for path in sorted(_FOLDER.glob("*/*.jsonl")) for item in read_items(path))
 
 
+def load_reasoning() -> tuple[SuiteItem, ...]:
+    """Return questions of several steps, which a small model is to hand on; no part of it."""
+    return read_items(_FOLDER / "reasoning.jsonl")
+
+
 def read_items(path: Path) -> tuple[SuiteItem, ...]:
     """Read a file of items, one JSON object a line; blank lines are skipped.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from math import log
+from math import exp, log
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_worker.core.confidence import SHINGLE_CHARS, confidence, novelty
+from fleet_protocol.confidence import SHINGLE_CHARS, confidence, novelty
+from fleet_protocol.manifest import Calibration
 
 PROSE = (
     "A thermostat measures the temperature of a room and switches the heating on when it falls "
@@ -59,6 +60,43 @@ def test_novelty_is_the_share_of_different_pieces(some: str, more: str, times: i
     assert novelty(text) == expected
 
 
-@given(st.text(max_size=300), st.lists(st.floats(-50.0, 1e-6), max_size=40))
-def test_it_is_between_0_and_1(text: str, logprobs: list[float]) -> None:
-    assert 0.0 <= confidence(text, logprobs) <= 1.0
+@given(
+    st.text(max_size=300),
+    st.lists(st.floats(-50.0, 1e-6), max_size=40),
+    st.sampled_from([None, "calibrated"]),
+)
+def test_it_is_between_0_and_1(text: str, logprobs: list[float], kind: str | None) -> None:
+    assert 0.0 <= confidence(text, logprobs, kind and calibration(bias=900.0)) <= 1.0
+
+
+def calibration(bias: float = -2.0) -> Calibration:
+    return Calibration(
+        bias=bias,
+        mean=1.5,
+        worst=1.0,
+        repeated=3.0,
+        answers=100,
+        right_share=0.8,
+        error_rate=0.1,
+        kept_right_share=0.9,
+        kept_wrong_share=0.1,
+        auc=0.8,
+    )
+
+
+def test_calibrated_it_is_the_probability_that_the_logistic_model_gives() -> None:
+    # Mean of -log p: (0.01 + 0.49) / 2 = 0.25; the largest: 0.49.
+    log_odds = -2.0 + 1.5 * 0.5 + 1.0 * 0.7
+    assert confidence("yes", [-0.01, -0.49], calibration()) == pytest.approx(
+        1 / (1 + exp(log_odds))
+    )
+
+
+def test_calibrated_one_doubtful_token_or_a_loop_lowers_it() -> None:
+    sure = confidence(PROSE, [-0.01] * 30, calibration())
+    assert confidence(PROSE, [-0.01] * 29 + [-2.0], calibration()) < sure
+    assert confidence("A gentle rain, a gentle soul,\n" * 8, [-0.01] * 30, calibration()) < sure
+
+
+def test_calibrated_no_answer_deserves_no_confidence_either() -> None:
+    assert confidence(" ", [0.0], calibration()) == 0.0

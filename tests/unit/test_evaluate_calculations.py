@@ -74,9 +74,10 @@ def test_many_rows_calculate_as_each_prompt_does_alone(chatter: Artefact, rows: 
         )
         for prompt, limit in zip(PROMPTS, limits, strict=True)
     ]
-    answers = Answerer(runner(chatter, rows=rows), stops=(2,)).answer_all(
+    said = Answerer(runner(chatter, rows=rows), stops=(2,)).answer_all(
         questions, advance=lambda *_: None
     )
+    answers = [answer.tokens for answer in said]
     assert answers == [
         alone(chatter, prompt, limit) for prompt, limit in zip(PROMPTS, limits, strict=True)
     ]

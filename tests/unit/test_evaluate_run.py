@@ -42,7 +42,8 @@ def ask(
     graph: Path, questions: list[Question], *, rows: int, stops: tuple[int, ...] = (STOP,)
 ) -> list[tuple[int, ...]]:
     answerer = Answerer(runner(graph, rows=rows), stops=stops)
-    return answerer.answer_all(questions, advance=lambda *_: None)
+    answers = answerer.answer_all(questions, advance=lambda *_: None)
+    return [answer.tokens for answer in answers]
 
 
 def alone(graph: Path, prompt: list[int], limit: int, stops: tuple[int, ...]) -> tuple[int, ...]:

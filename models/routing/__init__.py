@@ -1,0 +1,1 @@
+"""When an edge answer may be kept: labelled answers, a calibration, rules compared."""
