@@ -28,6 +28,7 @@ root = LazyGroup(
         "jobs": (f"{_AT}.jobs", "List, show, cancel and retry jobs."),
         "workers": (f"{_AT}.workers", "List, show, drain and resume workers."),
         "costs": (f"{_AT}.costs", "Show what the cloud cost, budgets and providers."),
+        "library": (f"{_AT}.library", "Check and ask an offline answer library."),
         "watch": (f"{_AT}.watch", "Follow the fleet live."),
         "doctor": (f"{_AT}.doctor", "Check this machine and the fleet, with a fix for each fault."),
         "completion": (f"{_AT}.completion", "Print shell completion."),
