@@ -27,6 +27,7 @@ root = LazyGroup(
         "submit": (f"{_AT}.submit", "Submit many jobs from a JSON-lines file."),
         "jobs": (f"{_AT}.jobs", "List, show, cancel and retry jobs."),
         "workers": (f"{_AT}.workers", "List, show, drain and resume workers."),
+        "route": (f"{_AT}.route", "Explain where a prompt would be answered, and why."),
         "costs": (f"{_AT}.costs", "Show what the cloud cost, budgets and providers."),
         "library": (f"{_AT}.library", "Check and ask an offline answer library."),
         "watch": (f"{_AT}.watch", "Follow the fleet live."),

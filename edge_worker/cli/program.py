@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+import msgspec
 
 from edge_worker.cli.exits import ExitCode, exit_code_of
 from edge_worker.config import EngineName, WorkerSettings, load_settings
@@ -122,3 +123,35 @@ def selftest(config: Path | None, *, as_json: bool, **flags: str | int | None) -
     settings = _settings(config, **flags)
     module = import_module("edge_worker.cli.selftest")
     return int(module.selftest(settings, _environ(), as_json=as_json))
+
+
+@main.command()
+@click.argument("prompt")
+@_with_settings
+@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--escalate", type=click.Choice(["auto", "never", "always"]), default="auto")
+@click.option("--privacy", type=click.Choice(["any", "site"]), default="any")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def route(
+    prompt: str,
+    *,
+    config: Path | None,
+    max_tokens: int,
+    escalate: str,
+    privacy: str,
+    as_json: bool,
+    **flags: str | int | None,
+) -> int:
+    """Explain where PROMPT would be answered, and what would change that; needs no broker."""
+    settings = _settings(config, **flags)
+    module = import_module("edge_worker.cli.route")
+    asked = msgspec.convert(
+        {
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "escalate": escalate,
+            "privacy": privacy,
+        },
+        module.Asked,
+    )
+    return int(module.route(settings, _environ(), asked, as_json=as_json))

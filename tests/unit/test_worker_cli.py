@@ -56,7 +56,7 @@ def test_the_version_is_the_projects() -> None:
     assert run("--version").stdout.split()[-1] == __version__
 
 
-@pytest.mark.parametrize("words", [(), ("run",), ("check",), ("selftest",)])
+@pytest.mark.parametrize("words", [(), ("run",), ("check",), ("selftest",), ("route",)])
 def test_every_command_has_help(words: tuple[str, ...]) -> None:
     outcome = run(*words, "--help")
     assert outcome.returncode == 0
