@@ -24,6 +24,8 @@ NOVELTY_EXPECTED = 0.6
 Plain prose has more than 0.9; a JSON list of objects with the same keys about 0.6.
 """
 
+_LARGEST_ODDS = 700.0
+"""The exponential of more is no number any longer."""
 _HALF_CHARS = SHINGLE_CHARS // 2
 _SEARCHED_CHARS = 512
 """Longest text that is searched for its own pieces: that is quick, but grows with the square."""
@@ -68,7 +70,22 @@ def confidence(
     signs = read_signs(text, logprobs)
     if calibration is None:
         return exp(-(signs.mean**2)) * (1.0 - signs.repeated)
-    return 1.0 / (1.0 + exp(min(700.0, log_odds_of_wrong(signs, calibration))))
+    return _probability_of_right(signs, calibration)
+
+
+def best_possible(
+    surprise: float, worst: float, *, most_tokens: int, calibration: Calibration
+) -> float:
+    """Return a confidence that no answer which began so can exceed, however it goes on.
+
+    Args:
+        surprise: Sum of -log p over the tokens so far, in nats.
+        worst: The largest -log p so far.
+        most_tokens: That the answer can come to have.
+        calibration: None of its weights of doubt may be negative: doubt must not raise confidence.
+    """
+    signs = Signs(sqrt(max(0.0, surprise) / most_tokens), sqrt(max(0.0, worst)), 0.0)
+    return _probability_of_right(signs, calibration)
 
 
 def log_odds_of_wrong(signs: Signs, calibration: Calibration) -> float:
@@ -79,6 +96,10 @@ def log_odds_of_wrong(signs: Signs, calibration: Calibration) -> float:
         + calibration.worst * signs.worst
         + calibration.repeated * signs.repeated
     )
+
+
+def _probability_of_right(signs: Signs, calibration: Calibration) -> float:
+    return 1.0 / (1.0 + exp(min(_LARGEST_ODDS, log_odds_of_wrong(signs, calibration))))
 
 
 def novelty(text: str) -> float:

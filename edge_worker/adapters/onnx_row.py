@@ -68,6 +68,9 @@ class Row:
         self._guide = held.guide
         self._said: list[int] = []
         self._logprobs: list[float] = []
+        self._trust = request.trust
+        self._surprise = self._worst = 0.0
+        self._gave_up = False
         self._lookup: PromptLookup | None = None
         self._pace = DraftPace(most_tokens=draft_tokens) if draft_tokens else None
         self._is_guess = False
@@ -92,14 +95,28 @@ class Row:
         text = self.answer.take(token, piece_of(token))
         if self.answer.finish is None and self._guide is not None and self._guide.is_complete:
             text += self.answer.end()
+        if self.answer.finish is None and self._is_lost():
+            self._gave_up = True
+            text += self.answer.end()
         return text
+
+    def _is_lost(self) -> bool:
+        if self._trust is None:
+            return False
+        most = self.answer.most_tokens
+        return self._trust.is_lost(self._surprise, self._worst, most_tokens=most)
+
+    def _note(self, logprob: float) -> None:
+        self._logprobs.append(logprob)
+        self._surprise -= logprob
+        self._worst = max(self._worst, -logprob)
 
     def _choose(self, logits: Float32Array) -> int:
         """Return the next token; note its probability where there was something to choose."""
         guide = self._guide
         if guide is None or guide.is_free:
             token, logprob = self._draw(logits)
-            self._logprobs.append(logprob)
+            self._note(logprob)
         else:
             is_forced = bool(guide.forced())
             allowed = logits.copy()
@@ -109,7 +126,7 @@ class Row:
             # is to say what the model thinks, so it keeps the probability it had among all. Of what
             # is forced the model thinks nothing: it was not asked.
             if not is_forced:
-                self._logprobs.append(log_probability(logits, token))
+                self._note(log_probability(logits, token))
         if guide is not None:
             guide.accept(token)
         return token
@@ -162,6 +179,7 @@ class Row:
             cached_tokens=self.cached_tokens,
             tokens=self.answer.tokens,
             logprobs=tuple(self._logprobs),
+            gave_up=self._gave_up,
             fits_output=self._guide is None or self._guide.is_complete or self._guide.may_end,
         )
 

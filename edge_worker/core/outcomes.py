@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from edge_worker.core.attempt import HeldJob, Outcome
-from edge_worker.core.generation import Broke, Finished
+from edge_worker.core.generation import Broke, Finished, Trust
 from fleet_protocol import messages as m
 from fleet_protocol import routing, topics
 from fleet_protocol.confidence import confidence
@@ -62,6 +62,20 @@ def before_generation(held: HeldJob, *, model: str, policy: routing.RoutePolicy)
             return failure(held, code=reason.value, message=detail, retryable=False)
 
 
+def trust_in(held: HeldJob, *, model: str, policy: routing.RoutePolicy) -> Trust | None:
+    """Return when to give an answer up; None: generate all of it.
+
+    A job that may not leave gets its answer, however doubtful. So does one that the cloud could not
+    take: the dispatcher gives it out again as one that may not leave.
+    """
+    fitted = policy.calibration
+    if fitted is None or not query_of(held, model=model).may_escalate:
+        return None
+    if min(fitted.mean, fitted.worst, fitted.repeated) < 0:
+        return None
+    return Trust(calibration=fitted, least=policy.min_confidence)
+
+
 def when_overheated(held: HeldJob, *, model: str) -> m.Escalation | None:
     """Return the outcome of an attempt that is not begun for the heat; None: it has to wait."""
     if not query_of(held, model=model).may_escalate:
@@ -81,6 +95,13 @@ def after_generation(
 
     Half of a form is no answer: whoever reads it would stumble over it. It is not kept either.
     """
+    if finished.gave_up:
+        return m.Escalation(
+            attempt=held.attempt,
+            reason=m.Reason.LOW_CONFIDENCE,
+            detail=f"given up after {finished.tokens} tokens: no end would have been trusted",
+            prompt_tokens=held.prompt_tokens,
+        )
     if not finished.fits_output:
         return _after_half_a_form(held, finished, model=model)
     answer = m.LocalAnswer(

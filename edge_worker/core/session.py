@@ -287,6 +287,7 @@ class Session:
             generation=assignment.generation,
             priority=assignment.priority,
             stream=assignment.stream,
+            trust=outcomes.trust_in(held, model=self._model, policy=self._rules.policy),
         )
         self._teller.out.append(c.StartGeneration(request))
 

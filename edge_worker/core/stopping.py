@@ -62,6 +62,11 @@ class AnswerText:
         return "".join(self._shown)
 
     @property
+    def most_tokens(self) -> int:
+        """Tokens that the answer can come to have, those of calculations included."""
+        return self._rule.max_tokens + self._rule.spare_tokens
+
+    @property
     def left_tokens(self) -> int:
         """Most tokens that may still come: a calculation's own are there only while it is open."""
         left = self._rule.max_tokens - self._counted

@@ -66,7 +66,14 @@ class SessionLab:
         sent: All messages, as (channel name, job or "", message).
     """
 
-    def __init__(self, *, linked: bool = True, disk: dict[Any, SpooledJob] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        linked: bool = True,
+        disk: dict[Any, SpooledJob] | None = None,
+        policy: RoutePolicy = POLICY,
+    ) -> None:
+        self._policy = policy
         self.now_ms = 1_000_000
         self.disk: dict[tuple[str, int], SpooledJob] = {} if disk is None else disk
         self.sent: list[tuple[str, str, m.Message]] = []
@@ -81,7 +88,7 @@ class SessionLab:
         """Start anew on what the disk holds, as after kill -9."""
         self.encoding: dict[str, tuple[m.ChatMessage, ...]] = {}
         self.engine: dict[str, GenerationRequest] = {}
-        rules = SessionRules(policy=POLICY, heat=HEAT, drain_timeout_ms=30_000)
+        rules = SessionRules(policy=self._policy, heat=HEAT, drain_timeout_ms=30_000)
         self.session = Session(worker=WORKER, info=INFO, rules=rules, started_at_ms=self.now_ms)
         self._carry_out(self.session.recover(list(self.disk.values()), self.now_ms))
 
