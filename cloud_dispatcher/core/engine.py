@@ -16,6 +16,7 @@ from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.admin import AdminDesk
 from cloud_dispatcher.core.answers import AnswerCache
 from cloud_dispatcher.core.cloud_lane import CloudLane, Tariff, always_cheap
+from cloud_dispatcher.core.coalescing import Coalescer
 from cloud_dispatcher.core.commands import AnyCommand
 from cloud_dispatcher.core.edge_lane import EdgeLane
 from cloud_dispatcher.core.intake import Intake
@@ -91,7 +92,14 @@ class Engine:
         self._edge = EdgeLane(self._ledger, self._outbox)
         self._cloud = CloudLane(self._ledger, self._outbox, self._edge, tariff)
         self._answers = AnswerCache(self._ledger)
-        self._intake = Intake(self._ledger, self._outbox, self._cloud, self._answers)
+        self._coalescer = Coalescer(self._ledger, self._outbox)
+        self._intake = Intake(
+            self._ledger,
+            self._outbox,
+            self._cloud,
+            answers=self._answers,
+            coalescer=self._coalescer,
+        )
         self._roster = Roster(self._ledger, self._edge)
         self._admin = AdminDesk(self._ledger, self._outbox, self._intake)
         self._handlers = self._table()
@@ -193,10 +201,15 @@ class Engine:
         }
 
     def _settle(self) -> None:
-        """Let the results of this turn serve equal questions."""
-        finished, self._ledger.finished = self._ledger.finished, []
-        for job in finished:
-            self._answers.keep(job)
+        """Let the results of this turn serve equal questions; that may lead to further results."""
+        ledger = self._ledger
+        while ledger.finished:
+            finished, ledger.finished = ledger.finished, []
+            for job in finished:
+                self._answers.keep(job)
+                heir = self._coalescer.settle(job)
+                if heir is not None:
+                    self._intake.place(heir)
 
     def _take_up(self, job: Job) -> None:
         ledger = self._ledger
@@ -208,11 +221,13 @@ class Engine:
             worker = ledger.fleet.find(job.worker) or ledger.fleet.see(job.worker, ledger.now_ms)
             lease_until_ms = ledger.now_ms + ledger.settings.lease_ms
             ledger.grant(replace(job, lease_until_ms=lease_until_ms), worker, save=False)
+            self._coalescer.work_goes_on(job)
         elif job.status is JobStatus.ESCALATED:
             ledger.put(job, save=False)
+            self._coalescer.work_goes_on(job)
             if job.lease_until_ms is not None or job.not_before_ms <= ledger.now_ms:
                 self._cloud.call(job)
-        else:
+        elif not self._coalescer.follows(job, save=False):
             ledger.enqueue(job, save=False)
 
     def _on_link_lost(self, _: e.LinkLost) -> None:

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from cloud_dispatcher.core.answers import AnswerCache
 from cloud_dispatcher.core.capacity import is_known_model, route_of
 from cloud_dispatcher.core.cloud_lane import CloudLane
+from cloud_dispatcher.core.coalescing import Coalescer
 from cloud_dispatcher.core.commands import Reply
 from cloud_dispatcher.core.events import JobCancelled, JobSubmitted, SubmissionMalformed
 from cloud_dispatcher.core.job import Job, ReplyTo
@@ -21,6 +22,7 @@ from fleet_protocol.messages import (
     Escalate,
     JobAck,
     JobId,
+    JobStatus,
     PlainText,
     Privacy,
     Reason,
@@ -35,12 +37,19 @@ class Intake:
     """Takes jobs in, or says why not. The same id again is the same job."""
 
     def __init__(
-        self, ledger: Ledger, outbox: Outbox, cloud: CloudLane, answers: AnswerCache
+        self,
+        ledger: Ledger,
+        outbox: Outbox,
+        cloud: CloudLane,
+        *,
+        answers: AnswerCache,
+        coalescer: Coalescer,
     ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._cloud = cloud
         self._answers = answers
+        self._coalescer = coalescer
 
     def on_submitted(self, event: JobSubmitted) -> None:
         """A device asked: a new job, or one that is known."""
@@ -89,7 +98,7 @@ class Intake:
 
     def _refusal(self, event: JobSubmitted) -> JobAck | None:
         ledger, submit = self._ledger, event.submit
-        if len(ledger.queue) >= ledger.settings.queue_limit:
+        if ledger.counts[JobStatus.QUEUED] >= ledger.settings.queue_limit:
             wait_ms = 2 * spread(event.key, ledger.settings.busy_retry_ms)
             return _rejected("busy", "the queue is full", retry_after_ms=wait_ms)
         contexts = ledger.fleet.contexts
@@ -121,6 +130,11 @@ class Intake:
             self._ledger.send(topics.ACK, (job.device, job.id), ack)
 
     def admit(self, job: Job) -> None:
+        """Let a job wait for an equal one that is open, or find a place for it."""
+        if not self._coalescer.follows(job):
+            self.place(job)
+
+    def place(self, job: Job) -> None:
         """Let a job wait for a board, or go where it belongs if no board can have it."""
         route = route_of(job.submit, self._ledger.fleet.contexts)
         if isinstance(route, EscalateTo):

@@ -16,6 +16,8 @@ from fleet_protocol.messages import JobKey, JobResult, JobStatus
 
 _RETELL_CAP_MS = 300_000
 _FULL_CODE = "bus_full"
+DEADLINE = "deadline"
+"""The job's own time is over."""
 UNHEARD = "unheard"
 """The broker has the result, but its device was not subscribed: it may be on its way back."""
 
@@ -59,7 +61,7 @@ class Outbox:
         """End a job whose deadline has passed, with what is kept or written down if anything is."""
         self._ledger.call_off(job)
         message = "the deadline passed before there was an answer"
-        self._end(job, JobStatus.EXPIRED, code="deadline", message=message)
+        self._end(job, JobStatus.EXPIRED, code=DEADLINE, message=message)
 
     def cancel(self, job: Job, *, message: str) -> None:
         """End a job because its answer is no longer wanted."""

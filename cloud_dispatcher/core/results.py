@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from cloud_dispatcher.core.events import CompletionFinished
 from cloud_dispatcher.core.job import Job
 from fleet_protocol.answer_cache import CachedAnswer
@@ -121,6 +123,22 @@ def offline_result(
         message=f"from the offline library ({found}): {message}"[:_NOTE_MOST],
         degraded=True,
         attempts=job.attempt,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def shared_result(job: Job, result: JobResult, *, now_ms: int) -> JobResult:
+    """Another job with the same question was answered: that answer, at no cost.
+
+    A degraded one keeps saying where it came from: it is more than a repetition of a good one.
+    """
+    return replace(
+        result,
+        id=job.id,
+        answered_by=result.answered_by if result.degraded else AnsweredBy.CACHE,
+        attempts=job.attempt,
+        usage=Usage(),
+        cost_usd=0.0,
         timing_ms=_timing(job, now_ms),
     )
 

@@ -15,6 +15,7 @@ from cloud_dispatcher.core.results import as_message
 from cloud_dispatcher.core.settings import EngineSettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
+from fleet_protocol.answer_cache import CachedAnswer
 
 SETTINGS = EngineSettings(
     lease_ms=10_000, worker_silence_ms=20_000, queue_limit=6, deferred_spread_ms=5_000
@@ -88,6 +89,7 @@ class ModelledShell:
         self.told: dict[m.JobKey, m.Message] = {}
         self.unconfirmed: set[m.JobKey] = set()
         self.calls: dict[m.JobKey, c.CompletionRequest] = {}
+        self.answers: dict[bytes, CachedAnswer] = {}
         self.crash_before_telling = False
         self.workers = [
             ModelledWorker("fast", slots=2, prefetch=1, tok_s=87.0),
@@ -105,6 +107,8 @@ class ModelledShell:
         for command in commands:
             if isinstance(command, c.SaveJob):
                 self._save(command.job)
+            elif isinstance(command, c.KeepAnswer):
+                self._keep(command.answer)
         if self.crash_before_telling:
             self.restart()
             return
@@ -163,6 +167,16 @@ class ModelledShell:
             self.retried.discard(job.key)
         assert self.names.setdefault((job.device, job.id), job.key) == job.key, "a job runs twice"
         self.store[job.key] = job
+
+    def _keep(self, answer: CachedAnswer) -> None:
+        told = {job.result.text for job in self.store.values() if job.result is not None}
+        assert answer.text in told, "an answer was kept that no job got"
+        self.answers[answer.key] = answer
+
+    def stored_answer(self, device: m.DeviceId, submit: m.JobSubmit) -> CachedAnswer | None:
+        """Return what the shell finds in its store for a new submission."""
+        key = self.engine.wanted_answer(device, submit)
+        return None if key is None else self.answers.get(key)
 
     def _tell(self, command: c.AnyCommand) -> None:
         if isinstance(command, c.StartCompletion):
@@ -229,7 +243,10 @@ class ModelledShell:
         for key, holder in leased.items():
             assert self.store[key].worker == holder, "a lease was given out unsaved"
         waiting = [job for job in ledger.jobs.values() if job.status is m.JobStatus.QUEUED]
-        assert len(ledger.queue) == len(waiting), "the queue is not the queued jobs"
+        followers = [job for job in waiting if job.key not in ledger.queue]
+        in_queue = len(waiting) - len(followers)
+        assert len(ledger.queue) == in_queue, "the queue is not the queued jobs"
+        self._check_followers({job.key for job in followers})
         summary = self.engine.summary()
         assert (summary.queued, summary.inflight) == (len(waiting), len(leased))
         calling = {
@@ -242,3 +259,14 @@ class ModelledShell:
         assert all(key in ledger.job_alarms for key in open_jobs), "nothing will ever wake a job"
         stored = {key for key, job in self.store.items() if job.is_open}
         assert open_jobs == stored, "a job was lost"
+
+    def _check_followers(self, followers: set[m.JobKey]) -> None:
+        """Whoever waits for another waits for one that is open and does not wait itself."""
+        jobs, led = self.engine._ledger.jobs, set[m.JobKey]()
+        for group in self.engine._coalescer._groups.values():
+            assert jobs[group.leader].is_open, "a finished job leads"
+            assert group.leader not in followers, "nobody works for those who wait"
+            assert all(jobs[key].is_open for key in group.followers), "a finished job follows"
+            assert len({jobs[key].answer_key for key in (group.leader, *group.followers)}) == 1
+            led |= group.followers.keys()
+        assert followers <= led, "a job waits for nobody"

@@ -28,6 +28,17 @@ SUBMITS = st.builds(
     deadline_ms=st.sampled_from([None, 15_000]),
     stream=st.booleans(),
     compact=st.booleans(),
+    cache=st.sampled_from([m.Caching.AUTO, m.Caching.OFF]),
+    cache_ttl_ms=st.sampled_from([1, 1, 60_000]),
+)
+EQUAL_SUBMITS = st.builds(
+    m.JobSubmit,
+    prompt=st.sampled_from(["the same", "the same", "the  same ", "another"]),
+    priority=st.sampled_from([0, 5, 9]),
+    deadline_ms=st.sampled_from([None, 15_000, 40_000]),
+    defer=st.sampled_from([m.Defer.NO, m.Defer.NO, m.Defer.OFFPEAK]),
+    # Of an answer's time nothing is left when the next job comes: only what is open is shared.
+    cache_ttl_ms=st.sampled_from([1, 1, 60_000]),
 )
 REPLIES = st.sampled_from(
     [ReplyTo(), ReplyTo(topic="fleet/v1/dev/d1/reply", correlation_data=b"c"), ReplyTo(plain=True)]
@@ -82,8 +93,12 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(device=DEVICES, job_id=JOB_IDS, submit=SUBMITS, reply=REPLIES)
     def submit(self, device: str, job_id: str, submit: m.JobSubmit, reply: ReplyTo) -> None:
+        self._submit(device, job_id, submit, reply)
+
+    def _submit(self, device: str, job_id: str, submit: m.JobSubmit, reply: ReplyTo) -> None:
         self.minted += 1
         known = self._stored(device, job_id)
+        answer = self.shell.stored_answer(m.DeviceId(device), submit)
         self.shell.handle(
             e.JobSubmitted(
                 key=m.JobKey(f"K{self.minted:04}"),
@@ -92,6 +107,7 @@ class EngineMachine(RuleBasedStateMachine):
                 submit=submit,
                 reply=reply,
                 known=known,
+                answer=answer,
             )
         )
 
@@ -340,3 +356,28 @@ EngineMachine.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestEngine = EngineMachine.TestCase
+
+
+class EqualQuestionsMachine(EngineMachine):
+    """The same, where nearly all ask the same: any order of submit, cancel, fail, restart."""
+
+    @rule(
+        device=DEVICES,
+        job_id=st.sampled_from("123456"),
+        submit=EQUAL_SUBMITS,
+        reply=REPLIES,
+    )
+    def submit(self, device: str, job_id: str, submit: m.JobSubmit, reply: ReplyTo) -> None:
+        self._submit(device, job_id, submit, reply)
+
+    @rule(device=DEVICES, job_id=st.sampled_from("123456"))
+    def cancel(self, device: str, job_id: str) -> None:
+        known = self._stored(device, job_id)
+        name = (m.DeviceId(device), m.JobId(job_id))
+        self.shell.handle(e.JobCancelled(device=name[0], id=name[1], known=known))
+
+
+EqualQuestionsMachine.TestCase.settings = settings(
+    EngineMachine.TestCase.settings, max_examples=150
+)
+TestEqualQuestions = EqualQuestionsMachine.TestCase

@@ -57,7 +57,7 @@ async def test_what_arrives_together_shares_a_commit_and_a_settled_message(
     async with house.dispatcher():
         worker.join(slots=30)
         for number in range(30):
-            device.say(t.SUBMIT, QUESTION, "d1", f"j{number}")
+            device.say(t.SUBMIT, m.JobSubmit(prompt=f"Is hall {number} warm?"), "d1", f"j{number}")
         held = [await worker.assignment(after=number) for number in range(30)]
         assert house.store.commits == 1
         for got in held:
@@ -71,7 +71,7 @@ async def test_more_than_one_turn_can_hold_is_dealt_with_all_the_same(
 ) -> None:
     async with house.dispatcher():
         for number in range(1_200):
-            device.say(t.SUBMIT, QUESTION, "d1", f"j{number}")
+            device.say(t.SUBMIT, m.JobSubmit(prompt=f"Is hall {number} warm?"), "d1", f"j{number}")
         assert (await device.ack("j1199")).position > 0
         assert len(await house.store.load_open()) == 1_200
 
@@ -321,3 +321,20 @@ async def test_answers_whose_time_is_over_are_swept(
         house.clock.now_ms += 2_000
         device.say(t.SUBMIT, m.JobSubmit(prompt="Is it noon?"), "d1", "j2")
         await house.until(lambda: not house.store._answers)
+
+
+async def test_many_who_ask_the_same_at_once_are_one_generation(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher():
+        for number in range(50):
+            device.say(t.SUBMIT, QUESTION, "d1", f"j{number}")
+        worker.done(await worker.assignment())
+        answers = [await device.result(f"j{number}") for number in range(50)]
+    assert {answer.text for answer in answers} == {"It is so."}
+    assert [answer.answered_by for answer in answers] == ["edge", *["cache"] * 49]
+    assert sum(1 for heard in worker.heard if heard.topic == TOPICS.name(t.ASSIGN, "w1")) == 1
+    assert TOPICS.name(t.ASSIGN, "w1") not in worker.unheard()
+    jobs = await house.store.select(JobQuery(limit=100))
+    assert len(jobs) == 50
+    assert all(job.told for job in jobs)
