@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from cloud_dispatcher.adapters.memory_linux import LinuxMemory
 from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
@@ -70,6 +71,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 epoch=epoch,
                 observers=(JobLog(),),
                 library=library,
+                memory=LinuxMemory().used_pct,
             )
             tariff = _tariff(settings)
             engine = Engine(settings.engine, epoch, tariff=tariff, offline=library.answer)

@@ -120,6 +120,7 @@ class FleetFigures:
             jobs_per_s=self._rate(now_ms),
             latency_ms=self._quantiles(now_ms),
             cost_usd=self._cost_usd,
+            load=now.load,
         )
 
     def _finish(self, job: Job, result: m.JobResult, now_ms: int) -> None:

@@ -30,6 +30,7 @@ from cloud_dispatcher.insistence import Insistence, StoppedError
 from cloud_dispatcher.intake import EchoAsked, Intake
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.library_watch import LibraryWatch
+from cloud_dispatcher.load_watch import LoadWatch
 from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider, JobStore, Observer
 from cloud_dispatcher.presence import presence_of
@@ -76,6 +77,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         epoch: Name of this run; workers report what they hold when they see a new one.
         observers: See every decision after it was carried out.
         library: The same that the engine asks.
+        memory: How full the machine's memory is, 0..100; None where nobody can tell.
     """
 
     bus: MessageBus
@@ -86,6 +88,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     observers: tuple[Observer, ...] = ()
     library: AnswerLibrary | None = None
+    memory: Callable[[], float | None] = lambda: None
 
 
 class DispatcherService:
@@ -110,8 +113,13 @@ class DispatcherService:
             count=engine.summary,
             provider=outside.provider,
         )
+        load = LoadWatch(
+            self._publisher, memory=outside.memory, view=engine.load, report=self._report
+        )
         library = outside.library
-        self._library = None if library is None else LibraryWatch(library, self._publisher)
+        self._watches: tuple[LoadWatch | LibraryWatch, ...] = (load,)
+        if library is not None:
+            self._watches += (LibraryWatch(library, self._publisher),)
         self._stopping = asyncio.Event()
         self._insistence = Insistence(self._publisher, clock=outside.clock, stopping=self._stopping)
         self._inquiries = Inquiries(
@@ -213,8 +221,8 @@ class DispatcherService:
                 await self._hand_over(turn)
                 turn = Turn()
             await self._house.keep(self._clock())
-            if self._library is not None:
-                await self._library.keep(self._clock())
+            for watch in self._watches:
+                await watch.keep(self._clock())
         return turn
 
     def _set_alarm(self) -> None:

@@ -7,17 +7,19 @@ again from the open jobs.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import Ledger
 from cloud_dispatcher.core.outbox import DEADLINE, Outbox
+from cloud_dispatcher.core.overload import SHED
 from cloud_dispatcher.core.results import shared_result
 from fleet_protocol.messages import Defer, JobKey, JobStatus
 
 _Question: TypeAlias = tuple[bytes, bool]
+_OWN_ENDS: Final = frozenset({DEADLINE, SHED})
 _NEVER_MS = 2**62
 
 
@@ -73,7 +75,8 @@ class Coalescer:
     def settle(self, job: Job) -> Job | None:
         """Give the followers of a finished job their results; return who takes over from it, if so.
 
-        What is only this job's own end (cancelled, failed, its deadline) ends no other job.
+        What is only this job's own end (cancelled, failed, its deadline, that it made way) ends no
+        other job.
         """
         question = _question_of(job)
         group = None if question is None else self._groups.get(question)
@@ -82,7 +85,7 @@ class Coalescer:
         led = job.key == group.leader
         group.followers.pop(job.key, None)
         result = job.result
-        if result is not None and result.status is JobStatus.OK and result.code != DEADLINE:
+        if result is not None and result.status is JobStatus.OK and result.code not in _OWN_ENDS:
             del self._groups[question]
             for key in (*group.followers, *(() if led else (group.leader,))):
                 follower = self._ledger.jobs[key]

@@ -35,6 +35,7 @@ from fleet_protocol.messages import (
     JobKey,
     JobStatus,
     JobSubmit,
+    LoadView,
     WorkerView,
 )
 
@@ -51,6 +52,7 @@ class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
         escalated: Jobs in the cloud lane.
         untold: Finished jobs whose result the broker did not confirm.
         workers: Number of workers by presence.
+        load: Whether there is too much to do.
     """
 
     queued: int
@@ -58,6 +60,7 @@ class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
     escalated: int
     untold: int
     workers: dict[str, int]
+    load: LoadView = msgspec.field(default_factory=LoadView)
 
 
 class Engine:
@@ -163,7 +166,12 @@ class Engine:
             escalated=counts[JobStatus.ESCALATED],
             untold=len(self._outbox),
             workers=workers,
+            load=self.load(),
         )
+
+    def load(self) -> LoadView:
+        """Return whether there is too much to do, and what is given up for it."""
+        return self._ledger.overload.view()
 
     def budgets(self, now_ms: int) -> tuple[BudgetView, ...]:
         """Return what was spent today, and what may be: of all together, then of each tenant."""
@@ -197,6 +205,7 @@ class Engine:
             e.AdminAsked: self._admin.on_asked,
             e.LinkLost: self._on_link_lost,
             e.LinkRestored: self._on_link_restored,
+            e.LoadLooked: self._on_load_looked,
             e.TimePassed: self._on_time_passed,
         }
 
@@ -247,6 +256,11 @@ class Engine:
                     self._edge.send_assignment(job, worker.id)
         older_than_ms = ledger.settings.result_retell_ms if event.session_present else 0
         self._outbox.retell(older_than_ms=older_than_ms)
+
+    def _on_load_looked(self, event: e.LoadLooked) -> None:
+        ledger = self._ledger
+        waiting, memory_pct = len(ledger.queue), event.memory_pct
+        ledger.overload.look(ledger.now_ms, waiting=waiting, memory_pct=memory_pct)
 
     def _on_time_passed(self, _: e.TimePassed) -> None:
         ledger = self._ledger

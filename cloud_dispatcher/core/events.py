@@ -217,6 +217,16 @@ class LinkRestored(Event, frozen=True, kw_only=True):
     session_present: bool
 
 
+class LoadLooked(Event, frozen=True, kw_only=True):
+    """The machine was looked at; about once a second.
+
+    Attributes:
+        memory_pct: How full its memory is; None: nobody can tell.
+    """
+
+    memory_pct: float | None = None
+
+
 class TimePassed(Event, frozen=True, kw_only=True):
     """A wake-up that the engine asked for, or a routine one."""
 
@@ -243,5 +253,6 @@ AnyEvent: TypeAlias = (
     | AdminAsked
     | LinkLost
     | LinkRestored
+    | LoadLooked
     | TimePassed
 )

@@ -67,7 +67,7 @@ class Intake:
         if answer is not None:
             now_ms = self._ledger.now_ms
             self._outbox.finish(job, cached_result(job, answer, now_ms=now_ms))
-        else:
+        elif not (self._ledger.overload.spares(job.submit.priority) and self._outbox.spare(job)):
             self.admit(job)
 
     def on_malformed(self, event: SubmissionMalformed) -> None:
@@ -98,17 +98,35 @@ class Intake:
 
     def _refusal(self, event: JobSubmitted) -> JobAck | None:
         ledger, submit = self._ledger, event.submit
-        if ledger.counts[JobStatus.QUEUED] >= ledger.settings.queue_limit:
-            wait_ms = 2 * spread(event.key, ledger.settings.busy_retry_ms)
-            return _rejected("busy", "the queue is full", retry_after_ms=wait_ms)
         contexts = ledger.fleet.contexts
         cloud_wanted = submit.escalate is Escalate.ALWAYS and submit.privacy is Privacy.ANY
-        if cloud_wanted or is_known_model(submit, contexts):
-            return None
-        names = sorted(name for name in contexts if name is not None)[:_MODELS_SHOWN]
-        return _rejected(
-            "unknown_model", f"no worker has {submit.model!r}; known are {', '.join(names)}"
-        )
+        if not cloud_wanted and not is_known_model(submit, contexts):
+            names = sorted(name for name in contexts if name is not None)[:_MODELS_SHOWN]
+            known = ", ".join(names)
+            return _rejected("unknown_model", f"no worker has {submit.model!r}; known are {known}")
+        settings = ledger.settings
+        if ledger.overload.refuses(submit.priority):
+            return self._busy(
+                f"there is too much to do for priority {submit.priority}",
+                retry_after_ms=spread(event.key, settings.overload.retry_ms),
+            )
+        is_full = ledger.counts[JobStatus.QUEUED] >= settings.queue_limit
+        if is_full and not self._made_way(submit.priority):
+            wait_ms = 2 * spread(event.key, settings.busy_retry_ms)
+            return self._busy("the queue is full", retry_after_ms=wait_ms)
+        return None
+
+    def _made_way(self, priority: int) -> bool:
+        """Let a waiting job of lower priority go, so that a more important one has its place."""
+        key = self._ledger.queue.least(below=priority)
+        if key is None:
+            return False
+        self._outbox.shed(self._ledger.jobs[key])
+        return True
+
+    def _busy(self, message: str, *, retry_after_ms: int) -> JobAck:
+        self._ledger.overload.refused += 1
+        return _rejected("busy", message, retry_after_ms=retry_after_ms)
 
     def _job_of(self, event: JobSubmitted) -> Job:
         now_ms = self._ledger.now_ms

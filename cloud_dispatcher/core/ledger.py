@@ -10,6 +10,7 @@ from cloud_dispatcher.core.alarms import Alarms
 from cloud_dispatcher.core.commands import AnyCommand, SaveJob, Send, StopCompletion
 from cloud_dispatcher.core.fleet import Fleet, Worker
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.overload import Overload
 from cloud_dispatcher.core.queue import JobQueue
 from cloud_dispatcher.core.scheduler import Policy
 from cloud_dispatcher.core.settings import EngineSettings
@@ -45,6 +46,7 @@ class Ledger:
         chunks: Pieces of a cloud answer passed on so far, for jobs that were escalated.
         finished: Jobs that got their result in this turn.
         budget: What was spent on the cloud today, and who may spend more.
+        overload: Whether there is too much to do.
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
         now_ms: Of this turn.
     """
@@ -58,6 +60,7 @@ class Ledger:
         self.queue = JobQueue()
         self.fleet = Fleet(settings.weight, policy)
         self.budget = Budget(settings.budget)
+        self.overload = Overload(settings.overload)
         self.job_alarms: Alarms[JobKey] = Alarms()
         self.worker_alarms: Alarms[WorkerId] = Alarms()
         self.is_linked = True

@@ -9,9 +9,11 @@ from cloud_dispatcher.core.events import ResultConfirmed, ResultRefused
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.ledger import Ledger
 from cloud_dispatcher.core.offline import OfflineAnswers, may_stand_in, no_library
+from cloud_dispatcher.core.overload import OVERLOAD, SHED
 from cloud_dispatcher.core.results import as_message, kept_result, no_answer, offline_result
 from cloud_dispatcher.core.retry import backoff_ms
 from fleet_protocol import topics
+from fleet_protocol.library import MatchKind
 from fleet_protocol.messages import JobKey, JobResult, JobStatus
 
 _RETELL_CAP_MS = 300_000
@@ -51,6 +53,8 @@ class Outbox:
         )
         ledger.put(job)
         ledger.finished.append(job)
+        span_ms = ledger.now_ms - job.received_at_ms
+        ledger.overload.ended(result, span_ms=span_ms, now_ms=ledger.now_ms)
         self.tell(job)
 
     def fail(self, job: Job, *, code: str, message: str) -> None:
@@ -62,6 +66,22 @@ class Outbox:
         self._ledger.call_off(job)
         message = "the deadline passed before there was an answer"
         self._end(job, JobStatus.EXPIRED, code=DEADLINE, message=message)
+
+    def shed(self, job: Job) -> None:
+        """End a waiting job so that a more important one has its place in the full queue."""
+        self._ledger.overload.shed += 1
+        message = "a job of higher priority took its place in the full queue; submit it again later"
+        self._end(job, JobStatus.FAILED, code=SHED, message=message)
+
+    def spare(self, job: Job) -> bool:
+        """Answer with what is written down, but for the default: there is no time for more."""
+        written = self._offline(job.submit)
+        if written is None or written.kind is MatchKind.DEFAULT:
+            return False
+        message, now_ms = "there is more to do than the boards can", self._ledger.now_ms
+        found = offline_result(job, written, code=OVERLOAD, message=message, now_ms=now_ms)
+        self.finish(job, found)
+        return True
 
     def cancel(self, job: Job, *, message: str) -> None:
         """End a job because its answer is no longer wanted."""

@@ -48,7 +48,8 @@ class JobQueue:
         self._lanes: dict[Need, list[_Rank]] = {}
         self._ready: dict[JobKey, tuple[Need, _Rank]] = {}
         self._pausing: dict[JobKey, int] = {}
-        self._by_priority: list[int] = [0] * _PRIORITIES
+        # By the order in which they came to wait; a dict, for any may leave at any time.
+        self._by_priority: list[dict[JobKey, None]] = [{} for _ in range(_PRIORITIES)]
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._pausing)
@@ -65,7 +66,7 @@ class JobQueue:
         """Let a job wait; it is ready unless its `not_before_ms` is still to come."""
         self.remove(job.key)
         priority = job.submit.priority
-        self._by_priority[priority] += 1
+        self._by_priority[priority][job.key] = None
         if job.not_before_ms > now_ms:
             self._pausing[job.key] = priority
             return
@@ -78,16 +79,23 @@ class JobQueue:
         """Let a job no longer wait. Unknown ones are ignored."""
         entry = self._ready.pop(key, None)
         if entry is not None:
-            self._by_priority[-entry[1][0]] -= 1
+            del self._by_priority[-entry[1][0]][key]
             self._trim(entry[0])
             return
         priority = self._pausing.pop(key, None)
         if priority is not None:
-            self._by_priority[priority] -= 1
+            del self._by_priority[priority][key]
 
     def ahead_of(self, priority: int) -> int:
         """Return how many wait with this priority or a higher one."""
-        return sum(self._by_priority[priority:])
+        return sum(map(len, self._by_priority[priority:]))
+
+    def least(self, *, below: int) -> JobKey | None:
+        """Return who is missed least below a priority: of the lowest ones the last that came."""
+        for waiting in self._by_priority[:below]:
+            if waiting:
+                return next(reversed(waiting))
+        return None
 
     def heads(self) -> Iterator[tuple[Need, JobKey]]:
         """Yield the best ready job of each lane, the best of all first."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.spending import BudgetSettings
 
 _SpanMs = Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)]
@@ -81,7 +82,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         default_deadline_ms: For jobs whose device names none.
         deferred_deadline_ms: The same for jobs that may wait for cheaper hours.
         deferred_spread_ms: These begin spread over so much of the cheaper hours, not all at once.
-        queue_limit: Jobs waiting for a slot; beyond it submissions are refused as `busy`.
+        queue_limit: Jobs waiting for a slot; beyond it one of lower priority makes way, or the
+            submission is refused as `busy`.
         busy_retry_ms: What a refused device is told to wait, at least.
         cloud_timeout_ms: Longest provider call.
         cloud_grace_ms: A call that did not even report its time-out by then counts as failed.
@@ -111,4 +113,5 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     weight: WeightSettings = msgspec.field(default_factory=WeightSettings)
     retry: RetrySettings = msgspec.field(default_factory=RetrySettings)
     budget: BudgetSettings = msgspec.field(default_factory=BudgetSettings)
+    overload: OverloadSettings = msgspec.field(default_factory=OverloadSettings)
     cache: CacheSettings = msgspec.field(default_factory=CacheSettings)

@@ -15,7 +15,7 @@ from fleet_client.admin import AdminClient
 from fleet_client.errors import DeniedError
 from fleet_client.watch import FleetPicture, FleetWatcher, WorkerSight
 from fleet_protocol.errors import FleetError
-from fleet_protocol.messages import AdminOp, EndpointView
+from fleet_protocol.messages import AdminOp, EndpointView, LoadView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -150,10 +150,26 @@ def _headline(picture: FleetPicture) -> list[str]:
     )
     outcome = (
         f"finished {_counts(now.finished)}   answered by {_counts(now.answered_by)}   "
-        f"escalated {_counts(now.reasons)}"
+        f"escalated {_counts(now.reasons)}   second best {_counts(now.degraded)}"
     )
     chain = "   ".join(map(_endpoint, now.endpoints))
-    return [f"dispatcher {state}", load, outcome, *([f"cloud {chain}"] if chain else [])]
+    lines = [f"dispatcher {state}", load, outcome, f"cloud {chain}" if chain else ""]
+    return [line for line in (*lines, _overload(now.load)) if line]
+
+
+def _overload(load: LoadView) -> str:
+    """Say what is given up, and what was; nothing where nothing ever was."""
+    given_up = f"refused as busy {load.refused}   shed {load.shed}"
+    causes = ", ".join(load.causes)
+    if load.step:
+        below = f"priorities below {load.refuses_below} are refused"
+        if load.spares_below:
+            below += f", below {load.spares_below} the library answers"
+        step = f"[yellow]overload step {load.step}[/yellow] ({causes or 'ebbing'})"
+        return f"{step}: {below}   {given_up}"
+    if causes:
+        return f"[yellow]beyond its limit: {causes}[/yellow]   {given_up}"
+    return given_up if load.refused or load.shed else ""
 
 
 def _endpoint(endpoint: EndpointView) -> str:

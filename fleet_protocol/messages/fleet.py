@@ -69,6 +69,32 @@ class EndpointView(Part, frozen=True, kw_only=True):
     inflight: Count = 0
 
 
+class LoadView(Part, frozen=True, kw_only=True):
+    """Whether there is too much to do, and what is given up for it.
+
+    Attributes:
+        step: 0: all is well; 1: low priorities are refused; 2: middling ones do with the library.
+        causes: Signals that fire: `latency`, `success`, `memory`.
+        refuses_below: Submissions of lower priority are refused now; 0: none is.
+        spares_below: Jobs of lower priority do with the library's answer now; 0: none does.
+        refused: Submissions refused as `busy` since the dispatcher started.
+        shed: Accepted jobs that made way for others in a full queue since then.
+        edge_p50_ms: Half of the boards' answers took longer lately; None without any.
+        success_share: Of the jobs that ended lately, who got an answer; None of too few.
+        memory_pct: None where the dispatcher cannot tell.
+    """
+
+    step: Count = 0
+    causes: tuple[str, ...] = ()
+    refuses_below: Count = 0
+    spares_below: Count = 0
+    refused: Count = 0
+    shed: Count = 0
+    edge_p50_ms: Measure | None = None
+    success_share: Share | None = None
+    memory_pct: Measure | None = None
+
+
 class FleetSummary(Message, frozen=True, kw_only=True):
     """Once a second, retained: the numbers of an overview page.
 
@@ -86,6 +112,7 @@ class FleetSummary(Message, frozen=True, kw_only=True):
         latency_ms: Receipt to result.
         cost_usd: Spent since the dispatcher started.
         endpoints: The cloud lane's chain, in order of preference.
+        load: Whether there is too much to do.
     """
 
     at_ms: InstantMs
@@ -102,6 +129,7 @@ class FleetSummary(Message, frozen=True, kw_only=True):
     latency_ms: Quantiles = msgspec.field(default_factory=Quantiles)
     cost_usd: Measure = 0.0
     endpoints: tuple[EndpointView, ...] = ()
+    load: LoadView = msgspec.field(default_factory=LoadView)
 
 
 class RosterShard(Message, frozen=True, kw_only=True):

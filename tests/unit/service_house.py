@@ -133,6 +133,8 @@ class House:
         self.store = MemoryJobStore()
         self.provider: CompletionProvider = ScriptedProvider()
         self.library: AnswerLibrary | None = None
+        self.memory_pct: float | None = None
+        self.settings = EngineSettings()
         self.clock = Clock()
         self.lives = 0
         self.max_unconfirmed = 10_000
@@ -150,9 +152,10 @@ class House:
             epoch=epoch,
             observers=(JobLog(),),
             library=self.library,
+            memory=lambda: self.memory_pct,
         )
         offline = no_library if self.library is None else self.library.answer
-        engine = Engine(EngineSettings(), epoch, offline=offline)
+        engine = Engine(self.settings, epoch, offline=offline)
         return DispatcherService(engine, outside, msgspec.convert(settings, HousekeepingSettings))
 
     @asynccontextmanager

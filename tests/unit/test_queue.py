@@ -83,6 +83,19 @@ def test_a_need_is_rounded_down_so_that_no_board_is_ruled_out_wrongly() -> None:
     assert need_of(large) == Need("m", 1_024)
 
 
+def test_the_least_is_the_last_that_came_of_the_lowest_priority() -> None:
+    queue = JobQueue()
+    assert queue.least(below=10) is None
+    for key, priority in (("A", 5), ("B", 2), ("C", 2), ("D", 9)):
+        queue.add(job(key, priority=priority), now_ms=0)
+    queue.add(replace(job("E", priority=2), not_before_ms=50), now_ms=0)
+    assert queue.least(below=2) is None
+    for key, below in (("E", 3), ("C", 9), ("B", 5), ("A", 9), ("D", 10)):
+        assert queue.least(below=below) == key
+        queue.remove(JobKey(key))
+    assert queue.least(below=10) is None
+
+
 def test_cancelled_jobs_do_not_pile_up_in_a_lane() -> None:
     queue = JobQueue()
     queue.add(job("A", priority=9), now_ms=0)
