@@ -14,7 +14,7 @@ from cloud_dispatcher.core.results import as_message, kept_result, no_answer, of
 from cloud_dispatcher.core.retry import backoff_ms
 from fleet_protocol import topics
 from fleet_protocol.library import MatchKind
-from fleet_protocol.messages import JobKey, JobResult, JobStatus
+from fleet_protocol.messages import JobKey, JobResult, JobStatus, Reason
 
 _RETELL_CAP_MS = 300_000
 _FULL_CODE = "bus_full"
@@ -135,18 +135,20 @@ class Outbox:
 
     def _end(self, job: Job, status: JobStatus, *, code: str, message: str) -> None:
         """Go down the last rungs: the answer that a board kept, the offline library, none."""
-        now_ms = self._ledger.now_ms
-        if job.kept is not None:
-            kept = kept_result(job, job.kept, code=code, message=message, now_ms=now_ms)
-            self.finish(job, kept)
+        now_ms, kept = self._ledger.now_ms, job.kept
+        if kept is not None and job.reason is not Reason.UNSUPPORTED:
+            self.finish(job, kept_result(job, kept, code=code, message=message, now_ms=now_ms))
             return
         written = self._offline(job.submit) if may_stand_in(code) else None
-        if written is not None:
+        # What a board kept of a job that is beyond it is only its word that it should not try.
+        if kept is not None and (written is None or written.kind is MatchKind.DEFAULT):
+            self.finish(job, kept_result(job, kept, code=code, message=message, now_ms=now_ms))
+        elif written is not None:
             found = offline_result(job, written, code=code, message=message, now_ms=now_ms)
             self.finish(job, found)
-            return
-        none = no_answer(job, status, code=code, message=message, now_ms=now_ms)
-        self.finish(job, none, dead=True)
+        else:
+            none = no_answer(job, status, code=code, message=message, now_ms=now_ms)
+            self.finish(job, none, dead=True)
 
     def _let_go(self, job: Job) -> None:
         self._ledger.emit(SaveJob(job=replace(job, told=True)))

@@ -85,6 +85,25 @@ def test_what_a_board_kept_goes_before_the_library(desk: Desk) -> None:
     assert (result.text, result.answered_by, result.offline) == ("blue", m.AnsweredBy.EDGE, None)
 
 
+def test_an_entry_goes_before_a_boards_word_that_it_should_not_try(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated(m.Reason.UNSUPPORTED)
+    desk.cloud_failed(2)
+    assert_from_the_library(desk, "no_provider")
+
+
+def test_that_word_goes_before_the_default_and_before_nothing() -> None:
+    for known in (LibraryAnswer(text="Later.", kind=MatchKind.DEFAULT), None):
+        desk = Desk()
+        desk.engine = Engine(desk.settings, "epoch", offline=lambda _, known=known: known)
+        desk.worker()
+        desk.submit()
+        desk.escalated(m.Reason.UNSUPPORTED)
+        desk.cloud_failed(2)
+        result = result_of(desk)
+        assert (result.text, result.answered_by) == ("blue", m.AnsweredBy.EDGE)
+
+
 def test_a_job_that_may_be_tried_again_is(desk: Desk) -> None:
     desk.submit()
     desk.escalated(m.Reason.COMPLEX, answer=None)
