@@ -92,16 +92,21 @@ def test_an_entry_goes_before_a_boards_word_that_it_should_not_try(desk: Desk) -
     assert_from_the_library(desk, "no_provider")
 
 
-def test_that_word_goes_before_the_default_and_before_nothing() -> None:
-    for known in (LibraryAnswer(text="Later.", kind=MatchKind.DEFAULT), None):
-        desk = Desk()
-        desk.engine = Engine(desk.settings, "epoch", offline=lambda _, known=known: known)
-        desk.worker()
-        desk.submit()
-        desk.escalated(m.Reason.UNSUPPORTED)
-        desk.cloud_failed(2)
-        result = result_of(desk)
-        assert (result.text, result.answered_by) == ("blue", m.AnsweredBy.EDGE)
+@pytest.mark.parametrize(
+    "known", [LibraryAnswer(text="Later.", kind=MatchKind.DEFAULT), None], ids=["default", "none"]
+)
+def test_that_word_goes_before_the_default_and_before_nothing(known: LibraryAnswer | None) -> None:
+    def only(_submit: m.JobSubmit) -> LibraryAnswer | None:
+        return known
+
+    desk = Desk()
+    desk.engine = Engine(desk.settings, "epoch", offline=only)
+    desk.worker()
+    desk.submit()
+    desk.escalated(m.Reason.UNSUPPORTED)
+    desk.cloud_failed(2)
+    result = result_of(desk)
+    assert (result.text, result.answered_by) == ("blue", m.AnsweredBy.EDGE)
 
 
 def test_a_job_that_may_be_tried_again_is(desk: Desk) -> None:
