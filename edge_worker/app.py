@@ -21,7 +21,8 @@ from edge_worker.adapters.spool_sqlite import SqliteSpool
 from edge_worker.config import WorkerSettings, broker_password, data_folder
 from edge_worker.core.events import SpeedMeasured
 from edge_worker.core.health import HeatLimits, limits_of
-from edge_worker.core.session import Session, SessionRules
+from edge_worker.core.rules import SessionRules
+from edge_worker.core.session import Session
 from edge_worker.core.tuning import Measurement
 from edge_worker.loading import (
     MEASUREMENT_FILE,
@@ -133,7 +134,9 @@ async def _run(
                 worker=settings.worker,
                 session=_session(settings, info, loaded=loaded, started_at_ms=now_ms()),
                 bus=mqtt,
-                spool=SqliteSpool(folder / SPOOL_FILE, max_mb=settings.spool_max_mb),
+                spool=SqliteSpool(
+                    folder / SPOOL_FILE, max_mb=settings.spool_max_mb, cache_mb=settings.cache_mb
+                ),
                 runner=runner,
                 host=host,
                 topics=names,
@@ -237,6 +240,7 @@ def _session(
         speed_due_at_ms=None if measured is None else measured.due_at_ms(),
         heat=_heat_limits(settings, board=info.board),
         drain_timeout_ms=int(settings.drain_timeout_s * 1_000),
+        cache_bytes=settings.cache_mb * 1_048_576,
     )
     return Session(worker=settings.worker, info=info, rules=rules, started_at_ms=started_at_ms)
 

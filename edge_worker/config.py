@@ -65,6 +65,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         critical_c: Temperature from which on none is begun; None: 84 on a Raspberry Pi, 97
             elsewhere, and in any case above `limit_c`.
         spool_max_mb: Bound of the spool's file.
+        cache_mb: Most megabytes of earlier answers, in memory and within that file; 0: none.
         labels: The operator's own names for the board.
     """
 
@@ -88,6 +89,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     limit_c: Annotated[float, msgspec.Meta(ge=30.0, le=120.0)] | None = None
     critical_c: Annotated[float, msgspec.Meta(ge=30.0, le=130.0)] | None = None
     spool_max_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
+    cache_mb: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 8
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     log_level: LogLevel = LogLevel.INFO
 

@@ -11,6 +11,7 @@ from edge_worker.core.attempt import Outcome, SpooledJob
 from edge_worker.core.generation import Broke, EngineEvent, Finished, GenerationRequest, Grew
 from edge_worker.core.health import HostReading
 from edge_worker.core.sampling import Float32Array
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.messages import ChatMessage, JobKey, ModelInfo, OutputFormat
 
@@ -200,8 +201,21 @@ class Spool(Protocol):
         """Open and migrate; raises SpoolUnavailableError."""
         ...
 
-    def commit(self, *, keep: Iterable[SpooledJob], forget: Iterable[tuple[JobKey, int]]) -> None:
-        """Save and delete in one transaction. Raises SpoolUnavailableError."""
+    def commit(
+        self,
+        *,
+        keep: Iterable[SpooledJob],
+        forget: Iterable[tuple[JobKey, int]],
+        answers: Iterable[CachedAnswer] = (),
+    ) -> None:
+        """Save and delete in one transaction. Raises SpoolUnavailableError.
+
+        Where the room does not suffice for all, `answers` and those kept before them give way.
+        """
+        ...
+
+    def load_answers(self) -> list[CachedAnswer]:
+        """Return the answers kept, oldest first."""
         ...
 
     def load(self) -> list[SpooledJob]:

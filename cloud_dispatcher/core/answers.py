@@ -17,11 +17,9 @@ from fleet_protocol.answer_cache import (
     RecentAnswers,
     answer_key,
     build_of,
-    is_cacheable,
 )
 from fleet_protocol.messages import (
     AnsweredBy,
-    Caching,
     DeviceId,
     FinishReason,
     JobStatus,
@@ -56,11 +54,7 @@ class AnswerCache:
         Tenants are kept apart: what one asked, nobody else learns, not even by how long an
         answer takes. Who may answer counts too: whoever asks for the cloud gets no board's answer.
         """
-        if (
-            not self._settings.enabled
-            or submit.privacy is not Privacy.ANY
-            or not is_cacheable(submit.generation, submit.cache)
-        ):
+        if submit.privacy is not Privacy.ANY or not self._settings.span_ms(submit):
             return None
         scope = (self._ledger.budget.tenant_of(device), submit.model or "", str(submit.escalate))
         return answer_key(submit.conversation, submit.generation, scope=scope)
@@ -96,7 +90,7 @@ class AnswerCache:
             text=result.text,
             model=result.model or "",
             made_at_ms=now_ms,
-            until_at_ms=now_ms + self._span_ms(job.submit),
+            until_at_ms=now_ms + self._settings.span_ms(job.submit),
             build=build,
             confidence=result.confidence,
             simulated=result.simulated,
@@ -111,12 +105,6 @@ class AnswerCache:
         is_current = not answer.build or not builds or answer.build in builds
         max_age_ms = submit.cache_ttl_ms
         return is_current and answer.is_fresh(self._ledger.now_ms, max_age_ms=max_age_ms)
-
-    def _span_ms(self, submit: JobSubmit) -> int:
-        """Return how long the answer is kept: a sampled one is one of many, so not for long."""
-        settings = self._settings
-        repeats_itself = is_cacheable(submit.generation, Caching.AUTO)
-        return submit.cache_ttl_ms or (settings.ttl_ms if repeats_itself else settings.short_ttl_ms)
 
     def _build(self, job: Job) -> str:
         result, fleet = job.result, self._ledger.fleet

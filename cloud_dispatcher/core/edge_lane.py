@@ -74,6 +74,8 @@ class EdgeLane:
             escalate=Escalate.NEVER if job.cloud_code else submit.escalate,
             privacy=submit.privacy,
             priority=submit.priority,
+            cache_ttl_ms=ledger.settings.cache.span_ms(submit),
+            tenant=ledger.budget.tenant_of(job.device),
         )
         expiry_ms = lease_ms if remaining_ms is None else min(lease_ms, remaining_ms)
         ledger.send(topics.ASSIGN, (worker,), assignment, expiry_ms)

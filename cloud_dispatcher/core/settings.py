@@ -8,6 +8,8 @@ import msgspec
 
 from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.spending import BudgetSettings
+from fleet_protocol.answer_cache import is_cacheable
+from fleet_protocol.messages import Caching, JobSubmit
 
 _SpanMs = Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)]
 _CacheMs = Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400_000)]
@@ -71,6 +73,14 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ttl_ms: _CacheMs = 3_600_000
     short_ttl_ms: _CacheMs = 300_000
     memory_mb: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 8
+
+    def span_ms(self, submit: JobSubmit) -> int:
+        """Return how long the answer to a job serves equal questions; 0: not at all."""
+        generation = submit.generation
+        if not self.enabled or not is_cacheable(generation, submit.cache):
+            return 0
+        repeats_itself = is_cacheable(generation, Caching.AUTO)
+        return submit.cache_ttl_ms or (self.ttl_ms if repeats_itself else self.short_ttl_ms)
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edge_worker.ports import SpooledJob, SpoolUnavailableError
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import JobKey
 
 
@@ -20,6 +21,7 @@ class MemorySpool:
         self.fails = False
         self.commits = 0
         self._jobs: dict[tuple[str, int], SpooledJob] = {}
+        self._answers: dict[bytes, CachedAnswer] = {}
         self._is_open = False
 
     def __repr__(self) -> str:
@@ -29,7 +31,13 @@ class MemorySpool:
         """Open; what an earlier owner kept is still there."""
         self._is_open = True
 
-    def commit(self, *, keep: Iterable[SpooledJob], forget: Iterable[tuple[JobKey, int]]) -> None:
+    def commit(
+        self,
+        *,
+        keep: Iterable[SpooledJob],
+        forget: Iterable[tuple[JobKey, int]],
+        answers: Iterable[CachedAnswer] = (),
+    ) -> None:
         """Save and delete at once; an attempt in both is deleted."""
         self._require()
         self.commits += 1
@@ -44,6 +52,12 @@ class MemorySpool:
             )
         for ref in forget:
             self._jobs.pop(ref, None)
+        self._answers |= {answer.key: answer for answer in answers}
+
+    def load_answers(self) -> list[CachedAnswer]:
+        """Return the answers kept, oldest first."""
+        self._require()
+        return sorted(self._answers.values(), key=lambda answer: answer.made_at_ms)
 
     def load(self) -> list[SpooledJob]:
         """Return everything held, oldest first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +18,10 @@ import structlog
 from sqlite_utils import Database
 
 from edge_worker.ports import Outcome, SpooledJob, SpoolUnavailableError
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import Assignment, Escalation, JobDone, JobFailed, JobKey
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _PAGE_BYTES: Final = 4_096
 _MIGRATIONS: Final = (
     """
@@ -33,6 +34,14 @@ _MIGRATIONS: Final = (
         outcome BLOB,
         PRIMARY KEY (job, attempt)
     ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE cached_answers (
+        key BLOB PRIMARY KEY,
+        answer BLOB NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        made_at_ms INTEGER NOT NULL
+    )
     """,
 )
 _KEEP: Final = """
@@ -50,6 +59,18 @@ _LOAD: Final = """
     SELECT job, attempt, received_at_ms, assignment, kind, outcome
     FROM attempts ORDER BY received_at_ms, job
 """
+_CACHE: Final = """
+    INSERT INTO cached_answers (key, answer, size_bytes, made_at_ms) VALUES (?, ?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET
+        answer = excluded.answer, size_bytes = excluded.size_bytes, made_at_ms = excluded.made_at_ms
+"""
+_CACHED: Final = "SELECT answer FROM cached_answers ORDER BY made_at_ms"
+_CACHED_BYTES: Final = "SELECT coalesce(sum(size_bytes), 0) FROM cached_answers"
+_OLDEST_CACHED: Final = "SELECT key, size_bytes FROM cached_answers ORDER BY made_at_ms"
+_UNCACHE: Final = "DELETE FROM cached_answers WHERE key = ?"
+_UNCACHE_ALL: Final = "DELETE FROM cached_answers"
+_ROOM_SHARE: Final = 0.9
+"""What is full of cached answers is emptied to this share, so that this happens rarely."""
 _KINDS: Final[dict[str, type[Outcome]]] = {
     "done": JobDone,
     "failed": JobFailed,
@@ -65,9 +86,14 @@ _Row = tuple[str, int, int, bytes, str | None, bytes | None]
 class SqliteSpool:
     """A `Spool` in one file, which it locks: two workers never share a data folder."""
 
-    def __init__(self, path: Path, *, max_mb: int = 256) -> None:
-        """`max_mb` bounds the file; beyond it commits fail as on a full disk."""
+    def __init__(self, path: Path, *, max_mb: int = 256, cache_mb: int = 8) -> None:
+        """`max_mb` bounds the file; beyond it commits fail as on a full disk.
+
+        Cached answers take up to `cache_mb` of it and make room for attempts when it is full.
+        """
         self._path = path
+        self._cache_bytes = cache_mb * 1_048_576
+        self._cached_bytes: int | None = None
         self._max_pages = max_mb * 1_048_576 // _PAGE_BYTES
         self._database: Database | None = None
 
@@ -92,16 +118,84 @@ class SqliteSpool:
         except (sqlite3.Error, OSError) as error:
             raise self._unavailable(error) from error
 
-    def commit(self, *, keep: Iterable[SpooledJob], forget: Iterable[tuple[JobKey, int]]) -> None:
+    def commit(
+        self,
+        *,
+        keep: Iterable[SpooledJob],
+        forget: Iterable[tuple[JobKey, int]],
+        answers: Iterable[CachedAnswer] = (),
+    ) -> None:
         """Save and delete in one transaction; an attempt in both is deleted."""
         database = self._opened()
+        jobs, refs = list(keep), list(forget)
         try:
-            # A cursor left open, if only in a traceback, would hold the file's lock beyond `close`.
-            with database.atomic(), closing(database.conn.cursor()) as cursor:
-                _keep(cursor, list(keep))
-                cursor.executemany(_FORGET, list(forget))
+            try:
+                self._write(database, jobs, refs, list(answers))
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._uncache_all(database):
+                    raise
+                self._write(database, jobs, refs, [])
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
+
+    def load_answers(self) -> list[CachedAnswer]:
+        """Return the answers kept, oldest first; unreadable ones are left out: they were a help."""
+        try:
+            rows = self._opened().execute(_CACHED).fetchall()
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from error
+        answers = []
+        for (answer,) in rows:
+            with suppress(msgspec.MsgspecError):
+                answers.append(msgspec.msgpack.decode(answer, type=CachedAnswer))
+        return answers
+
+    def _write(
+        self,
+        database: Database,
+        jobs: list[SpooledJob],
+        refs: list[tuple[JobKey, int]],
+        answers: list[CachedAnswer],
+    ) -> None:
+        # A cursor left open, if only in a traceback, would hold the file's lock beyond `close`.
+        with database.atomic(), closing(database.conn.cursor()) as cursor:
+            _keep(cursor, jobs)
+            cursor.executemany(_FORGET, refs)
+            if answers and self._cache_bytes:
+                self._cache(cursor, answers)
+
+    def _cache(self, cursor: sqlite3.Cursor, answers: list[CachedAnswer]) -> None:
+        """Keep answers; the oldest make room. Replaced ones count until all are counted again."""
+        cursor.executemany(
+            _CACHE,
+            [(x.key, msgspec.msgpack.encode(x), x.size_bytes, x.made_at_ms) for x in answers],
+        )
+        grown = sum(answer.size_bytes for answer in answers)
+        known = self._cached_bytes
+        if known is None or known + grown > self._cache_bytes:
+            known, grown = cursor.execute(_CACHED_BYTES).fetchone()[0], 0
+        if known + grown > self._cache_bytes:
+            known = self._make_room(cursor, known)
+        self._cached_bytes = known + grown
+
+    def _make_room(self, cursor: sqlite3.Cursor, known_bytes: int) -> int:
+        left_bytes, gone = known_bytes, []
+        for key, size_bytes in cursor.execute(_OLDEST_CACHED).fetchall():
+            if left_bytes <= self._cache_bytes * _ROOM_SHARE:
+                break
+            left_bytes -= size_bytes
+            gone.append((key,))
+        cursor.executemany(_UNCACHE, gone)
+        return left_bytes
+
+    def _uncache_all(self, database: Database) -> bool:
+        """Give up the cached answers for what was promised; return whether that made room."""
+        self._cached_bytes = None
+        with database.atomic(), closing(database.conn.cursor()) as cursor:
+            gone = cursor.execute(_UNCACHE_ALL).rowcount
+        if gone:
+            _log.warning("cache.gave_way", answers=gone)
+        return gone > 0
 
     def load(self) -> list[SpooledJob]:
         """Return everything held, oldest first; what an older release cannot have meant is left."""

@@ -13,6 +13,7 @@ from edge_worker.core.attempt import SpooledJob
 from edge_worker.core.generation import GenerationRequest
 from fleet_protocol import messages as m
 from fleet_protocol import topics
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.topics import Channel
 
 
@@ -31,6 +32,12 @@ class ForgetJob(Command, frozen=True):
 
     job: m.JobKey
     attempt: int
+
+
+class KeepAnswer(Command, frozen=True):
+    """Put this answer on the disk for the next boot; it is no promise, and may be lost."""
+
+    answer: CachedAnswer
 
 
 class EncodePrompt(Command, frozen=True):
@@ -93,6 +100,7 @@ class StopWorker(Command, frozen=True):
 AnyCommand: TypeAlias = (
     KeepJob
     | ForgetJob
+    | KeepAnswer
     | EncodePrompt
     | StartGeneration
     | StopGeneration

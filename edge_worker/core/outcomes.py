@@ -115,6 +115,24 @@ def after_generation(
             cached_tokens=finished.cached_tokens,
         ),
     )
+    return _judged(held, answer, model=model, policy=policy)
+
+
+def from_cache(
+    held: HeldJob, answer: m.LocalAnswer, *, model: str, policy: routing.RoutePolicy
+) -> Outcome:
+    """Return what becomes of an attempt whose answer is known: the same as when it was generated.
+
+    The prompt is the same up to its blanks: so is, nearly, its length in tokens.
+    """
+    held.prompt_tokens = answer.usage.prompt_tokens
+    refused = before_generation(held, model=model, policy=policy)
+    return refused or _judged(held, answer, model=model, policy=policy)
+
+
+def _judged(
+    held: HeldJob, answer: m.LocalAnswer, *, model: str, policy: routing.RoutePolicy
+) -> Outcome:
     match routing.judge(answer.text, answer.confidence, query_of(held, model=model), policy):
         case routing.Local():
             return m.JobDone(attempt=held.attempt, answer=answer)

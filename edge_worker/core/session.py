@@ -18,13 +18,15 @@ import msgspec
 from edge_worker.core import commands as c
 from edge_worker.core import events as e
 from edge_worker.core import outcomes
+from edge_worker.core.answers import AnswerCache
 from edge_worker.core.attempt import HeldJob, Outcome, Phase, SpooledJob
 from edge_worker.core.generation import Broke, Finished, GenerationRequest, Grew
-from edge_worker.core.health import Heat, HeatLimits, HostReading, next_heat
+from edge_worker.core.health import Heat, HostReading, next_heat
 from edge_worker.core.measuring import Measuring
+from edge_worker.core.rules import SessionRules
 from edge_worker.core.telling import REPEAT_MS, Standing, Teller
 from fleet_protocol import messages as m
-from fleet_protocol.routing import RoutePolicy
+from fleet_protocol.answer_cache import CachedAnswer
 
 CHUNK_MS: Final = 100
 """Tokens of one job are gathered for this long before they travel."""
@@ -38,22 +40,6 @@ HELD_MOST: Final = 4_096
 """A bound on memory and disk: no sane dispatcher gives a worker more than slots + prefetch."""
 
 
-class SessionRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator and the model decide for the session.
-
-    Attributes:
-        policy: What the model is trusted with.
-        heat: When the host is too hot for all its slots.
-        speed_due_at_ms: From when on the speed is worth another measurement; None: never.
-        drain_timeout_ms: Longest time running jobs get to finish when the worker stops.
-    """
-
-    policy: RoutePolicy
-    heat: HeatLimits = msgspec.field(default_factory=HeatLimits)
-    speed_due_at_ms: int | None = None
-    drain_timeout_ms: int = 30_000
-
-
 class Session:
     """The worker's whole state; it has one owner, which feeds it one event after the other."""
 
@@ -64,6 +50,7 @@ class Session:
         self._teller = Teller(worker=worker, info=info, started_at_ms=started_at_ms)
         self._rules = rules
         self._model = info.models[0].name
+        self._answers = AnswerCache(info.models[0], max_bytes=rules.cache_bytes)
         self._jobs: dict[str, HeldJob] = {}
         self._by_id: dict[str, HeldJob] = {}
         # Not a dict: looking for its first key walks over all that were deleted before it.
@@ -130,13 +117,16 @@ class Session:
             self._end_if_drained(now_ms)
         return self._teller.out
 
-    def recover(self, spooled: Iterable[SpooledJob], now_ms: int) -> list[c.AnyCommand]:
+    def recover(
+        self, spooled: Iterable[SpooledJob], now_ms: int, *, answers: Iterable[CachedAnswer] = ()
+    ) -> list[c.AnyCommand]:
         """Take over what an earlier run of this worker had on its disk; before any event.
 
         Attempts without an outcome are generated again. Whether they still matter is for the
         dispatcher to say: it reads of them in `held`.
         """
         self._teller.out = []
+        self._answers.recover(answers)
         for job in sorted(spooled, key=lambda job: job.assignment.attempt):
             older = self._jobs.get(job.assignment.job)
             if older is not None:
@@ -176,7 +166,13 @@ class Session:
             return
         held = self._take(SpooledJob(assignment=assignment, received_at_ms=now_ms), now_ms)
         self._teller.out.append(c.KeepJob(held.spooled))
-        self._encode(held)
+        answer = self._answers.find(assignment, now_ms)
+        if answer is None:
+            self._encode(held)
+            return
+        policy = self._rules.policy
+        known = outcomes.from_cache(held, answer, model=self._model, policy=policy)
+        self._finish(held, known, now_ms)
 
     def _on_cancel(self, event: e.CancelReceived, _now_ms: int) -> None:
         held = self._jobs.get(event.job)
@@ -310,6 +306,9 @@ class Session:
         )
         if isinstance(outcome, m.JobDone):
             self._teller.tell_tokens(held, now_ms)
+            kept = self._answers.keep(held.spooled.assignment, outcome.answer, now_ms)
+            if kept is not None:
+                self._teller.out.append(c.KeepAnswer(kept))
         self._finish(held, outcome, now_ms)
 
     def _on_broke(self, event: Broke, now_ms: int) -> None:

@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ import structlog
 from edge_worker.core import commands as c
 from edge_worker.core import events as e
 from edge_worker.core.session import Session
-from edge_worker.ports import Host, Spool, SpooledJob, SpoolUnavailableError
+from edge_worker.ports import Host, Spool, SpoolUnavailableError
 from edge_worker.service.bandwidth import BandwidthMeter
 from edge_worker.service.intake import Intake
 from edge_worker.service.runner import EngineRunner
@@ -105,6 +106,7 @@ class WorkerService:
         self._carriers: dict[type, Callable[[Any], None]] = {
             c.KeepJob: turn.add_keep,
             c.ForgetJob: turn.add_forget,
+            c.KeepAnswer: turn.add_answer,
             c.Send: turn.add_send,
             c.EncodePrompt: parts.runner.order,
             c.StartGeneration: parts.runner.order,
@@ -143,7 +145,8 @@ class WorkerService:
         await loop.run_in_executor(self._executor, parts.spool.open)
         try:
             spooled = await loop.run_in_executor(self._executor, parts.spool.load)
-            self._carry_out(self._session.recover(spooled, parts.now_ms()))
+            answers = await loop.run_in_executor(self._executor, parts.spool.load_answers)
+            self._carry_out(self._session.recover(spooled, parts.now_ms(), answers=answers))
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 tasks = self._start(group)
@@ -227,9 +230,14 @@ class WorkerService:
         if now_ms < self._retry_at_ms and not self._is_over:
             return False
         loop = asyncio.get_running_loop()
-        keep, forget = list(turn.keep.values()), list(turn.forget)
+        commit = partial(
+            self._parts.spool.commit,
+            keep=list(turn.keep.values()),
+            forget=list(turn.forget),
+            answers=list(turn.answers),
+        )
         try:
-            await loop.run_in_executor(self._executor, self._commit, keep, forget)
+            await loop.run_in_executor(self._executor, commit)
         except SpoolUnavailableError as error:
             if not self._retry_ms:
                 self._carry_out(self._session.handle(e.SpoolFailed(), now_ms))
@@ -243,9 +251,6 @@ class WorkerService:
             self._retry_ms = self._retry_at_ms = 0
             self._carry_out(self._session.handle(e.SpoolRecovered(), now_ms))
         return True
-
-    def _commit(self, keep: list[SpooledJob], forget: list[tuple[m.JobKey, int]]) -> None:
-        self._parts.spool.commit(keep=keep, forget=forget)
 
     # ------------------------------------------------------------ telling
 

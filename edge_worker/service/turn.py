@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edge_worker.core.attempt import SpooledJob
-from edge_worker.core.commands import UNPROMISING, ForgetJob, KeepJob, Send
+from edge_worker.core.commands import UNPROMISING, ForgetJob, KeepAnswer, KeepJob, Send
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.bus import Delivery
 from fleet_protocol.messages import JobKey
 from fleet_protocol.topics import PROGRESS
@@ -15,6 +16,7 @@ class Turn:
     Attributes:
         keep: The last value of each attempt that must be on the disk before anything is told.
         forget: Attempts that may leave the disk.
+        answers: What is put on the disk with them, if it can be.
         sends: What is told after that, in order.
         deliveries: What is acknowledged after that.
     """
@@ -22,6 +24,7 @@ class Turn:
     def __init__(self) -> None:
         self.keep: dict[tuple[JobKey, int], SpooledJob] = {}
         self.forget: dict[tuple[JobKey, int], None] = {}
+        self.answers: list[CachedAnswer] = []
         self.sends: list[Send] = []
         self.deliveries: list[Delivery] = []
 
@@ -38,6 +41,10 @@ class Turn:
         self.keep.pop(ref, None)
         self.forget[ref] = None
 
+    def add_answer(self, command: KeepAnswer) -> None:
+        """Put an answer on the disk with what must be there."""
+        self.answers.append(command.answer)
+
     def add_send(self, command: Send) -> None:
         """Tell this after what was to be told before."""
         self.sends.append(command)
@@ -45,6 +52,7 @@ class Turn:
     def saved(self) -> None:
         """Take note that all that was to be saved is."""
         self.keep.clear()
+        self.answers.clear()
         self.forget.clear()
 
     def told(self) -> None:

@@ -146,6 +146,9 @@ class Assignment(Message, frozen=True, kw_only=True):
         attempt: The fencing token: everything said about the job must carry it.
         lease_ms: The worker must be heard of within this span, again and again.
         deadline_ms: Span left until the answer is worthless; None: no limit.
+        cache_ttl_ms: Span for which the worker keeps its answer for equal questions, and greatest
+            age of an earlier one that will do; 0: none will, and this one is not kept.
+        tenant: Whose device asks; a worker gives no tenant what it answered to another.
     """
 
     MAX_BYTES: ClassVar[int] = 524_288
@@ -161,6 +164,8 @@ class Assignment(Message, frozen=True, kw_only=True):
     escalate: Escalate = Escalate.AUTO
     privacy: Privacy = Privacy.ANY
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    cache_ttl_ms: SpanMs = 0
+    tenant: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
     @property
     def prompt_chars(self) -> int:

@@ -16,6 +16,7 @@ from edge_worker.adapters.spool_memory import MemorySpool
 from edge_worker.adapters.spool_sqlite import SqliteSpool
 from edge_worker.ports import Outcome, Spool, SpooledJob, SpoolUnavailableError
 from fleet_protocol import messages as m
+from fleet_protocol.answer_cache import CachedAnswer
 
 FILE_MB = 1
 OUTCOMES: list[Outcome] = [
@@ -81,6 +82,27 @@ def reopened(spool: Spool) -> list[SpooledJob]:
     spool.close()
     spool.open()
     return spool.load()
+
+
+def cached(name: str, *, chars: int = 9, at_ms: int = 5) -> CachedAnswer:
+    return CachedAnswer(
+        key=name.encode(),
+        text="x" * chars,
+        model="tiny",
+        made_at_ms=at_ms,
+        until_at_ms=100,
+        build="tiny 1",
+        confidence=0.5,
+        usage=m.Usage(prompt_tokens=4),
+    )
+
+
+def test_earlier_answers_are_there_after_reopening_oldest_first(spool: Spool) -> None:
+    late, early, newer = cached("a", at_ms=9), cached("b", at_ms=3), cached("a", at_ms=10)
+    spool.commit(keep=[spooled()], forget=[], answers=[late, early])
+    spool.commit(keep=[], forget=[], answers=[newer])
+    assert reopened(spool) == [spooled()]
+    assert spool.load_answers() == [early, newer]
 
 
 def test_a_new_spool_is_empty(spool: Spool) -> None:
@@ -250,3 +272,52 @@ def test_a_file_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SpoolUnavailableError, match="newer release"):
         SqliteSpool(path).open()
     assert path.exists()
+
+
+def test_the_oldest_answers_make_room_for_newer_ones(tmp_path: Path) -> None:
+    spool = SqliteSpool(tmp_path / "spool.sqlite", cache_mb=1)
+    spool.open()
+    for at_ms in range(30):
+        spool.commit(keep=[], forget=[], answers=[cached(str(at_ms), chars=80_000, at_ms=at_ms)])
+    kept = [answer.made_at_ms for answer in spool.load_answers()]
+    spool.close()
+    assert kept == list(range(30 - len(kept), 30))
+    assert 8 <= len(kept) <= 12
+
+
+def test_a_worker_without_a_cache_keeps_no_answers(tmp_path: Path) -> None:
+    spool = SqliteSpool(tmp_path / "spool.sqlite", cache_mb=0)
+    spool.open()
+    spool.commit(keep=[], forget=[], answers=[cached("a")])
+    assert spool.load_answers() == []
+    spool.close()
+
+
+def test_what_was_promised_pushes_earlier_answers_out_of_a_full_file(tmp_path: Path) -> None:
+    spool = SqliteSpool(tmp_path / "spool.sqlite", max_mb=1)
+    spool.open()
+    for number in range(9):
+        spool.commit(keep=[], forget=[], answers=[cached(str(number), chars=80_000)])
+    jobs = [spooled(f"J{number}", chars=80_000) for number in range(9)]
+    for job in jobs:
+        spool.commit(keep=[job], forget=[], answers=[cached("late", chars=80_000)])
+    assert reopened(spool) == jobs
+    with pytest.raises(SpoolUnavailableError):
+        spool.commit(keep=[spooled("K", chars=900_000)], forget=[])
+    spool.close()
+
+
+def test_a_spool_of_the_release_before_gets_its_table_of_answers(tmp_path: Path) -> None:
+    spool = SqliteSpool(tmp_path / "spool.sqlite")
+    spool.open()
+    spool.commit(keep=[spooled()], forget=[])
+    spool.close()
+    database = Database(tmp_path / "spool.sqlite")
+    database.execute("DROP TABLE cached_answers")
+    database.execute("PRAGMA user_version = 1")
+    database.close()
+    spool.open()
+    assert spool.load() == [spooled()]
+    spool.commit(keep=[], forget=[], answers=[cached("a")])
+    assert spool.load_answers() == [cached("a")]
+    spool.close()

@@ -24,6 +24,7 @@ CHANGES = st.fixed_dictionaries(
         "privacy": st.sampled_from(list(m.Privacy)),
         "deadline_ms": st.sampled_from([500, 5_000, 60_000]),
         "model": st.sampled_from(["tiny", "other"]),
+        "cache_ttl_ms": st.sampled_from([1, 20_000]),
     },
 )
 OUTCOMES = {t.DONE.name, t.FAILED.name, t.ESCALATE.name}

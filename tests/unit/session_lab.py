@@ -11,9 +11,11 @@ from edge_worker.core import events as e
 from edge_worker.core.attempt import SpooledJob
 from edge_worker.core.generation import EngineEvent, Finished, GenerationRequest, Grew
 from edge_worker.core.health import HeatLimits, HostReading
-from edge_worker.core.session import Session, SessionRules
+from edge_worker.core.rules import SessionRules
+from edge_worker.core.session import Session
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.codec import decode, encode
 from fleet_protocol.routing import RoutePolicy
 
@@ -59,6 +61,7 @@ class SessionLab:
 
     Attributes:
         disk: What is kept.
+        answers: What is kept of earlier answers.
         encoding: Messages by generation id, asked for and not answered yet.
         engine: Requests by generation id that the engine has.
         limits: What the engine was told of its slots.
@@ -76,6 +79,7 @@ class SessionLab:
         self._policy = policy
         self.now_ms = 1_000_000
         self.disk: dict[tuple[str, int], SpooledJob] = {} if disk is None else disk
+        self.answers: dict[bytes, CachedAnswer] = {}
         self.sent: list[tuple[str, str, m.Message]] = []
         self.measured = self.timed = 0
         self.stopped = False
@@ -88,9 +92,13 @@ class SessionLab:
         """Start anew on what the disk holds, as after kill -9."""
         self.encoding: dict[str, tuple[m.ChatMessage, ...]] = {}
         self.engine: dict[str, GenerationRequest] = {}
-        rules = SessionRules(policy=self._policy, heat=HEAT, drain_timeout_ms=30_000)
+        rules = SessionRules(
+            policy=self._policy, heat=HEAT, drain_timeout_ms=30_000, cache_bytes=100_000
+        )
         self.session = Session(worker=WORKER, info=INFO, rules=rules, started_at_ms=self.now_ms)
-        self._carry_out(self.session.recover(list(self.disk.values()), self.now_ms))
+        known = list(self.answers.values())
+        spooled = list(self.disk.values())
+        self._carry_out(self.session.recover(spooled, self.now_ms, answers=known))
 
     def link(self) -> None:
         """Bring the link up, with a dispatcher behind it."""
@@ -159,6 +167,8 @@ class SessionLab:
         match command:
             case c.KeepJob(job=job):
                 self.disk[job.assignment.job, job.assignment.attempt] = job
+            case c.KeepAnswer(answer=answer):
+                self.answers[answer.key] = answer
             case c.ForgetJob(job=key, attempt=attempt):
                 self.disk.pop((key, attempt), None)
             case c.EncodePrompt(id=name, messages=messages):

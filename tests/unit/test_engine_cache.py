@@ -244,3 +244,22 @@ def test_a_cache_that_is_switched_off_gives_and_keeps_nothing() -> None:
     answered(desk)
     assert kept(desk) == []
     assert ask(desk) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "cache_ttl_ms"),
+    [
+        ({}, HOUR_MS),
+        ({"privacy": "site"}, HOUR_MS),
+        ({"cache_ttl_ms": 5_000}, 5_000),
+        ({"cache": "off"}, 0),
+        ({"temperature": 0.7}, 0),
+        ({"temperature": 0.7, "cache": "always"}, 300_000),
+    ],
+)
+def test_a_board_is_told_how_long_its_answer_serves_and_whom(
+    desk: Desk, fields: dict[str, object], cache_ttl_ms: int
+) -> None:
+    desk.submit(1, prompt=SAME, **fields)
+    (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert (assignment.cache_ttl_ms, assignment.tenant) == (cache_ttl_ms, "default")

@@ -7,7 +7,8 @@ import pytest
 from edge_worker.core import events as e
 from edge_worker.core.health import RECOVERY_MS, HostReading
 from edge_worker.core.measuring import IDLE_MS, SPEED_LASTS_MS, SPEED_RETRY_MS
-from edge_worker.core.session import Session, SessionRules
+from edge_worker.core.rules import SessionRules
+from edge_worker.core.session import Session
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from tests.unit.session_lab import COOL, INFO, POLICY, WORKER, SessionLab

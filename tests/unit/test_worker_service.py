@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from edge_worker.adapters.echo_engine import EchoEngine
 from edge_worker.adapters.host_linux import LinuxHost
 from edge_worker.adapters.spool_memory import MemorySpool
-from edge_worker.core.session import STARTED_AFTER_MS, Session, SessionRules
+from edge_worker.core.rules import SessionRules
+from edge_worker.core.session import STARTED_AFTER_MS, Session
 from edge_worker.ports import EngineEvent, InferenceEngine
 from edge_worker.service import (
     EngineRunner,
@@ -165,7 +166,7 @@ class Lab:
             models=(model,),
             benchmark=m.Benchmark(decode_tok_s=1.0, prefill_tok_s=1.0),
         )
-        rules = SessionRules(policy=RoutePolicy(context_tokens=4_096))
+        rules = SessionRules(policy=RoutePolicy(context_tokens=4_096), cache_bytes=100_000)
         return ServiceParts(
             worker=WORKER,
             session=Session(worker=WORKER, info=info, rules=rules, started_at_ms=self.now_ms),
