@@ -94,11 +94,15 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
         max_prompt_tokens: Longest prompt this model is trusted with; None: the context.
         calibration: Makes a confidence the probability that the answer is right; None: it is the
             geometric mean of the tokens' probabilities.
+        difficulty: Says how likely this model is to answer a prompt wrongly; None: nobody knows.
+        max_difficulty: Prompts above it are escalated before anything is generated, 0..1.
     """
 
     min_confidence: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     max_prompt_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     calibration: Calibration | None = None
+    difficulty: DifficultyManifest | None = None
+    max_difficulty: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 1.0
 
 
 class CpuClass(StrEnum):

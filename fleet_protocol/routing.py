@@ -25,6 +25,7 @@ class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         context_tokens: Most tokens of prompt and answer together.
         max_prompt_tokens: Longest prompt; None: whatever the context holds.
+        max_difficulty: Prompts above it are escalated untried, 0..1; 1 tries all.
         min_confidence: Answers below it are escalated, 0..1; 0 trusts every answer.
         calibration: What makes a confidence of the signs of an answer.
         refusals: Answers by which the model says that it should not try.
@@ -32,6 +33,7 @@ class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     context_tokens: int
     max_prompt_tokens: int | None = None
+    max_difficulty: float = 1.0
     min_confidence: float = 0.0
     calibration: Calibration | None = None
     refusals: tuple[str, ...] = ()
@@ -44,6 +46,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
         prompt_tokens: Exact, or a lower bound (`least_prompt_tokens`).
         max_tokens: Most tokens of answer that were asked for.
         supported: Whether the model that the job names is here.
+        difficulty: How likely the model is to answer the prompt wrongly, 0..1; None: nobody knows.
     """
 
     prompt_tokens: int
@@ -51,6 +54,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
     escalate: Escalate = Escalate.AUTO
     privacy: Privacy = Privacy.ANY
     supported: bool = True
+    difficulty: float | None = None
 
     @property
     def may_escalate(self) -> bool:
@@ -100,9 +104,9 @@ def least_prompt_tokens(prompt_chars: int) -> int:
 def decide(query: RouteQuery, policy: RoutePolicy) -> Route:
     """Say where a job is answered, before anything is generated.
 
-    In this order: what was requested, what fits, what is supported. A job that may not leave
-    (`privacy` site, `escalate` never) never escalates: it is answered here, or refused if it
-    cannot be.
+    In this order: what was requested, what fits, what is supported, what looks too hard. A job that
+    may not leave (`privacy` site, `escalate` never) never escalates: it is answered here, or
+    refused if it cannot be.
     """
     if query.escalate is Escalate.ALWAYS and query.may_escalate:
         return EscalateTo(reason=Reason.REQUESTED, detail="the job asks for the cloud")
@@ -111,6 +115,12 @@ def decide(query: RouteQuery, policy: RoutePolicy) -> Route:
         return _leave(query, Reason.TOO_LONG, excess)
     if not query.supported:
         return _leave(query, Reason.UNSUPPORTED, "the model that the job names is not here")
+    hardness = query.difficulty
+    if hardness is not None and hardness > policy.max_difficulty and query.may_escalate:
+        return EscalateTo(
+            reason=Reason.COMPLEX,
+            detail=f"difficulty {hardness:.3f} is above {policy.max_difficulty:.3f}",
+        )
     return LOCAL
 
 

@@ -34,6 +34,7 @@ from models.progress import Progress
 from models.proof.calculations import AnswerReader
 from models.proof.measure import Measurement
 from models.proof.verify import Fidelity, Verified, promise, verify_variants
+from models.routing.record import recorded_routing
 from models.sources.fetch import fetch
 from models.sources.hub import Fetched
 
@@ -267,6 +268,7 @@ class Build:
     def _manifest(self, evaluation: Evaluation | None) -> Manifest:
         recipe, verified, text = self._recipe, self.verified, self.text_parts
         default, *others = recipe.variants
+        files = describe_files(self._files())
         return Manifest(
             name=recipe.name,
             version=self._version(),
@@ -283,9 +285,9 @@ class Build:
             licence=recipe.licence or verified.source_licence or _LICENCE_UNKNOWN,
             quantization=describe(default.scheme),
             architecture=verified.architecture,
-            files=describe_files(self._files()),
+            files=files,
             golden=self._golden(),
-            routing=recipe.routing,
+            routing=recorded_routing(recipe.name, files) or recipe.routing,
             languages=recipe.languages,
             cpu_class=default.cpu_class,
             variants=tuple(

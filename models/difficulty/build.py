@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -61,13 +61,24 @@ class FitSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 7
 
 
+class Fitted(NamedTuple):
+    """A difficulty model, and what it is judged by.
+
+    Attributes:
+        left_out: Each row's probability of a wrong answer, by a fit that has not seen it.
+    """
+
+    manifest: DifficultyManifest
+    left_out: Float64Array
+
+
 def fit_difficulty(
     labelled: Sequence[Labelled],
     settings: FitSettings,
     progress: Progress,
     *,
     embedded: Embedded | None = None,
-) -> DifficultyManifest:
+) -> Fitted:
     """Fit on all rows; what the manifest says of its worth is from rows left out of other fits."""
     progress.step("features")
     is_wrong = np.array([not row.is_right for row in labelled], np.bool_)
@@ -86,7 +97,7 @@ def fit_difficulty(
     fitted = fit_logistic(rows, labels, strength=choose_strength(rows, labels, folds))
     embedding_weights = fitted.weights[_FEATURES:] / fitted.scales[_FEATURES:]
     data_sha256 = hash_rows(labelled)
-    return DifficultyManifest(
+    manifest = DifficultyManifest(
         name=settings.name,
         version=f"1.0.0+{_settings_hash(settings, data_sha256, embedded)[:8]}",
         model=settings.model,
@@ -105,6 +116,7 @@ def fit_difficulty(
         offset=offset,
         quality=quality,
     )
+    return Fitted(manifest, probabilities(log_odds, slope, offset))
 
 
 def _left_out_with_own_strengths(

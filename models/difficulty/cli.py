@@ -58,7 +58,7 @@ def difficulty(
     labelled = read_labelled(data, prompt_column=prompt_column, right_column=right_column)
     with show_progress(as_json=as_json) as progress:
         embedded = _embed(labelled, embedding, progress) if embedding else None
-        manifest = fit_difficulty(labelled, chosen, progress, embedded=embedded)
+        manifest = fit_difficulty(labelled, chosen, progress, embedded=embedded).manifest
     target = out or factory_cache().artefacts / manifest.name / manifest.version
     is_new = pack(manifest, {}, target)
     if as_json:

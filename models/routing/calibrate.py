@@ -14,13 +14,20 @@ import numpy as np
 
 from fleet_protocol.manifest import Calibration, Routing
 from models.difficulty.assess import assign_folds, auc
+from models.difficulty.build import FitSettings, fit_difficulty
+from models.difficulty.data import Labelled
 from models.difficulty.fit import BoolArray, Float64Array, Folds, Logistic, fit_logistic, sigmoid
+from models.progress import Progress
 from models.routing.answers import LabelledAnswer, LabelledAnswersError
 
 FOLDS: Final = 5
 SEED: Final = 7
 _STRENGTH: Final = 1.0
 _DIGITS: Final = 4
+_RIGHT_LOST: Final = 0.01
+"""Share of the right answers that may be lost to what their prompts look like."""
+_WRONG_SENT: Final = 0.8
+"""Least share of wrong answers among prompts that are not even tried."""
 
 
 class Kept(NamedTuple):
@@ -37,31 +44,67 @@ class Kept(NamedTuple):
     all: float
 
 
-def calibrate(answers: Sequence[LabelledAnswer], *, error_rate: float) -> Routing:
-    """Fit on all answers; what is said of its worth is from answers left out of the fit."""
+def calibrate(
+    answers: Sequence[LabelledAnswer], *, error_rate: float, model: str, progress: Progress
+) -> Routing:
+    """Fit on all answers; what is said of its worth is from answers left out of the fit.
+
+    Args:
+        answers: With signs; raises LabelledAnswersError where some have none.
+        error_rate: Wrong answers allowed among those that are kept, 0..1.
+        model: Whose answers they are.
+        progress: Told what is done.
+    """
+    labelled = [Labelled(prompt=answer.prompt, is_right=answer.right) for answer in answers]
+    settings = FitSettings(name=f"{model}-difficulty", model=model, folds=FOLDS, seed=SEED)
+    hardness = fit_difficulty(labelled, settings, progress)
     rows, is_wrong = signs_of(answers)
-    folds = assign_folds([answer.prompt for answer in answers], is_wrong, folds=FOLDS, seed=SEED)
-    fitted = _fit(rows, is_wrong)
+    too_hard = hardest(hardness.left_out, is_wrong)
+    is_tried = hardness.left_out <= too_hard
+    tried = [answer for answer, stays in zip(answers, is_tried, strict=True) if stays]
+    rows, still_wrong = rows[is_tried], is_wrong[is_tried]
+    prompts = [answer.prompt for answer in tried]
+    folds = assign_folds(prompts, still_wrong, folds=FOLDS, seed=SEED)
+    fitted = _fit(rows, still_wrong)
     weights = fitted.weights / fitted.scales
     bias = fitted.bias - float(weights @ fitted.means)
     trusted = 1.0 - sigmoid(fitted.log_odds(rows))
-    left_out, kept = _left_out(rows, is_wrong, folds, error_rate=error_rate)
+    left_out, kept = _left_out(rows, still_wrong, folds, error_rate=error_rate)
     mean, worst, repeated = (round(float(weight), _DIGITS) for weight in weights)
+    right = int((~is_wrong).sum())
     return Routing(
-        min_confidence=round(threshold(trusted, is_wrong, error_rate=error_rate), _DIGITS),
+        min_confidence=round(threshold(trusted, still_wrong, error_rate=error_rate), _DIGITS),
         calibration=Calibration(
             bias=round(bias, _DIGITS),
             mean=mean,
             worst=worst,
             repeated=repeated,
-            answers=len(answers),
-            right_share=round(1.0 - float(is_wrong.mean()), _DIGITS),
+            answers=len(tried),
+            right_share=round(1.0 - float(still_wrong.mean()), _DIGITS),
             error_rate=error_rate,
-            kept_right_share=round(kept.of_right, _DIGITS),
+            kept_right_share=round(kept.of_right * int((~still_wrong).sum()) / right, _DIGITS),
             kept_wrong_share=round(kept.wrong, _DIGITS),
-            auc=round(auc(left_out, is_wrong), _DIGITS),
+            auc=round(auc(left_out, still_wrong), _DIGITS),
         ),
+        difficulty=None if too_hard == 1.0 else hardness.manifest,
+        max_difficulty=too_hard,
     )
+
+
+def hardest(hardness: Float64Array, is_wrong: BoolArray) -> float:
+    """Return the difficulty up to which prompts are tried; 1.0: all are.
+
+    The lowest one that sends hardly any prompt away that is answered rightly; none at all where it
+    would not send many more of those that are answered wrongly.
+
+    Args:
+        hardness: Probability of a wrong answer, by a fit that has not seen the prompt.
+        is_wrong: Whether it is.
+    """
+    most = float(np.quantile(hardness[~is_wrong], 1.0 - _RIGHT_LOST, method="higher"))
+    most = round(most, _DIGITS)
+    sent = hardness > most
+    return most if sent.any() and is_wrong[sent].mean() >= _WRONG_SENT else 1.0
 
 
 def signs_of(answers: Sequence[LabelledAnswer]) -> tuple[Float64Array, BoolArray]:

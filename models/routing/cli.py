@@ -9,12 +9,14 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from fleet_protocol.manifest import Calibration, Routing
+from fleet_protocol.manifest import Routing
 from models.errors import writing
 from models.evaluate.store import store_routing
+from models.proof.verify import read_manifest
 from models.routing.answers import label_answers, read_answers
 from models.routing.calibrate import calibrate
 from models.routing.compare import RouterReport, compare_rules
+from models.routing.record import write_record
 from models.suite import load_reasoning, load_suite, read_items
 from models.terminal import find_artefact, json_option, print_json, show_progress
 
@@ -60,20 +62,27 @@ def label(target: str, *, out: Path, suite: Path | None, as_json: bool) -> None:
 @click.argument("target")
 @_data_option
 @_error_option
+@click.option("--record", type=_FILE, help="Write them there, too, for builds of these bytes.")
 @json_option
-def calibrate_command(target: str, *, data: Path, error_rate: float, as_json: bool) -> None:
-    """Fit TARGET's confidence and its threshold on labelled answers, and keep them in its manifest.
+def calibrate_command(
+    target: str, *, data: Path, error_rate: float, record: Path | None, as_json: bool
+) -> None:
+    """Fit TARGET's thresholds on labelled answers, and keep them in its manifest.
 
-    A confidence is then the probability that the answer is right. For a recipe, paste what is
-    printed: a model that is built anew has what its recipe says.
+    A confidence is then the probability that the answer is right, and prompts that look too
+    hard leave before anything is generated. Calibrate again what you build again.
     """
     folder = find_artefact(target)
-    routing = calibrate(read_answers(data), error_rate=error_rate)
-    stored = store_routing(routing, folder)
+    answers, model = read_answers(data), read_manifest(folder).name
+    with show_progress(as_json=as_json) as progress:
+        routing = calibrate(answers, error_rate=error_rate, model=model, progress=progress)
+    routing = store_routing(routing, folder)
+    if record is not None:
+        write_record(routing, read_manifest(folder), record)
     if as_json:
-        print_json(msgspec.to_builtins(stored))
-        return
-    click.echo(as_toml(stored), nl=False)
+        print_json(msgspec.to_builtins(routing))
+    else:
+        _print_routing(routing)
 
 
 @click.command("evaluate-router")
@@ -98,16 +107,21 @@ def evaluate_router(
         _print_report(report)
 
 
-def as_toml(routing: Routing) -> str:
-    """Return the [routing] section of a recipe."""
-    lines = ["[routing]", f"min_confidence = {routing.min_confidence}"]
-    if routing.max_prompt_tokens is not None:
-        lines.append(f"max_prompt_tokens = {routing.max_prompt_tokens}")
-    if routing.calibration is not None:
-        lines += ["", "[routing.calibration]"]
-        for name in Calibration.__struct_fields__:
-            lines.append(f"{name} = {getattr(routing.calibration, name)}")
-    return "".join(f"{line}\n" for line in lines)
+def _print_routing(routing: Routing) -> None:
+    fitted = routing.calibration
+    if fitted is None:
+        raise AssertionError("a calibration was fitted")
+    click.echo(f"{fitted.answers} answers, {fitted.right_share:.1%} of them right")
+    click.echo(f"  keep from   {routing.min_confidence:.3f} on: P(right)")
+    click.echo(f"  keeps       {fitted.kept_right_share:.1%} of the right answers, left out")
+    click.echo(
+        f"  of the kept {fitted.kept_wrong_share:.1%} are wrong, {fitted.error_rate:.1%} allowed"
+    )
+    click.echo(f"  AUC         {fitted.auc:.3f}")
+    if routing.difficulty is None:
+        click.echo("  difficulty  prompts alone say too little: all are tried")
+    else:
+        click.echo(f"  difficulty  prompts above {routing.max_difficulty:.3f} leave untried")
 
 
 def _print_report(report: RouterReport) -> None:

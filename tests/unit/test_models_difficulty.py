@@ -36,7 +36,7 @@ def rows(count: int = 120) -> tuple[Labelled, ...]:
 
 @pytest.fixture(scope="module")
 def fitted() -> DifficultyManifest:
-    return fit_difficulty(rows(), FitSettings(model="tiny"), SilentProgress())
+    return fit_difficulty(rows(), FitSettings(model="tiny"), SilentProgress()).manifest
 
 
 def test_it_tells_hard_prompts_from_easy_ones(fitted: DifficultyManifest) -> None:
@@ -60,16 +60,16 @@ def test_labels_that_no_prompt_explains_give_no_skill() -> None:
         Labelled(prompt=f"Turn lamp {number} on.", is_right=not wrong)
         for number, wrong in enumerate(noise)
     )
-    manifest = fit_difficulty(unexplained, FitSettings(), SilentProgress())
+    manifest = fit_difficulty(unexplained, FitSettings(), SilentProgress()).manifest
     assert manifest.quality.auc.low < 0.55
     scores = [DifficultyModel(manifest).predict(f"Turn lamp {number} on.") for number in (1, 99)]
     assert scores == pytest.approx([noise.mean()] * 2, abs=0.15)
 
 
 def test_the_same_rows_give_the_same_bytes(fitted: DifficultyManifest) -> None:
-    again = fit_difficulty(rows(), FitSettings(model="tiny"), SilentProgress())
+    again = fit_difficulty(rows(), FitSettings(model="tiny"), SilentProgress()).manifest
     assert msgspec.json.encode(again) == msgspec.json.encode(fitted)
-    other = fit_difficulty(rows(), FitSettings(model="tiny", seed=8), SilentProgress())
+    other = fit_difficulty(rows(), FitSettings(model="tiny", seed=8), SilentProgress()).manifest
     assert other.version != fitted.version
 
 
@@ -80,7 +80,7 @@ def test_embeddings_carry_what_features_cannot_see() -> None:
     angle = np.array([0.3 if row.is_right else 1.2 for row in labelled])
     vectors = np.column_stack([np.cos(angle), np.sin(angle)])
     embedded = Embedded(name="tiny-encoder", version="1.0.0", vectors=vectors)
-    manifest = fit_difficulty(labelled, FitSettings(), SilentProgress(), embedded=embedded)
+    manifest = fit_difficulty(labelled, FitSettings(), SilentProgress(), embedded=embedded).manifest
     model = DifficultyModel(manifest)
     assert model.embedding == ("tiny-encoder", "1.0.0")
     assert manifest.quality.auc.value > 0.95

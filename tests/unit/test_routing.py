@@ -53,6 +53,25 @@ def test_prompt_and_answer_must_fit_the_context_together(
     assert fits or (isinstance(route, EscalateTo) and route.reason is Reason.TOO_LONG)
 
 
+@pytest.mark.parametrize(
+    ("difficulty", "changes", "leaves"),
+    [
+        (0.9, {}, True),
+        (0.5, {}, False),
+        (None, {}, False),
+        (0.9, {"escalate": Escalate.NEVER}, False),
+        (0.9, {"privacy": Privacy.SITE}, False),
+    ],
+)
+def test_what_looks_too_hard_is_not_tried_where_it_may_leave(
+    difficulty: float | None, changes: dict[str, object], *, leaves: bool
+) -> None:
+    policy = msgspec.structs.replace(POLICY, max_difficulty=0.5)
+    route = decide(varied(difficulty=difficulty, **changes), policy)
+    assert isinstance(route, EscalateTo) is leaves
+    assert not leaves or (isinstance(route, EscalateTo) and route.reason is Reason.COMPLEX)
+
+
 def test_without_a_prompt_limit_the_context_alone_decides() -> None:
     policy = RoutePolicy(context_tokens=1_000)
     assert decide(varied(prompt_tokens=936), policy) == Local()

@@ -18,12 +18,12 @@ from fleet_protocol.confidence import read_signs
 from fleet_protocol.messages import ChatMessage, ChatRole, Generation
 from models.artefacts.build import Build
 from models.cache import FactoryCache
-from models.catalog import parse_recipe
 from models.checkpoints.tiny import TinyCheckpoint, tiny_entry, write_tiny_gguf
 from models.cli import cli
 from models.progress import SilentProgress
 from models.proof.verify import read_manifest, verify_artefact
 from models.routing.answers import label_answers
+from models.routing.record import recorded_routing
 from models.suite import AnyCheck, SuiteItem, load_reasoning, load_suite
 
 ITEMS = tuple(
@@ -81,20 +81,26 @@ def test_label_calibrate_and_what_the_manifest_says_then(built: Path, tmp_path: 
     # What was said is nobody's business.
     assert "text" not in json.loads(lines[0])
 
+    record = tmp_path / "tiny.routing.json"
     second = CliRunner().invoke(
-        cli, ["calibrate", str(artefact), "--data", str(data), "--error-rate", "0.3"]
+        cli,
+        [
+            *("calibrate", str(artefact), "--data", str(data), "--error-rate", "0.3"),
+            *("--record", str(record), "--json"),
+        ],
     )
     assert second.exit_code == 0, second.output
     manifest = read_manifest(artefact)
     fitted = manifest.routing.calibration
     assert fitted is not None
-    assert fitted.answers == 120
     assert fitted.error_rate == 0.3
+    assert json.loads(second.stdout)["calibration"]["bias"] == fitted.bias
     verify_artefact(artefact)
 
-    # A recipe that has what was printed says the same.
-    text = 'name = "a"\nversion = "1"\nsummary = "a"\n[source]\nurl = "file:a.gguf"\n'
-    assert parse_recipe(text + second.stdout, "a.toml").routing == manifest.routing
+    # A build of the same bytes has what was recorded, another one has not.
+    assert recorded_routing("tiny", manifest.files, records=tmp_path) == manifest.routing
+    assert recorded_routing("tiny", manifest.files[1:], records=tmp_path) is None
+    assert recorded_routing("other", manifest.files, records=tmp_path) is None
 
 
 def test_questions_of_several_steps_are_no_part_of_the_suite() -> None:

@@ -11,11 +11,13 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_worker.core.difficulty import DifficultyModel
 from fleet_protocol.confidence import Signs, log_odds_of_wrong
 from models.cli import cli
 from models.errors import ExitCode
+from models.progress import SilentProgress
 from models.routing.answers import LabelledAnswer, LabelledAnswersError, read_answers
-from models.routing.calibrate import calibrate, kept_by, threshold
+from models.routing.calibrate import calibrate, hardest, kept_by, threshold
 from models.routing.compare import compare_rules
 from models.routing.curves import gap_recovered, measure_curve
 
@@ -98,7 +100,7 @@ def test_what_is_kept_never_has_more_wrong_ones_than_allowed(
 
 
 def test_a_calibration_finds_the_odds_that_answers_were_drawn_with() -> None:
-    routing = calibrate(drawn(8_000), error_rate=0.05)
+    routing = calibrate(drawn(8_000), error_rate=0.05, model="tiny", progress=SilentProgress())
 
     fitted = routing.calibration
     assert fitted is not None
@@ -108,6 +110,36 @@ def test_a_calibration_finds_the_odds_that_answers_were_drawn_with() -> None:
     assert fitted.repeated == 0.0
     assert fitted.kept_wrong_share == pytest.approx(0.05, abs=0.01)
     assert 0 < routing.min_confidence < 1
+    # The prompts say nothing: all are tried.
+    assert (routing.difficulty, routing.max_difficulty) == (None, 1.0)
+
+
+def test_prompts_that_are_answered_wrongly_for_their_looks_are_not_tried() -> None:
+    story = (
+        "If a farmer has {n} cows, sells half of them, then buys 7 more twice, how many are left?"
+    )
+    hard = [
+        LabelledAnswer(prompt=story.format(n=n), right=n % 100 == 99, mean=0.3, worst=0.5)
+        for n in range(300)
+    ]
+    answers = [*drawn(600), *hard]
+
+    routing = calibrate(answers, error_rate=0.2, model="tiny", progress=SilentProgress())
+
+    assert routing.difficulty is not None
+    assert routing.calibration is not None
+    assert 600 <= routing.calibration.answers <= 620
+    model = DifficultyModel(routing.difficulty)
+    assert model.predict(story.format(n=999)) > routing.max_difficulty
+    assert model.predict("question 3?") < routing.max_difficulty
+
+
+def test_hardly_a_right_answer_is_given_away() -> None:
+    hardness = np.linspace(0, 1, 200)
+    is_wrong = hardness > 0.7
+
+    assert hardest(hardness, is_wrong) == pytest.approx(0.7, abs=0.01)
+    assert hardest(hardness[::-1], is_wrong) == 1.0
 
 
 def test_rules_are_compared_on_answers_left_out() -> None:
@@ -136,7 +168,7 @@ def test_answers_are_read_from_columns_of_any_name(tmp_path: Path) -> None:
     assert answers[0].prompt == "why, number 0?"
     assert "confidence" not in compare_rules(answers, error_rate=0.1).rules
     with pytest.raises(LabelledAnswersError, match="signs of doubt"):
-        calibrate(answers, error_rate=0.1)
+        calibrate(answers, error_rate=0.1, model="tiny", progress=SilentProgress())
 
 
 @pytest.mark.parametrize(
