@@ -237,6 +237,7 @@ def _session(
     measured = loaded.measured
     rules = SessionRules(
         policy=loaded.policy,
+        difficulty=loaded.difficulty,
         speed_due_at_ms=None if measured is None else measured.due_at_ms(),
         heat=_heat_limits(settings, board=info.board),
         drain_timeout_ms=int(settings.drain_timeout_s * 1_000),

@@ -34,6 +34,7 @@ from edge_worker.adapters.host_linux import LinuxHost
 from edge_worker.adapters.measurements import LoadMeter, MeasurementFile
 from edge_worker.config import EngineName, WorkerSettings
 from edge_worker.core.batching import EngineSettings
+from edge_worker.core.difficulty import DifficultyModel, DifficultyModelError
 from edge_worker.core.tuning import (
     DEFAULT_VARIANT,
     QUIET_LOAD,
@@ -68,6 +69,8 @@ class LoadedEngine(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         setup: How it runs.
         why: For people: what decided that.
+        difficulty: Says how hard a prompt is for the model; None: nobody knows, or it is of another
+            release.
         measured: What was measured of this setup; None: nothing yet.
         folder: Of the artefact; None without a model.
     """
@@ -76,6 +79,7 @@ class LoadedEngine(msgspec.Struct, frozen=True, kw_only=True):
     policy: RoutePolicy
     setup: Setup
     why: str
+    difficulty: DifficultyModel | None = None
     measured: Measurement | None = None
     golden: tuple[GoldenPrompt, ...] = ()
     folder: Path | None = None
@@ -189,6 +193,7 @@ class _Loader:
         return LoadedEngine(
             engine=engine,
             policy=_policy(self._settings, self._manifest, engine),
+            difficulty=_difficulty(self._manifest),
             setup=usual,
             why=_explain(listed, measured),
             measured=measured,
@@ -333,9 +338,21 @@ def _policy(settings: WorkerSettings, manifest: Manifest, engine: InferenceEngin
         context_tokens=engine.model.context_tokens,
         max_prompt_tokens=routing.max_prompt_tokens,
         min_confidence=routing.min_confidence if least is None else least,
+        max_difficulty=routing.max_difficulty,
         calibration=routing.calibration,
         refusals=manifest.refusals,
     )
+
+
+def _difficulty(manifest: Manifest) -> DifficultyModel | None:
+    fitted = manifest.routing.difficulty
+    if fitted is None:
+        return None
+    try:
+        return DifficultyModel(fitted)
+    except DifficultyModelError:
+        # It reads features that this release has not: answer without, rather than not at all.
+        return None
 
 
 def _engine_settings(settings: WorkerSettings) -> EngineSettings:

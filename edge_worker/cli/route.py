@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import click
 import msgspec
@@ -24,6 +25,8 @@ from fleet_protocol.messages import (
     Privacy,
     Reason,
 )
+
+_FEATURES_SHOWN: Final = 3
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +64,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Both decisions and what they were taken from.
 
     Attributes:
+        difficulty: Probability of a wrong answer, by the prompt's looks; None: nobody knows.
+        hardest_features: What of its looks says so, in log-odds.
         before: What the prompt alone decides.
         answer: None where none was generated.
         after: What the answer decides; None where there is none.
@@ -70,6 +75,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     prompt_tokens: int
     context_tokens: int
+    difficulty: float | None = None
+    hardest_features: tuple[tuple[str, float], ...] = ()
+    max_difficulty: float
     min_confidence: float
     before: Decision
     answer: Said | None = None
@@ -100,19 +108,23 @@ def route(
 
 def explain(loaded: LoadedEngine, asked: Asked) -> Explanation:
     """Return what the rule decides, generating the answer where it is to be one of this board."""
-    engine, policy = loaded.engine, loaded.policy
+    engine, policy, model = loaded.engine, loaded.policy, loaded.difficulty
     tokens = engine.encode([ChatMessage(role=ChatRole.USER, content=asked.prompt)])
     query = routing.RouteQuery(
         prompt_tokens=len(tokens),
         max_tokens=asked.max_tokens,
         escalate=asked.escalate,
         privacy=asked.privacy,
+        difficulty=None if model is None else model.predict(asked.prompt),
     )
     before = routing.decide(query, policy)
     found = Explanation(
         model=f"{engine.model.name} {engine.model.version}",
         prompt_tokens=len(tokens),
         context_tokens=policy.context_tokens,
+        difficulty=query.difficulty,
+        hardest_features=() if model is None else model.explain(asked.prompt)[:_FEATURES_SHOWN],
+        max_difficulty=policy.max_difficulty,
         min_confidence=policy.min_confidence,
         before=_decision(before),
         would_change_it=_before_changes(before, query, policy),
@@ -168,6 +180,8 @@ def _before_changes(
         return ()
     if route.reason is Reason.REQUESTED:
         return ("escalate = auto",)
+    if route.reason is Reason.COMPLEX:
+        return ("a simpler prompt", "escalate = never")
     room = policy.context_tokens - query.prompt_tokens
     shorter = (f"max_tokens of {room} or fewer",) if room > 0 else ("a shorter prompt",)
     return (*shorter, "a larger context (max_tokens and memory_mb of the worker)")
@@ -189,6 +203,9 @@ def _after_changes(
 def _show(found: Explanation) -> None:
     click.echo(f"model       {found.model}")
     click.echo(f"prompt      {found.prompt_tokens} of {found.context_tokens} tokens")
+    if found.difficulty is not None:
+        looks = ", ".join(f"{name} {odds:+.1f}" for name, odds in found.hardest_features)
+        click.echo(f"difficulty  {found.difficulty:.3f} of {found.max_difficulty:.3f}; {looks}")
     click.echo(f"before      {_words(found.before)}")
     if found.answer is not None and found.after is not None:
         said = found.answer

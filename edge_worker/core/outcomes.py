@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from edge_worker.core.attempt import HeldJob, Outcome
+from edge_worker.core.difficulty import DifficultyModel
 from edge_worker.core.generation import Broke, Finished, Trust
 from fleet_protocol import messages as m
 from fleet_protocol import routing, topics
@@ -40,13 +43,23 @@ def query_of(held: HeldJob, *, model: str) -> routing.RouteQuery:
     )
 
 
-def before_generation(held: HeldJob, *, model: str, policy: routing.RoutePolicy) -> Outcome | None:
+def before_generation(
+    held: HeldJob,
+    *,
+    model: str,
+    policy: routing.RoutePolicy,
+    difficulty: DifficultyModel | None = None,
+) -> Outcome | None:
     """Return the outcome of an attempt that is not for this worker; None: generate.
 
     A refused job is retryable where another board may have what this one lacks: the model. The
     dispatcher has measured the prompt against the largest context of the fleet itself.
     """
-    match routing.decide(query_of(held, model=model), policy):
+    query = query_of(held, model=model)
+    if difficulty is not None:
+        prompt = held.spooled.assignment.messages[-1].content
+        query = msgspec.structs.replace(query, difficulty=difficulty.predict(prompt))
+    match routing.decide(query, policy):
         case routing.Local():
             return None
         case routing.EscalateTo(reason=reason, detail=detail):

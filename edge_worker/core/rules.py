@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edge_worker.core.difficulty import DifficultyModel
 from edge_worker.core.health import HeatLimits
 from fleet_protocol.routing import RoutePolicy
 
@@ -13,6 +14,7 @@ class SessionRules(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         policy: What the model is trusted with.
+        difficulty: Says how hard a prompt is for the model; None: nobody knows.
         heat: When the host is too hot for all its slots.
         speed_due_at_ms: From when on the speed is worth another measurement; None: never.
         drain_timeout_ms: Longest time running jobs get to finish when the worker stops.
@@ -20,6 +22,7 @@ class SessionRules(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     policy: RoutePolicy
+    difficulty: DifficultyModel | None = None
     heat: HeatLimits = msgspec.field(default_factory=HeatLimits)
     speed_due_at_ms: int | None = None
     drain_timeout_ms: int = 30_000

@@ -269,7 +269,10 @@ class Session:
         if held is None or held.phase is not Phase.ENCODING:
             return
         held.prompt_tokens = len(event.tokens)
-        outcome = outcomes.before_generation(held, model=self._model, policy=self._rules.policy)
+        rules = self._rules
+        outcome = outcomes.before_generation(
+            held, model=self._model, policy=rules.policy, difficulty=rules.difficulty
+        )
         if outcome is None and self._heat.is_critical:
             outcome = outcomes.when_overheated(held, model=self._model)
         if outcome is not None:

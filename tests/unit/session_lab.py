@@ -9,6 +9,7 @@ import msgspec
 from edge_worker.core import commands as c
 from edge_worker.core import events as e
 from edge_worker.core.attempt import SpooledJob
+from edge_worker.core.difficulty import DifficultyModel
 from edge_worker.core.generation import EngineEvent, Finished, GenerationRequest, Grew
 from edge_worker.core.health import HeatLimits, HostReading
 from edge_worker.core.rules import SessionRules
@@ -75,8 +76,9 @@ class SessionLab:
         linked: bool = True,
         disk: dict[Any, SpooledJob] | None = None,
         policy: RoutePolicy = POLICY,
+        difficulty: DifficultyModel | None = None,
     ) -> None:
-        self._policy = policy
+        self._policy, self._difficulty = policy, difficulty
         self.now_ms = 1_000_000
         self.disk: dict[tuple[str, int], SpooledJob] = {} if disk is None else disk
         self.answers: dict[bytes, CachedAnswer] = {}
@@ -93,7 +95,11 @@ class SessionLab:
         self.encoding: dict[str, tuple[m.ChatMessage, ...]] = {}
         self.engine: dict[str, GenerationRequest] = {}
         rules = SessionRules(
-            policy=self._policy, heat=HEAT, drain_timeout_ms=30_000, cache_bytes=100_000
+            policy=self._policy,
+            difficulty=self._difficulty,
+            heat=HEAT,
+            drain_timeout_ms=30_000,
+            cache_bytes=100_000,
         )
         self.session = Session(worker=WORKER, info=INFO, rules=rules, started_at_ms=self.now_ms)
         known = list(self.answers.values())

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_worker.core.difficulty import DifficultyModel, DifficultyModelError
+from fleet_protocol import messages as m
+from fleet_protocol import topics as t
 from fleet_protocol.manifest import AucInterval, DifficultyManifest, DifficultyQuality
 from fleet_protocol.prompt_features import (
     FEATURE_NAMES,
@@ -18,6 +20,8 @@ from fleet_protocol.prompt_features import (
     SCANNED_CHARS,
     prompt_features,
 )
+from fleet_protocol.routing import RoutePolicy
+from tests.unit.session_lab import SessionLab
 
 _COUNT = len(FEATURE_NAMES)
 _AUC = AucInterval(value=0.5, low=0.4, high=0.6)
@@ -146,3 +150,22 @@ RECORDED = [
     *(0.1765, 0.0, 0.6931, 0.6931, 0.0, 1.0986, 0.0, 0.0, 0.0),
     *(0.6931, 0.0, 0.6931, 0.6931, 0.6931, 0.6931, 0.6931, 0.0462, 0.0),
 ]
+
+
+def test_a_worker_does_not_try_what_looks_too_hard() -> None:
+    weights = [0.0] * _COUNT
+    weights[FEATURE_NAMES.index("writing_words")] = 40.0
+    doubtful = model(weights=tuple(weights), means=(0.0,) * _COUNT, bias=-2.0)
+    policy = RoutePolicy(context_tokens=100, max_difficulty=0.5)
+    lab = SessionLab(policy=policy, difficulty=doubtful)
+    essay = m.ChatMessage(role=m.ChatRole.USER, content="Write a report, then a story.")
+
+    easy = lab.start("J1")
+    lab.assign("J2", messages=(essay,))
+    lab.encode_all()
+    kept = lab.start("J3", messages=(essay,), privacy=m.Privacy.SITE)
+
+    assert set(lab.engine) == {easy, kept}
+    (escalation,) = lab.told(t.ESCALATE, "J2")
+    assert (escalation.reason, escalation.answer) == (m.Reason.COMPLEX, None)
+    assert "difficulty 0." in escalation.detail
