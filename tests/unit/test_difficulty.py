@@ -168,4 +168,4 @@ def test_a_worker_does_not_try_what_looks_too_hard() -> None:
     assert set(lab.engine) == {easy, kept}
     (escalation,) = lab.told(t.ESCALATE, "J2")
     assert (escalation.reason, escalation.answer) == (m.Reason.COMPLEX, None)
-    assert "difficulty 0." in escalation.detail
+    assert "is above 0.500" in escalation.detail
