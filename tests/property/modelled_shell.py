@@ -11,14 +11,20 @@ from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.results import as_message
 from cloud_dispatcher.core.settings import EngineSettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
 from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.library import LibraryAnswer, MatchKind
 
 SETTINGS = EngineSettings(
-    lease_ms=10_000, worker_silence_ms=20_000, queue_limit=6, deferred_spread_ms=5_000
+    lease_ms=10_000,
+    worker_silence_ms=20_000,
+    queue_limit=6,
+    deferred_spread_ms=5_000,
+    overload=OverloadSettings(hold_ms=1_000, relief_ms=1_000),
 )
 CONTEXT_TOKENS = 1_024
 _PEAK_MS = 30_000
@@ -29,6 +35,13 @@ def tariff(now_ms: int) -> int:
     """Half of the time it is peak."""
     spans = now_ms // _PEAK_MS
     return (spans + 1) * _PEAK_MS if spans % 2 else now_ms
+
+
+def offline(submit: m.JobSubmit) -> LibraryAnswer | None:
+    """The library knows what nobody is in a hurry to know."""
+    if submit.priority > 0:
+        return None
+    return LibraryAnswer(text="written", kind=MatchKind.EXACT, entry="e", score=1.0)
 
 
 class ModelledWorker:
@@ -96,7 +109,7 @@ class ModelledShell:
             ModelledWorker("slow", slots=1, prefetch=0, tok_s=9.0),
             ModelledWorker("even", slots=1, prefetch=1, tok_s=87.0),
         ]
-        self.engine = Engine(SETTINGS, "epoch", tariff=tariff)
+        self.engine = Engine(SETTINGS, "epoch", tariff=tariff, offline=offline)
 
     def handle(self, event: e.AnyEvent) -> list[c.AnyCommand]:
         commands = self.engine.handle(event, self.now_ms)
@@ -121,7 +134,7 @@ class ModelledShell:
         self.crash_before_telling = False
         self.unconfirmed.clear()
         self.calls.clear()
-        self.engine = Engine(SETTINGS, "epoch", tariff=tariff)
+        self.engine = Engine(SETTINGS, "epoch", tariff=tariff, offline=offline)
         untold = [job for job in self.store.values() if job.is_open or not job.told]
         self.carry_out(self.engine.recover(untold, self.now_ms))
         for worker in self.workers:

@@ -52,6 +52,8 @@ TROUBLES = [
     "drain",
     "resume",
     "clock_set_back",
+    "memory_is_short",
+    "memory_is_there",
     "link_lost",
     "link_back",
     "link_back_to_a_broker_that_forgot",
@@ -259,6 +261,19 @@ class EngineMachine(RuleBasedStateMachine):
     def clock_set_back(self, _: ModelledWorker) -> None:
         self.shell.now_ms -= 7_000
         self.shell.handle(e.TimePassed())
+
+    def memory_is_short(self, _: ModelledWorker) -> None:
+        self._look(99.0)
+
+    def memory_is_there(self, _: ModelledWorker) -> None:
+        self._look(9.0)
+
+    def _look(self, memory_pct: float) -> None:
+        """Long enough for a step, down or back."""
+        for _ in range(2):
+            self.shell.handle(e.LoadLooked(memory_pct=memory_pct))
+            self.shell.pass_time(1_000)
+        self.shell.handle(e.LoadLooked(memory_pct=memory_pct))
 
     def link_lost(self, _: ModelledWorker) -> None:
         self.shell.handle(e.LinkLost())
