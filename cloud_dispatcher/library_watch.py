@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import structlog
-
 from cloud_dispatcher.ports import AnswerLibrary
 from cloud_dispatcher.publisher import Publisher
 from fleet_protocol import topics
 from fleet_protocol.messages import Alert, Severity
-
-_log = structlog.get_logger(__name__)
 
 LIBRARY_ALERT: Final = "library"
 _LOOK_EVERY_MS: Final = 5_000
@@ -25,20 +21,22 @@ class LibraryWatch:
         self._publisher = publisher
         self._look_at_ms = 0
 
+    def announce(self) -> None:
+        """Say again how it stands: the broker may have forgotten its alerts."""
+        self._look_at_ms = 0
+
     async def keep(self, now_ms: int) -> None:
         """Look, if it is time to."""
         if now_ms < self._look_at_ms:
             return
-        is_first, self._look_at_ms = self._look_at_ms == 0, now_ms + _LOOK_EVERY_MS
+        must_tell, self._look_at_ms = self._look_at_ms == 0, now_ms + _LOOK_EVERY_MS
         changed, trouble = await self._library.refresh(), self._library.trouble
-        if not (changed or is_first):
+        if not (changed or must_tell):
             return
-        entries = len(self._library)
         if trouble is None:  # also clears what an earlier run of the dispatcher left behind
-            _log.info("library.read", entries=entries)
             self._publisher.clear_alert(LIBRARY_ALERT)
             return
-        _log.error("library.bad", error=str(trouble), hint=trouble.hint)
+        entries = len(self._library)
         alert = Alert(
             id=LIBRARY_ALERT,
             severity=Severity.WARNING,

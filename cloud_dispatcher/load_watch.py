@@ -36,7 +36,8 @@ class LoadWatch:
         self._report = report
         self._look_at_ms = 0
         self._step = 0
-        self._told: dict[str, str] = {}
+        self._alerts: dict[str, Alert | None] = {}
+        self._told: set[str] = set()
 
     async def keep(self, now_ms: int) -> None:
         """Look, if it is time to. What the engine makes of it is told the next time."""
@@ -52,18 +53,28 @@ class LoadWatch:
             self._show(f"overload-{signal}", _reading(signal, load), now_ms)
         self._show(_STEP_ALERT, _given_up(load), now_ms)
 
+    def announce(self) -> None:
+        """Say again how it stands: the broker may have forgotten its alerts."""
+        self._told.clear()
+
     def _show(self, name: str, words: tuple[str, str] | None, now_ms: int) -> None:
         """Publish what changed since the last time; an alert keeps the figures it fired with."""
-        title, detail = words or ("", "")
-        if self._told.get(name) == title:
+        known, title = self._alerts.get(name), words[0] if words else ""
+        if title != (known.title if known else ""):
+            self._alerts[name] = None if words is None else self._alert(name, words, now_ms)
+        elif name in self._told:
             return
-        self._told[name] = title
-        if not title:  # also what an earlier run of the dispatcher left behind
+        self._told.add(name)
+        alert = self._alerts.get(name)
+        if alert is None:  # also what an earlier run of the dispatcher left behind
             self._publisher.clear_alert(name)
-            return
+        else:
+            self._publisher.send(topics.ALERTS, alert, name)
+
+    def _alert(self, name: str, words: tuple[str, str], now_ms: int) -> Alert:
         severity = Severity.CRITICAL if name == _STEP_ALERT and self._step > 1 else Severity.WARNING
-        alert = Alert(id=name, severity=severity, title=title, detail=detail, since_at_ms=now_ms)
-        self._publisher.send(topics.ALERTS, alert, name)
+        title, detail = words
+        return Alert(id=name, severity=severity, title=title, detail=detail, since_at_ms=now_ms)
 
 
 def _reading(signal: str, load: LoadView) -> tuple[str, str] | None:

@@ -268,6 +268,8 @@ class DispatcherService:
             _log.info("link.up", session_present=arrival.session_present)
             self._publish_presence(m.DispatcherStatus.ONLINE)
             self._insistence.announce()
+            for watch in self._watches:
+                watch.announce()
             return e.LinkRestored(session_present=arrival.session_present)
         if isinstance(arrival, LinkDown):
             _log.warning("link.down", reason=arrival.reason)

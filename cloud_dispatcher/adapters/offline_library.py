@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import structlog
+
 from cloud_dispatcher.adapters.answer_form import fit
 from fleet_protocol.library import Library, LibraryAnswer, question_of
 from fleet_protocol.library_file import LibraryFileError, parse_library
 from fleet_protocol.messages import JobSubmit
+
+_log = structlog.get_logger(__name__)
 
 _NOTHING = Library([])
 
@@ -69,8 +73,10 @@ class FileLibrary:
             self._library = await asyncio.to_thread(read_library, self._path)
         except LibraryFileError as error:
             self.trouble = error
+            _log.error("library.bad", error=str(error), hint=error.hint)
         else:
             self.trouble = None
+            _log.info("library.read", entries=len(self._library))
         return True
 
 

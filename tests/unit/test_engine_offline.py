@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.settings import EngineSettings, RetrySettings
 from fleet_protocol import messages as m
@@ -130,6 +131,16 @@ def test_where_the_job_itself_is_at_fault_its_failure_is_told(desk: Desk, code: 
     desk.submit(prompt="x" * 10_000)
     desk.cloud_failed(1, code=code)
     assert (result_of(desk).status, result_of(desk).code) == (m.JobStatus.FAILED, code)
+
+
+def test_a_wrong_form_is_told_to_its_author(desk: Desk) -> None:
+    desk.submit()
+    wrong = m.JobFailed(attempt=1, code="bad_output_format", message="no", retryable=False)
+    desk.handle(e.FailureReceived(worker=m.WorkerId("w1"), job=m.JobKey("K1"), failure=wrong))
+    assert (result_of(desk).status, result_of(desk).code) == (
+        m.JobStatus.FAILED,
+        "bad_output_format",
+    )
 
 
 def test_a_cancelled_job_gets_no_answer(desk: Desk) -> None:

@@ -155,5 +155,9 @@ async def test_an_alert_fires_while_the_file_is_bad(
         assert alert.severity is m.Severity.WARNING
         assert "not TOML" in alert.detail
         assert "fleet library check" in alert.detail
+        house.broker.forget_everything()
+        again = await next_alert()
+        assert again is not None
+        assert again.detail == alert.detail
         write(path, GOOD)
         assert await next_alert() is None
