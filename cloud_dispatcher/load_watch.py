@@ -87,7 +87,7 @@ def _reading(signal: str, load: LoadView) -> tuple[str, str] | None:
         return "The boards answer too slowly", f"half of the answers take {value} or more; {to_do}"
     if signal == "success":
         value = f"{100 * (load.success_share or 0):.0f} %"
-        to_do = "`fleet jobs ls --dead` shows what went wrong"
+        to_do = "`fleet jobs ls --dead` shows why the others were not"
         return "Too many jobs get no answer", f"{value} were answered lately; {to_do}"
     value = f"{load.memory_pct or 0:.0f} %"
     to_do = "stop other programs there, or lower engine.queue_limit and the caches"

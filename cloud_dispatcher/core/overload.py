@@ -10,8 +10,9 @@ step further down is taken each such while:
 Steps are taken back one by one, each after a longer while in which nothing pressed. A signal that
 fired is silent again only a tenth below its limit, so that nothing flutters.
 
-Boards that are slow while nobody waits are slow, not overloaded: refusing work would help nobody,
-so that signal fires an alert but does not press.
+Boards that are slow, or jobs that fail, while nobody waits for a board are no overload: refusing
+work would help nobody (the boards are just slow, the cloud is just away). So those signals fire an
+alert, but press only while jobs wait; memory always does.
 """
 
 from __future__ import annotations
@@ -153,10 +154,9 @@ class Overload:
         gauges[Signal.LATENCY].read(self._values[Signal.LATENCY], settings.latency_ms, now_ms)
         gauges[Signal.SUCCESS].read(failure, 1.0 - settings.success_share, now_ms)
         gauges[Signal.MEMORY].read(memory_pct, settings.memory_pct, now_ms)
-        if waiting == 0:
-            gauges = {signal: gauge for signal, gauge in gauges.items() if signal != Signal.LATENCY}
-        presses = any(gauge.fires for gauge in gauges.values())
-        is_calm = not any(gauge.fires or gauge.is_beyond for gauge in gauges.values())
+        pressing = gauges.values() if waiting else (gauges[Signal.MEMORY],)
+        presses = any(gauge.fires for gauge in pressing)
+        is_calm = not any(gauge.fires or gauge.is_beyond for gauge in pressing)
         self._take_step(now_ms, presses=presses, is_calm=is_calm)
 
     def view(self) -> LoadView:

@@ -134,19 +134,26 @@ class TestSignals:
         watched.seconds(31, waiting=1)
         assert watched.overload.view().edge_p50_ms is None
 
-    def test_too_many_failures_press(self, watched: Watched) -> None:
+    def test_too_many_failures_press_where_jobs_wait(self, watched: Watched) -> None:
         watched.ended(answered(), times=94)
         watched.ended(failed(), times=3)
         watched.ended(failed("deadline", JobStatus.EXPIRED), times=3)
-        assert watched.seconds(31)[-1] == 1
+        assert watched.seconds(31, waiting=1)[-1] == 1
         view = watched.overload.view()
         assert (view.causes, view.success_share) == (("success",), 0.94)
+
+    def test_an_outage_of_the_cloud_refuses_nobody_what_idle_boards_can_answer(
+        self, watched: Watched
+    ) -> None:
+        watched.ended(failed(), times=100)
+        assert max(watched.seconds(200)) == 0
+        assert watched.overload.view().causes == ("success",)
 
     def test_five_in_a_hundred_are_no_trouble_nor_are_all_of_a_few(self, watched: Watched) -> None:
         watched.ended(failed(), times=19)
         assert watched.second().success_share is None
         watched.ended(answered(), times=400)
-        assert max(watched.seconds(100)) == 0
+        assert max(watched.seconds(100, waiting=1)) == 0
 
     def test_the_librarys_default_is_no_answer_but_its_entries_are(self, watched: Watched) -> None:
         for kind in ("exact", "default"):
