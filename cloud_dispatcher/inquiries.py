@@ -13,7 +13,7 @@ from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import day_of
 from cloud_dispatcher.insistence import Insistence
-from cloud_dispatcher.intake import CostsAsked, Inquiry, JobsListed, RequestMalformed
+from cloud_dispatcher.intake import CacheAsked, CostsAsked, Inquiry, JobsListed, RequestMalformed
 from cloud_dispatcher.ports import CompletionProvider, JobQuery, JobStore
 from fleet_protocol import messages as m
 
@@ -47,6 +47,8 @@ class Inquiries:
                 return m.AdminReply(req=req, ok=False, code=code, message=message)
             case CostsAsked(request=request):
                 return await self._costs(request)
+            case CacheAsked(request=request):
+                return await self._cache(request)
             case JobsListed(request=request):
                 return await self._jobs(request)
             case _:
@@ -61,6 +63,11 @@ class Inquiries:
         )
         jobs = await self._insistence.on(lambda: self._store.select(query))
         return m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
+
+    async def _cache(self, asked: m.AdminRequest) -> m.AdminReply:
+        rows = await self._insistence.on(self._store.cache_usage)
+        view = self._engine.cache_view(tuple(rows))
+        return m.AdminReply(req=asked.req, ok=True, cache=view)
 
     async def _costs(self, asked: m.AdminRequest) -> m.AdminReply:
         now_ms = self._clock()

@@ -51,6 +51,13 @@ class CostsAsked(msgspec.Struct, frozen=True):
     request: m.AdminRequest
 
 
+class CacheAsked(msgspec.Struct, frozen=True):
+    """An operator asked what is cached: answered from the store, past the engine."""
+
+    admin: str
+    request: m.AdminRequest
+
+
 class RequestMalformed(msgspec.Struct, frozen=True):
     """An operator's request could not be read, but its name could: it is told why."""
 
@@ -60,7 +67,7 @@ class RequestMalformed(msgspec.Struct, frozen=True):
     message: str
 
 
-Inquiry: TypeAlias = JobsListed | CostsAsked | RequestMalformed
+Inquiry: TypeAlias = JobsListed | CostsAsked | CacheAsked | RequestMalformed
 """What the store answers, past the engine."""
 
 Intaken: TypeAlias = e.AnyEvent | EchoAsked | Inquiry
@@ -227,6 +234,8 @@ class Intake:
             return JobsListed(address.owner, request)
         if request.op is m.AdminOp.COSTS:
             return CostsAsked(address.owner, request)
+        if request.op is m.AdminOp.CACHE_STATS:
+            return CacheAsked(address.owner, request)
         return e.AdminAsked(admin=address.owner, request=request)
 
     def _bad_topic(self, delivery: Delivery, error: ProtocolError) -> Intaken | None:

@@ -15,6 +15,7 @@ from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.library import LibraryAnswer
 from fleet_protocol.messages import (
+    CacheRow,
     DeviceId,
     EndpointView,
     JobId,
@@ -89,6 +90,10 @@ class JobStore(Protocol):
 
     async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
         """Return those of the cached answers that exist, fresh or not."""
+        ...
+
+    async def cache_usage(self) -> list[CacheRow]:
+        """Return what is cached, by tenant."""
         ...
 
     async def sweep_answers(self, *, until_before_ms: int) -> int:

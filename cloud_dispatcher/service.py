@@ -354,7 +354,7 @@ class DispatcherService:
         """Let a turn be saved and told while the next is decided. Turns are told in order."""
         await self._saved()
         self._put_off_told(turn, self._clock())
-        if turn.saves or turn.spends or turn.requests:
+        if turn.saves or turn.spends or turn.answers or turn.requests:
             work = self._save_and_tell(turn)
             self._saving = asyncio.create_task(work, name="save-and-tell")
             self._saving.add_done_callback(lambda _: self._arrived.set())
@@ -375,7 +375,7 @@ class DispatcherService:
 
     async def _save_and_tell(self, turn: Turn) -> None:
         """Save before you tell. Nothing of a turn leaves before its commit returned."""
-        if turn.saves or turn.spends:
+        if turn.saves or turn.spends or turn.answers:
             jobs, spends = tuple(turn.saves.values()), tuple(turn.spends)
             answers = tuple(turn.answers)
             await self._insistence.on(lambda: self._store.commit(jobs, spends, answers))

@@ -8,6 +8,7 @@ from typing import Final
 from cloud_dispatcher.core.commands import (
     AnswerChange,
     AnyCommand,
+    ForgetAnswers,
     KeepAnswer,
     RecordSpend,
     Reply,
@@ -25,7 +26,7 @@ from fleet_protocol.bus import Delivery
 from fleet_protocol.messages import JobKey
 
 _SPOKEN: Final = (Send, Reply)
-_ON_ANSWERS: Final = (KeepAnswer, UseAnswer)
+_ON_ANSWERS: Final = (KeepAnswer, UseAnswer, ForgetAnswers)
 
 
 class Turn:

@@ -207,10 +207,12 @@ class Spool(Protocol):
         keep: Iterable[SpooledJob],
         forget: Iterable[tuple[JobKey, int]],
         answers: Iterable[CachedAnswer] = (),
+        clear: bool = False,
     ) -> None:
         """Save and delete in one transaction. Raises SpoolUnavailableError.
 
-        Where the room does not suffice for all, `answers` and those kept before them give way.
+        `clear` lets all earlier answers go. Where the room does not suffice for all, `answers` and
+        those kept before them give way.
         """
         ...
 

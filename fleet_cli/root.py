@@ -29,6 +29,7 @@ root = LazyGroup(
         "workers": (f"{_AT}.workers", "List, show, drain and resume workers."),
         "route": (f"{_AT}.route", "Explain where a prompt would be answered, and why."),
         "costs": (f"{_AT}.costs", "Show what the cloud cost, budgets and providers."),
+        "cache": (f"{_AT}.cache", "Look at, clear and fill the answer cache."),
         "library": (f"{_AT}.library", "Check and ask an offline answer library."),
         "watch": (f"{_AT}.watch", "Follow the fleet live."),
         "doctor": (f"{_AT}.doctor", "Check this machine and the fleet, with a fix for each fault."),

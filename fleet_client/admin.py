@@ -13,7 +13,14 @@ from fleet_client.errors import DeniedError, JobTimeoutError
 from fleet_client.link import LinkOptions, PahoLink
 from fleet_protocol.codec import decode_as, encode
 from fleet_protocol.errors import ConfigError, FleetError, ProtocolError, RejectedError
-from fleet_protocol.messages import ID_PATTERN, AdminOp, AdminReply, AdminRequest, JobStatus
+from fleet_protocol.messages import (
+    ID_PATTERN,
+    AdminOp,
+    AdminReply,
+    AdminRequest,
+    JobStatus,
+    PrewarmAnswer,
+)
 from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import ADMIN_REPLY, ADMIN_REQUEST, Topics
 
@@ -30,6 +37,8 @@ class AdminFields(TypedDict, total=False):
     dead: bool
     limit: int
     days: int
+    answers: tuple[PrewarmAnswer, ...]
+    tenant: str
 
 
 class AdminClient:

@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
-from cloud_dispatcher.core.commands import AnswerChange, KeepAnswer, UseAnswer
+from cloud_dispatcher.core.commands import AnswerChange, ForgetAnswers, KeepAnswer, UseAnswer
 from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.messages import CacheRow
 
 _EVICTED_AT_ONCE: Final = 256
 _ROOM_SHARE: Final = 0.9
@@ -29,6 +30,12 @@ class AnswerTable:
 
     def change(self, conn: sqlite3.Connection, changes: Sequence[AnswerChange]) -> None:
         """Keep and count as used; what is not used for longest makes room."""
+        for index, change in enumerate(changes):
+            if isinstance(change, ForgetAnswers):
+                conn.execute(self._sql["cache_clear"])
+                self._bytes = 0
+                self.change(conn, changes[index + 1 :])
+                return
         kept = [change for change in changes if isinstance(change, KeepAnswer)]
         used = [(x.at_ms, x.key) for x in changes if isinstance(x, UseAnswer)]
         rows = [_row(change) for change in kept if change.answer.size_bytes <= self._max_bytes]
@@ -68,6 +75,13 @@ def read_answers(
     """Return those that exist."""
     rows = ((key, conn.execute(sql["cache_find"], (key,)).fetchone()) for key in keys)
     return {key: _decode(row[0]) for key, row in rows if row is not None}
+
+
+def read_usage(conn: sqlite3.Connection, sql: Mapping[str, str]) -> list[CacheRow]:
+    """Return how many answers of each tenant there are, and how often they were given."""
+    columns = ("tenant", "answers", "size_bytes", "hits")
+    rows = conn.execute(sql["cache_usage"]).fetchall()
+    return [CacheRow(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def _row(change: KeepAnswer) -> tuple[object, ...]:

@@ -7,12 +7,12 @@ from typing import Any, Self
 
 from msgspec.structs import asdict
 
-from cloud_dispatcher.core.commands import AnswerChange, UseAnswer
+from cloud_dispatcher.core.commands import AnswerChange, ForgetAnswers, UseAnswer
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
-from fleet_protocol.messages import DeviceId, JobId, JobKey
+from fleet_protocol.messages import CacheRow, DeviceId, JobId, JobKey
 
 
 class MemoryJobStore:
@@ -31,6 +31,8 @@ class MemoryJobStore:
         self._spends: dict[tuple[Any, ...], Spend] = {}
         self._answers: dict[bytes, CachedAnswer] = {}
         self._used_at_ms: dict[bytes, int] = {}
+        self._hits: dict[bytes, int] = {}
+        self._tenants: dict[bytes, str] = {}
         self._cache_bytes = cache_mb * 1_048_576
 
     async def __aenter__(self) -> Self:
@@ -76,6 +78,20 @@ class MemoryJobStore:
         """Return those of the cached answers that exist, fresh or not."""
         return {key: self._answers[key] for key in keys if key in self._answers}
 
+    async def cache_usage(self) -> list[CacheRow]:
+        """Return what is cached, by tenant."""
+        rows: dict[str, CacheRow] = {}
+        for key, answer in self._answers.items():
+            tenant, hits = self._tenants[key], self._hits[key]
+            row = rows.get(tenant) or CacheRow(tenant=tenant, answers=0, size_bytes=0, hits=0)
+            rows[tenant] = CacheRow(
+                tenant=tenant,
+                answers=row.answers + 1,
+                size_bytes=row.size_bytes + answer.size_bytes,
+                hits=row.hits + hits,
+            )
+        return [rows[tenant] for tenant in sorted(rows)]
+
     async def sweep_answers(self, *, until_before_ms: int) -> int:
         """Forget cached answers whose time was over before; return how many."""
         over = [key for key, x in self._answers.items() if x.until_at_ms <= until_before_ms]
@@ -84,19 +100,27 @@ class MemoryJobStore:
         return len(over)
 
     def _change(self, change: AnswerChange) -> None:
+        if isinstance(change, ForgetAnswers):
+            for key in tuple(self._answers):
+                self._forget_answer(key)
+            return
         if isinstance(change, UseAnswer):
             if change.key in self._answers:
                 self._used_at_ms[change.key] = change.at_ms
+                self._hits[change.key] += 1
             return
         answer = change.answer
         if answer.size_bytes <= self._cache_bytes:
             self._answers[answer.key] = answer
             self._used_at_ms[answer.key] = answer.made_at_ms
+            self._hits.setdefault(answer.key, 0)
+            self._tenants[answer.key] = change.tenant
         while sum(x.size_bytes for x in self._answers.values()) > self._cache_bytes:
             self._forget_answer(min(self._used_at_ms, key=self._used_at_ms.__getitem__))
 
     def _forget_answer(self, key: bytes) -> None:
-        del self._answers[key], self._used_at_ms[key]
+        for table in (self._answers, self._used_at_ms, self._hits, self._tenants):
+            del table[key]
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
         """Return those that exist."""

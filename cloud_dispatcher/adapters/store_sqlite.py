@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 from sqlite_utils import Database, Migrations
 
-from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers
+from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, read_usage
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
 from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
 from cloud_dispatcher.core.commands import AnswerChange
@@ -29,6 +29,7 @@ from cloud_dispatcher.ports import JobQuery
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import ConfigError, FleetError
 from fleet_protocol.messages import (
+    CacheRow,
     DeviceId,
     JobId,
     JobKey,
@@ -173,6 +174,10 @@ class SqliteJobStore:
     async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
         """Return those of the cached answers that exist, fresh or not."""
         return await self._reader.run(lambda conn: read_answers(conn, _statements(), keys))
+
+    async def cache_usage(self) -> list[CacheRow]:
+        """Return what is cached, by tenant."""
+        return await self._reader.run(lambda conn: read_usage(conn, _statements()))
 
     async def sweep_answers(self, *, until_before_ms: int) -> int:
         """Forget cached answers whose time was over before; return how many."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from cloud_dispatcher.core.answers import AnswerCache
 from cloud_dispatcher.core.events import AdminAsked
 from cloud_dispatcher.core.intake import Intake
 from cloud_dispatcher.core.job import Job
@@ -34,10 +35,13 @@ _WORKER_OPS: Final = {
 class AdminDesk:
     """Answers every request but `jobs.ls`, which is the store's: those events are ignored."""
 
-    def __init__(self, ledger: Ledger, outbox: Outbox, intake: Intake) -> None:
+    def __init__(
+        self, ledger: Ledger, outbox: Outbox, intake: Intake, answers: AnswerCache
+    ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._intake = intake
+        self._answers = answers
 
     def on_asked(self, event: AdminAsked) -> None:
         """Do what was asked and say what came of it."""
@@ -49,6 +53,8 @@ class AdminDesk:
             reply = AdminReply(req=request.req, ok=True, workers=workers)
         elif request.op in {AdminOp.JOB_SHOW, AdminOp.JOB_CANCEL, AdminOp.JOB_RETRY}:
             reply = self._on_job(request, event.found)
+        elif request.op in {AdminOp.CACHE_CLEAR, AdminOp.CACHE_PREWARM}:
+            reply = self._on_cache(request)
         else:
             reply = self._on_worker(request)
         self._ledger.send(topics.ADMIN_REPLY, (event.admin,), reply)
@@ -94,6 +100,19 @@ class AdminDesk:
         self._intake.admit(again)
         again = self._ledger.jobs[job.key]
         return AdminReply(req=request.req, ok=True, message="queued anew", jobs=(view_of(again),))
+
+    def _on_cache(self, request: AdminRequest) -> AdminReply:
+        if not self._ledger.settings.cache.enabled:
+            return _refused(request, "cache_off", "the answer cache is off: [engine.cache] enabled")
+        if request.op is AdminOp.CACHE_CLEAR:
+            self._answers.clear()
+            forget = WorkerCommand(id=request.req, op=WorkerOp.FORGET_ANSWERS)
+            for worker in self._ledger.fleet.workers:
+                self._ledger.send(topics.COMMAND, (worker.id,), forget)
+            return AdminReply(req=request.req, ok=True, message="cleared, and the boards told to")
+        kept = [self._answers.prewarm(answer, request.tenant) for answer in request.answers]
+        message = f"{sum(kept)} kept, {len(kept) - sum(kept)} that no job would be given"
+        return AdminReply(req=request.req, ok=True, message=message, kept=tuple(kept))
 
     def _on_worker(self, request: AdminRequest) -> AdminReply:
         fleet = self._ledger.fleet

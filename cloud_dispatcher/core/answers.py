@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cloud_dispatcher.core.commands import KeepAnswer, UseAnswer
+from cloud_dispatcher.core.commands import ForgetAnswers, KeepAnswer, UseAnswer
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import Ledger
 from cloud_dispatcher.core.settings import CacheSettings
@@ -20,10 +20,13 @@ from fleet_protocol.answer_cache import (
 )
 from fleet_protocol.messages import (
     AnsweredBy,
+    CacheRow,
+    CacheView,
     DeviceId,
     FinishReason,
     JobStatus,
     JobSubmit,
+    PrewarmAnswer,
     Privacy,
     WorkerId,
 )
@@ -41,6 +44,7 @@ class AnswerCache:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._settings: CacheSettings = ledger.settings.cache
+        self._given = 0
         self._recent = RecentAnswers(max_bytes=self._settings.memory_mb * 1_048_576)
 
     @property
@@ -48,15 +52,50 @@ class AnswerCache:
         """The newest ones."""
         return self._recent
 
+    def view(self, stored: tuple[CacheRow, ...]) -> CacheView:
+        """Return what an operator is shown, the store's part being given."""
+        recent = self._recent
+        return CacheView(
+            tenants=stored,
+            given=self._given,
+            in_memory=len(recent),
+            memory_bytes=recent.size_bytes,
+        )
+
+    def clear(self) -> None:
+        """Forget all answers, here and in the store."""
+        self._recent.clear()
+        self._ledger.emit(ForgetAnswers())
+
+    def prewarm(self, answer: PrewarmAnswer, tenant: str) -> bool:
+        """Keep an answer that nobody asked for yet; return whether anybody could be given it."""
+        key = self._key_for(tenant, answer.submit)
+        if key is None:
+            return False
+        now_ms = self._ledger.now_ms
+        cached = CachedAnswer(
+            key=key,
+            text=answer.text,
+            model=answer.model,
+            made_at_ms=now_ms,
+            until_at_ms=now_ms + self._settings.span_ms(answer.submit),
+        )
+        self._recent.put(cached)
+        self._ledger.emit(KeepAnswer(answer=cached, tenant=tenant))
+        return True
+
     def key_of(self, device: DeviceId, submit: JobSubmit) -> bytes | None:
         """Return what the question has in common with equal ones; None: it is nobody else's.
 
         Tenants are kept apart: what one asked, nobody else learns, not even by how long an
         answer takes. Who may answer counts too: whoever asks for the cloud gets no board's answer.
         """
+        return self._key_for(self._ledger.budget.tenant_of(device), submit)
+
+    def _key_for(self, tenant: str, submit: JobSubmit) -> bytes | None:
         if submit.privacy is not Privacy.ANY or not self._settings.span_ms(submit):
             return None
-        scope = (self._ledger.budget.tenant_of(device), submit.model or "", str(submit.escalate))
+        scope = (tenant, submit.model or "", str(submit.escalate))
         return answer_key(submit.conversation, submit.generation, scope=scope)
 
     def find(self, job: Job, stored: CachedAnswer | None) -> CachedAnswer | None:
@@ -78,6 +117,8 @@ class AnswerCache:
     def keep(self, job: Job) -> None:
         """Keep the answer of a job that just got its result, if it is worth it."""
         result, key, now_ms = job.result, job.answer_key, self._ledger.now_ms
+        if result is not None and result.answered_by is AnsweredBy.CACHE:
+            self._given += 1
         if result is None or key is None or result.status is not JobStatus.OK or result.degraded:
             return
         if result.answered_by not in _MODEL_DID or result.finish is FinishReason.LENGTH:

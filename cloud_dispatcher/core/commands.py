@@ -44,7 +44,11 @@ class UseAnswer(Command, frozen=True, kw_only=True):
     at_ms: int
 
 
-AnswerChange: TypeAlias = KeepAnswer | UseAnswer
+class ForgetAnswers(Command, frozen=True, kw_only=True):
+    """Delete all stored answers that were kept before."""
+
+
+AnswerChange: TypeAlias = KeepAnswer | UseAnswer | ForgetAnswers
 """What becomes of the stored answers."""
 
 

@@ -30,6 +30,8 @@ from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import Spend
 from fleet_protocol.messages import (
     BudgetView,
+    CacheRow,
+    CacheView,
     DeviceId,
     JobId,
     JobKey,
@@ -104,7 +106,7 @@ class Engine:
             coalescer=self._coalescer,
         )
         self._roster = Roster(self._ledger, self._edge)
-        self._admin = AdminDesk(self._ledger, self._outbox, self._intake)
+        self._admin = AdminDesk(self._ledger, self._outbox, self._intake, self._answers)
         self._handlers = self._table()
 
     def handle(self, event: e.AnyEvent, now_ms: int) -> list[AnyCommand]:
@@ -176,6 +178,10 @@ class Engine:
     def budgets(self, now_ms: int) -> tuple[BudgetView, ...]:
         """Return what was spent today, and what may be: of all together, then of each tenant."""
         return self._ledger.budget.views(now_ms)
+
+    def cache_view(self, stored: tuple[CacheRow, ...]) -> CacheView:
+        """Return the answer cache as an operator sees it, the store's part being given."""
+        return self._answers.view(stored)
 
     def workers(self) -> list[WorkerView]:
         """Return all workers as an operator sees them."""

@@ -37,6 +37,7 @@ class MemorySpool:
         keep: Iterable[SpooledJob],
         forget: Iterable[tuple[JobKey, int]],
         answers: Iterable[CachedAnswer] = (),
+        clear: bool = False,
     ) -> None:
         """Save and delete at once; an attempt in both is deleted."""
         self._require()
@@ -52,6 +53,8 @@ class MemorySpool:
             )
         for ref in forget:
             self._jobs.pop(ref, None)
+        if clear:
+            self._answers.clear()
         self._answers |= {answer.key: answer for answer in answers}
 
     def load_answers(self) -> list[CachedAnswer]:

@@ -124,16 +124,20 @@ class SqliteSpool:
         keep: Iterable[SpooledJob],
         forget: Iterable[tuple[JobKey, int]],
         answers: Iterable[CachedAnswer] = (),
+        clear: bool = False,
     ) -> None:
         """Save and delete in one transaction; an attempt in both is deleted."""
         database = self._opened()
         jobs, refs = list(keep), list(forget)
         try:
+            if clear:
+                self._uncache_all(database)
             try:
                 self._write(database, jobs, refs, list(answers))
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._uncache_all(database):
                     raise
+                _log.warning("cache.gave_way")
                 self._write(database, jobs, refs, [])
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
@@ -189,12 +193,10 @@ class SqliteSpool:
         return left_bytes
 
     def _uncache_all(self, database: Database) -> bool:
-        """Give up the cached answers for what was promised; return whether that made room."""
+        """Give up all cached answers; return whether there were any."""
         self._cached_bytes = None
         with database.atomic(), closing(database.conn.cursor()) as cursor:
             gone = cursor.execute(_UNCACHE_ALL).rowcount
-        if gone:
-            _log.warning("cache.gave_way", answers=gone)
         return gone > 0
 
     def load(self) -> list[SpooledJob]:

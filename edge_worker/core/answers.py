@@ -31,6 +31,10 @@ class AnswerCache:
         for answer in answers:
             self._recent.put(answer)
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._recent.clear()
+
     def find(self, assignment: Assignment, now_ms: int) -> LocalAnswer | None:
         """Return the answer to an equal question, if it is young enough."""
         if not assignment.cache_ttl_ms:

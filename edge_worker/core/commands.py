@@ -40,6 +40,10 @@ class KeepAnswer(Command, frozen=True):
     answer: CachedAnswer
 
 
+class ForgetAnswers(Command, frozen=True):
+    """Delete all earlier answers from the disk."""
+
+
 class EncodePrompt(Command, frozen=True):
     """Have the engine's tokenizer count; comes back as `PromptEncoded` or `Broke`."""
 
@@ -101,6 +105,7 @@ AnyCommand: TypeAlias = (
     KeepJob
     | ForgetJob
     | KeepAnswer
+    | ForgetAnswers
     | EncodePrompt
     | StartGeneration
     | StopGeneration

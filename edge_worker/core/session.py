@@ -195,6 +195,9 @@ class Session:
             case m.WorkerOp.RESUME:
                 self._draining = self._stop_at_ms is not None
                 self._tell_presence()
+            case m.WorkerOp.FORGET_ANSWERS:
+                self._answers.clear()
+                self._teller.out.append(c.ForgetAnswers())
             case m.WorkerOp.RELOAD:
                 self._introduce(now_ms)
                 self._measure(now_ms)

@@ -107,6 +107,7 @@ class WorkerService:
             c.KeepJob: turn.add_keep,
             c.ForgetJob: turn.add_forget,
             c.KeepAnswer: turn.add_answer,
+            c.ForgetAnswers: turn.add_clearing,
             c.Send: turn.add_send,
             c.EncodePrompt: parts.runner.order,
             c.StartGeneration: parts.runner.order,
@@ -212,7 +213,9 @@ class WorkerService:
     async def _save_and_tell(self) -> None:
         """Save, and only then acknowledge and tell; if the disk refuses, do neither."""
         turn = self._turn
-        must_save = turn.keep or (turn.forget and (self._is_tidying or self._is_over))
+        must_save = (
+            turn.keep or turn.clears or (turn.forget and (self._is_tidying or self._is_over))
+        )
         if must_save and not await self._save():
             for send in turn.take_unpromising():
                 self._publish(send)
@@ -235,6 +238,7 @@ class WorkerService:
             keep=list(turn.keep.values()),
             forget=list(turn.forget),
             answers=list(turn.answers),
+            clear=turn.clears,
         )
         try:
             await loop.run_in_executor(self._executor, commit)

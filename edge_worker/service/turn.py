@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from edge_worker.core.attempt import SpooledJob
-from edge_worker.core.commands import UNPROMISING, ForgetJob, KeepAnswer, KeepJob, Send
+from edge_worker.core.commands import (
+    UNPROMISING,
+    ForgetAnswers,
+    ForgetJob,
+    KeepAnswer,
+    KeepJob,
+    Send,
+)
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.bus import Delivery
 from fleet_protocol.messages import JobKey
@@ -17,6 +24,7 @@ class Turn:
         keep: The last value of each attempt that must be on the disk before anything is told.
         forget: Attempts that may leave the disk.
         answers: What is put on the disk with them, if it can be.
+        clears: Earlier answers leave the disk before.
         sends: What is told after that, in order.
         deliveries: What is acknowledged after that.
     """
@@ -25,6 +33,7 @@ class Turn:
         self.keep: dict[tuple[JobKey, int], SpooledJob] = {}
         self.forget: dict[tuple[JobKey, int], None] = {}
         self.answers: list[CachedAnswer] = []
+        self.clears = False
         self.sends: list[Send] = []
         self.deliveries: list[Delivery] = []
 
@@ -45,6 +54,11 @@ class Turn:
         """Put an answer on the disk with what must be there."""
         self.answers.append(command.answer)
 
+    def add_clearing(self, _command: ForgetAnswers) -> None:
+        """Let all earlier answers go, those of this turn, too."""
+        self.answers.clear()
+        self.clears = True
+
     def add_send(self, command: Send) -> None:
         """Tell this after what was to be told before."""
         self.sends.append(command)
@@ -53,6 +67,7 @@ class Turn:
         """Take note that all that was to be saved is."""
         self.keep.clear()
         self.answers.clear()
+        self.clears = False
         self.forget.clear()
 
     def told(self) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from fleet_protocol.messages.jobs import JobResult, JobStatus
+from fleet_protocol.messages.jobs import JobResult, JobStatus, JobSubmit
 from fleet_protocol.messages.words import (
+    TEXT_MAX_CHARS,
     Code,
     Count,
     Id,
@@ -196,6 +197,22 @@ class AdminOp(StrEnum):
     WORKER_RESUME = "workers.resume"
     WORKER_RELOAD = "workers.reload"
     COSTS = "costs"
+    CACHE_STATS = "cache.stats"
+    CACHE_CLEAR = "cache.clear"
+    CACHE_PREWARM = "cache.prewarm"
+
+
+class PrewarmAnswer(Part, frozen=True, kw_only=True, omit_defaults=True):
+    """An answer that is to be given before anybody asked.
+
+    Attributes:
+        submit: The question as a device would ask it.
+        model: What answered it; empty: a person.
+    """
+
+    submit: JobSubmit
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_MAX_CHARS)]
+    model: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 class AdminRequest(Message, frozen=True, kw_only=True):
@@ -209,7 +226,11 @@ class AdminRequest(Message, frozen=True, kw_only=True):
         dead: Filter of `jobs.ls`: only dead letters.
         limit: Most rows to return.
         days: UTC days that `costs` goes back, today included.
+        answers: What `cache.prewarm` puts into the answer cache.
+        tenant: Whose questions these are.
     """
+
+    MAX_BYTES: ClassVar[int] = 524_288
 
     req: Id
     op: AdminOp
@@ -220,6 +241,8 @@ class AdminRequest(Message, frozen=True, kw_only=True):
     dead: bool = False
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 50
     days: Annotated[int, msgspec.Meta(ge=1, le=366)] = 7
+    answers: Annotated[tuple[PrewarmAnswer, ...], msgspec.Meta(max_length=1_000)] = ()
+    tenant: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "default"
 
 
 class JobView(Part, frozen=True, kw_only=True):
@@ -302,12 +325,40 @@ class BudgetView(Part, frozen=True, kw_only=True):
     daily_usd: Measure | None = None
 
 
+class CacheRow(Part, frozen=True, kw_only=True):
+    """One tenant's answers in the dispatcher's store.
+
+    Attributes:
+        hits: How often those that are there were given.
+    """
+
+    tenant: Annotated[str, msgspec.Meta(max_length=64)]
+    answers: Count
+    size_bytes: Count
+    hits: Count
+
+
+class CacheView(Part, frozen=True, kw_only=True):
+    """The dispatcher's answer cache.
+
+    Attributes:
+        given: Answers given since the dispatcher started, to equal questions at the same time too.
+        in_memory: Of the stored answers, those that need no look into the store.
+    """
+
+    tenants: tuple[CacheRow, ...]
+    given: Count
+    in_memory: Count
+    memory_bytes: Count
+
+
 class AdminReply(Message, frozen=True, kw_only=True):
     """The answer to an `AdminRequest`.
 
     Attributes:
         code: Empty when `ok`.
         message: For people: what happened and what to do next.
+        kept: Of each of the request's `answers`, whether it was; others no job would be given.
     """
 
     MAX_BYTES: ClassVar[int] = 4_194_304
@@ -321,3 +372,5 @@ class AdminReply(Message, frozen=True, kw_only=True):
     costs: tuple[CostRow, ...] = ()
     budgets: tuple[BudgetView, ...] = ()
     endpoints: tuple[EndpointView, ...] = ()
+    cache: CacheView | None = None
+    kept: tuple[bool, ...] = ()

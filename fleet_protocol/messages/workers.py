@@ -201,6 +201,7 @@ class WorkerOp(StrEnum):
     DRAIN = "drain"
     RESUME = "resume"
     RELOAD = "reload"
+    FORGET_ANSWERS = "forget-answers"
 
 
 class WorkerCommand(Message, frozen=True, kw_only=True):

@@ -332,6 +332,30 @@ async def test_cached_answers_survive_and_count_against_the_bound_again(tmp_path
         assert sum(answer.size_bytes for answer in found.values()) <= 1_048_576
 
 
+async def test_cached_answers_are_counted_by_tenant_with_how_often_they_were_given(
+    store: JobStore,
+) -> None:
+    other = c.KeepAnswer(answer=cached("z").answer, tenant="s")
+    used = c.UseAnswer(key=b"a" * 32, at_ms=9)
+    await store.commit([], [], [cached("a"), cached("b"), other])
+    await store.commit([], [], [used])
+    await store.commit([], [], [used, c.UseAnswer(key=b"unknown", at_ms=9)])
+    size_bytes = cached("a").answer.size_bytes
+    assert await store.cache_usage() == [
+        m.CacheRow(tenant="s", answers=1, size_bytes=size_bytes, hits=0),
+        m.CacheRow(tenant="t", answers=2, size_bytes=2 * size_bytes, hits=2),
+    ]
+
+
+async def test_cached_answers_are_forgotten_all_at_once_but_not_those_kept_after(
+    store: JobStore,
+) -> None:
+    await store.commit([], [], [cached("a")])
+    await store.commit([], [], [cached("b"), c.ForgetAnswers(), cached("x")])
+    found = await store.find_answers([name * 32 for name in (b"a", b"b", b"x")])
+    assert list(found) == [b"x" * 32]
+
+
 async def test_a_failed_commit_keeps_no_answer(tmp_path: Path) -> None:
     async with SqliteJobStore(tmp_path / "jobs.db") as store:
         await store.commit([], [], [cached("a")])

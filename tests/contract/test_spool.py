@@ -105,6 +105,13 @@ def test_earlier_answers_are_there_after_reopening_oldest_first(spool: Spool) ->
     assert spool.load_answers() == [early, newer]
 
 
+def test_earlier_answers_are_forgotten_before_new_ones_are_kept(spool: Spool) -> None:
+    spool.commit(keep=[spooled()], forget=[], answers=[cached("a")])
+    spool.commit(keep=[], forget=[], answers=[cached("b")], clear=True)
+    assert spool.load_answers() == [cached("b")]
+    assert spool.load() == [spooled()]
+
+
 def test_a_new_spool_is_empty(spool: Spool) -> None:
     assert spool.load() == []
 

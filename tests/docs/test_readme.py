@@ -84,6 +84,7 @@ def typed_commands() -> Iterator[tuple[str, list[str]]]:
     pages = (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "docs" / "caching.md",
         ROOT / "docs" / "degradation.md",
         ROOT / "docs" / "distill.md",
         ROOT / "docs" / "providers.md",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.integration.fleet import Device, fleet
+from tests.integration.fleet import Device, Fleet, fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -74,3 +78,34 @@ def test_many_devices_that_ask_the_same_at_once_get_one_answer(tmp_path: Path) -
         assert sum(result["answered_by"] == "edge" for result in told) == 1
         assert sum(result["answered_by"] == "cache" for result in told) == 19
         device.wait(lambda: running.jobs("told = 1") == 20, "all told")
+
+
+def cache(running: Fleet, *words: str, given: str = "") -> dict[str, Any]:
+    """Run `fleet cache` and return the object that it prints."""
+    line = [sys.executable, "-m", "fleet_cli", "cache", *words]
+    done = subprocess.run(
+        [*line, "--json", "--broker", running.broker.url],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_an_operator_fills_looks_at_and_clears_the_cache_of_a_running_fleet(
+    tmp_path: Path,
+) -> None:
+    with fleet(tmp_path, "w1", engine="echo") as (running, device):
+        lines = "".join(f'{{"prompt": "Is hall {n} warm?", "text": "No."}}\n' for n in range(150))
+        assert cache(running, "prewarm", "-", given=lines) == {"kept": 150, "failed": 0}
+        device.submit("a", prompt="Is hall 149 warm?")
+        assert (device.result("a")["text"], device.result("a")["answered_by"]) == ("No.", "cache")
+        stats = cache(running, "stats")
+        assert [(row["answers"], row["hits"]) for row in stats["tenants"]] == [(150, 1)]
+        cache(running, "clear", "--yes")
+        assert cache(running, "stats")["tenants"] == []
+        device.submit("b", prompt="Is hall 149 warm?")
+        assert device.result("b")["answered_by"] == "edge"

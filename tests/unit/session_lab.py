@@ -168,13 +168,19 @@ class SessionLab:
         for command in commands:
             self.carry_out(command)
 
+    def _cache(self, command: c.KeepAnswer | c.ForgetAnswers) -> None:
+        if isinstance(command, c.KeepAnswer):
+            self.answers[command.answer.key] = command.answer
+        else:
+            self.answers.clear()
+
     def carry_out(self, command: c.AnyCommand) -> None:
         """Carry one command out; a subclass may look first."""
         match command:
             case c.KeepJob(job=job):
                 self.disk[job.assignment.job, job.assignment.attempt] = job
-            case c.KeepAnswer(answer=answer):
-                self.answers[answer.key] = answer
+            case c.KeepAnswer() | c.ForgetAnswers():
+                self._cache(command)
             case c.ForgetJob(job=key, attempt=attempt):
                 self.disk.pop((key, attempt), None)
             case c.EncodePrompt(id=name, messages=messages):

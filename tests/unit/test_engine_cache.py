@@ -263,3 +263,54 @@ def test_a_board_is_told_how_long_its_answer_serves_and_whom(
     desk.submit(1, prompt=SAME, **fields)
     (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
     assert (assignment.cache_ttl_ms, assignment.tenant) == (cache_ttl_ms, "default")
+
+
+def admin(desk: Desk, op: m.AdminOp, **fields: object) -> m.AdminReply:
+    request = msgspec.convert({"req": "r1", "op": op, **fields}, m.AdminRequest)
+    desk.handle(e.AdminAsked(admin="ops", request=request))
+    return desk.sent(topics.ADMIN_REPLY, m.AdminReply)[0]
+
+
+def test_an_operator_clears_the_cache_of_the_dispatcher_and_of_the_boards(desk: Desk) -> None:
+    answered(desk)
+    assert admin(desk, m.AdminOp.CACHE_CLEAR).ok
+    assert desk.all_of(c.ForgetAnswers) == [c.ForgetAnswers()]
+    (command,) = desk.sent(topics.COMMAND, m.WorkerCommand)
+    assert command.op is m.WorkerOp.FORGET_ANSWERS
+    assert desk.engine.wanted_answer(m.DeviceId("d1"), m.JobSubmit(prompt=SAME)) is not None
+    assert ask(desk) is None
+
+
+def test_an_operator_gives_answers_before_anybody_asks(desk: Desk) -> None:
+    lines = [
+        {"submit": {"prompt": SAME}, "text": "It is.", "model": "big"},
+        {"submit": {"prompt": SAME, "temperature": 0.7}, "text": "no"},
+        {"submit": {"prompt": SAME, "privacy": "site"}, "text": "no"},
+    ]
+    reply = admin(desk, m.AdminOp.CACHE_PREWARM, answers=lines)
+    assert reply.kept == (True, False, False)
+    result = ask(desk)
+    assert result is not None
+    assert (result.text, result.model, result.answered_by) == ("It is.", "big", "cache")
+
+
+def test_given_answers_serve_the_tenant_they_are_for(desk: Desk) -> None:
+    lines = [{"submit": {"prompt": SAME}, "text": "It is."}]
+    assert admin(desk, m.AdminOp.CACHE_PREWARM, answers=lines, tenant="north").kept == (True,)
+    assert desk.all_of(c.KeepAnswer)[0].tenant == "north"  # type: ignore[attr-defined]
+    assert ask(desk) is None
+
+
+def test_an_operator_sees_what_is_in_memory_and_how_much_was_given(desk: Desk) -> None:
+    answered(desk)
+    ask(desk, 2)
+    row = m.CacheRow(tenant="default", answers=9, size_bytes=99, hits=7)
+    view = desk.engine.cache_view((row,))
+    assert (view.tenants, view.given, view.in_memory) == ((row,), 1, 1)
+    assert view.memory_bytes > 0
+
+
+@pytest.mark.parametrize("op", [m.AdminOp.CACHE_CLEAR, m.AdminOp.CACHE_PREWARM])
+def test_a_cache_that_is_off_says_so(op: m.AdminOp) -> None:
+    desk = Desk(EngineSettings(cache=CacheSettings(enabled=False)))
+    assert admin(desk, op).code == "cache_off"

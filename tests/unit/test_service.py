@@ -338,3 +338,28 @@ async def test_many_who_ask_the_same_at_once_are_one_generation(
     jobs = await house.store.select(JobQuery(limit=100))
     assert len(jobs) == 50
     assert all(job.told for job in jobs)
+
+
+async def test_an_operator_fills_looks_at_and_clears_the_answer_cache(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher(), house.peer(Peer, "ops", "admin/ops") as admin:
+        answer = m.PrewarmAnswer(submit=QUESTION, text="Warm.")
+        fill = m.AdminRequest(req="r1", op=m.AdminOp.CACHE_PREWARM, answers=(answer,))
+        admin.say(t.ADMIN_REQUEST, fill, "ops")
+        assert (await admin.read(m.AdminReply, t.ADMIN_REPLY, "ops")).kept == (True,)
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        assert (await device.result("j1")).text == "Warm."
+        admin.say(t.ADMIN_REQUEST, m.AdminRequest(req="r2", op=m.AdminOp.CACHE_STATS), "ops")
+        view = (await admin.read(m.AdminReply, t.ADMIN_REPLY, "ops", after=1)).cache
+        assert view is not None
+        assert [(row.tenant, row.answers, row.hits) for row in view.tenants] == [("default", 1, 1)]
+        assert (view.given, view.in_memory) == (1, 1)
+        admin.say(t.ADMIN_REQUEST, m.AdminRequest(req="r3", op=m.AdminOp.CACHE_CLEAR), "ops")
+        assert (await admin.read(m.AdminReply, t.ADMIN_REPLY, "ops", after=2)).ok
+        assert await house.store.cache_usage() == []
+        command = await worker.read(m.WorkerCommand, t.COMMAND, "w1")
+        assert command.op is m.WorkerOp.FORGET_ANSWERS
+        device.say(t.SUBMIT, QUESTION, "d1", "j2")
+        worker.done(await worker.assignment(), "Cold.")
+        assert (await device.result("j2")).text == "Cold."

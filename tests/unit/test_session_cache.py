@@ -149,3 +149,13 @@ def test_the_same_attempt_again_is_told_again_not_answered_anew(lab: SessionLab)
     lab.assign("J2", cache_ttl_ms=TTL_MS)
     first, again = done(lab)
     assert first == again
+
+
+def test_a_board_that_is_told_to_forgets_its_answers_for_good(lab: SessionLab) -> None:
+    forget = m.WorkerCommand(id="c1", op=m.WorkerOp.FORGET_ANSWERS)
+    commands = lab.do(e.CommandReceived(forget))
+    assert commands == [c.ForgetAnswers()]
+    lab.assign("J2", cache_ttl_ms=TTL_MS)
+    assert is_asked_of_the_engine(lab)
+    lab.boot()
+    assert lab.answers == {}

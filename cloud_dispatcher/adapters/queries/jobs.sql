@@ -215,3 +215,9 @@ SELECT coalesce(sum(size_bytes), 0) FROM cache
 
 -- name: cache_sweep
 DELETE FROM cache WHERE until_at_ms <= ?
+
+-- name: cache_clear
+DELETE FROM cache
+
+-- name: cache_usage
+SELECT tenant, count(*), sum(size_bytes), sum(hits) FROM cache GROUP BY tenant ORDER BY tenant
