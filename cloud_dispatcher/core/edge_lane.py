@@ -87,7 +87,8 @@ class EdgeLane:
             if ledger.is_overdue(job):
                 self._outbox.expire(job)
                 return True
-            worker = ledger.fleet.pick_worker(need, avoid=job.last_worker)
+            kept_by = ledger.conversations.board_of(job.submit, ledger.now_ms)
+            worker = ledger.fleet.pick_worker(need, avoid=job.last_worker, prefer=kept_by)
             if worker is not None:
                 self._assign(job, worker)
                 return True
@@ -140,6 +141,7 @@ class EdgeLane:
             answer, now_ms = event.done.answer, self._ledger.now_ms
             result = edge_result(job, answer, worker=event.worker, now_ms=now_ms)
             self._outbox.finish(job, result)
+            self._ledger.conversations.answered(job.submit, event.worker, now_ms)
         self.settle(event.worker, event.job, event.done.attempt)
 
     def on_failure(self, event: FailureReceived) -> None:

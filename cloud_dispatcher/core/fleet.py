@@ -68,6 +68,11 @@ class Worker:
             and self.presence.status is PresenceStatus.ONLINE
         )
 
+    @property
+    def has_open_slot(self) -> bool:
+        """Whether a job given to it now would be worked on at once."""
+        return self.is_free and self.info is not None and len(self.leases) < self.info.slots
+
     def serves(self, need: Need) -> bool:
         """Whether one of its models answers such a job."""
         if self.info is None:
@@ -209,8 +214,17 @@ class Fleet:
         if worker is not None and worker.leases.pop(key, None) is not None:
             self._file(worker)
 
-    def pick_worker(self, need: Need, *, avoid: WorkerId | None) -> Worker | None:
-        """Return the best worker with a free slot; `avoid` only if there is no other."""
+    def pick_worker(
+        self, need: Need, *, avoid: WorkerId | None, prefer: WorkerId | None = None
+    ) -> Worker | None:
+        """Return the best worker with a free slot; `avoid` only if there is no other.
+
+        `prefer` is taken before all others if it could begin at once.
+        """
+        if prefer is not None and prefer != avoid:
+            preferred = self._workers.get(prefer)
+            if preferred is not None and preferred.has_open_slot and preferred.serves(need):
+                return preferred
         worker_id = self._free.pick_worker(need, avoid=avoid)
         return None if worker_id is None else self._workers[worker_id]
 

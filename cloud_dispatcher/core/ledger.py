@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.core.alarms import Alarms
 from cloud_dispatcher.core.commands import AnyCommand, SaveJob, Send, StopCompletion
+from cloud_dispatcher.core.conversations import Conversations
 from cloud_dispatcher.core.fleet import Fleet, Worker
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.overload import Overload
@@ -45,6 +46,7 @@ class Ledger:
         counts: Jobs here by status.
         chunks: Pieces of a cloud answer passed on so far, for jobs that were escalated.
         finished: Jobs that got their result in this turn.
+        conversations: Which board answered what lately.
         budget: What was spent on the cloud today, and who may spend more.
         overload: Whether there is too much to do.
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
@@ -59,6 +61,7 @@ class Ledger:
         self.finished: list[Job] = []
         self.queue = JobQueue()
         self.fleet = Fleet(settings.weight, policy)
+        self.conversations = Conversations(settings.conversations)
         self.budget = Budget(settings.budget)
         self.overload = Overload(settings.overload)
         self.job_alarms: Alarms[JobKey] = Alarms()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from cloud_dispatcher.core.conversations import ConversationSettings
 from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.spending import BudgetSettings
 from fleet_protocol.answer_cache import is_cacheable
@@ -125,3 +126,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     budget: BudgetSettings = msgspec.field(default_factory=BudgetSettings)
     overload: OverloadSettings = msgspec.field(default_factory=OverloadSettings)
     cache: CacheSettings = msgspec.field(default_factory=CacheSettings)
+    conversations: ConversationSettings = msgspec.field(default_factory=ConversationSettings)

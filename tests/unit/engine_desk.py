@@ -92,6 +92,9 @@ class Desk:
         self.handle(e.InfoReceived(worker=m.WorkerId(name), info=info))
         self.presence(name, boot=boot)
 
+    def inform(self, name: str, info: m.WorkerInfo) -> None:
+        self.handle(e.InfoReceived(worker=m.WorkerId(name), info=info))
+
     def presence(
         self,
         name: str = "w1",
