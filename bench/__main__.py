@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("dispatch", "inference")
+BENCHES = ("dispatch", "inference", "cloud_lane", "escalation")
 
 
 def main() -> None:

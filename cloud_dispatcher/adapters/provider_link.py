@@ -31,6 +31,8 @@ _ALIVE: Final = frozenset({"provider_bad_request", "provider_filtered"})
 _NO_BALANCE: Final = "provider_no_balance"
 _SLOW_MS: Final = 10_000
 """A call that was given up after so long without a word speaks against its endpoint, too."""
+_DENIED_MS: Final = 60_000
+"""How long a refused key is not tried again."""
 
 
 class Endpoint(Protocol):
@@ -161,7 +163,8 @@ class Link:
         code = "provider_timeout" if error is None else error.code
         is_final = error is None or error.retry_after_ms is None
         if code == "provider_denied":
-            self.breaker.trip(now_ms, code)
+            # Only a person mends a key.
+            self.breaker.trip(now_ms, code, for_ms=_DENIED_MS)
         elif code == _NO_BALANCE:
             # Twice: a call must not find out a moment before the balance does.
             self.breaker.trip(now_ms, code, for_ms=2 * self._poll_ms)

@@ -130,8 +130,8 @@ async def errors_in_a_row() -> None:
                 await on.until_ready()
         assert calls == [1] * 25
         pauses_s = [line["ready_in_ms"] // 1_000 for line in on.logged("breaker.open")]
-        assert pauses_s[:3] == [30, 60, 90]
-        assert max(pauses_s) == 600
+        assert pauses_s[:3] == [1, 2, 3]
+        assert max(pauses_s) == 5
         assert (await on.ask()).provider == "deepseek"
         assert on.state == "closed"
 
@@ -146,7 +146,7 @@ async def errors_without_a_backup() -> None:
         assert (third.code, third.took_s, on.first.calls) == ("provider_open", 0.0, 5)
         assert third.error is not None
         assert third.error.retry_after_ms is not None
-        assert 25_000 < third.error.retry_after_ms <= 30_000
+        assert 0 < third.error.retry_after_ms <= 1_000
 
 
 async def too_many_with_a_date() -> None:
@@ -411,7 +411,7 @@ SITUATIONS = (
     Situation(
         "25 times HTTP 500 in a row, with a backup",
         "The backup answers every job at once. After 5 failures the endpoint is left alone for "
-        "30 s, after each failed probe 30 s longer (600 s at most); the first good probe puts it "
+        "1 s, after each failed probe 1 s longer (5 s at most); the first good probe puts it "
         "back.",
         errors_in_a_row,
     ),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cloud_dispatcher.core.breaker import Breaker, BreakerSettings, BreakerState
 
-SETTINGS = BreakerSettings(forgive_ms=100_000)
+SETTINGS = BreakerSettings(open_ms=30_000, open_cap_ms=600_000, forgive_ms=100_000)
 
 
 def fail(breaker: Breaker, now_ms: int, *, times: int = 1) -> None:
@@ -26,7 +26,7 @@ def opened(now_ms: int = 0) -> Breaker:
     return breaker
 
 
-def test_five_failures_in_a_row_open_it_for_thirty_seconds() -> None:
+def test_five_failures_in_a_row_open_it_for_a_while() -> None:
     breaker = Breaker(SETTINGS)
     fail(breaker, 0, times=4)
     assert breaker.ready_at_ms(0) == 0
