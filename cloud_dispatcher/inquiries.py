@@ -12,8 +12,16 @@ from cloud_dispatcher.core.admin import view_of
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import day_of
+from cloud_dispatcher.frequent import FrequentQuestions
 from cloud_dispatcher.insistence import Insistence
-from cloud_dispatcher.intake import CacheAsked, CostsAsked, Inquiry, JobsListed, RequestMalformed
+from cloud_dispatcher.intake import (
+    AskAgain,
+    CacheAsked,
+    CostsAsked,
+    Inquiry,
+    JobsListed,
+    RequestMalformed,
+)
 from cloud_dispatcher.ports import CompletionProvider, JobQuery, JobStore
 from fleet_protocol import messages as m
 
@@ -29,12 +37,14 @@ class Inquiries:
         engine: Engine,
         provider: CompletionProvider,
         clock: Callable[[], int],
+        frequent: FrequentQuestions,
     ) -> None:
         self._store = store
         self._insistence = insistence
         self._engine = engine
         self._provider = provider
         self._clock = clock
+        self._frequent = frequent
 
     async def answer(self, inquiry: Inquiry) -> m.AdminReply:
         """Return what the operator is told.
@@ -47,6 +57,8 @@ class Inquiries:
                 return m.AdminReply(req=req, ok=False, code=code, message=message)
             case CostsAsked(request=request):
                 return await self._costs(request)
+            case AskAgain(request=request):
+                return await self._ask_again(request)
             case CacheAsked(request=request):
                 return await self._cache(request)
             case JobsListed(request=request):
@@ -68,6 +80,11 @@ class Inquiries:
         rows = await self._insistence.on(self._store.cache_usage)
         view = self._engine.cache_view(tuple(rows))
         return m.AdminReply(req=asked.req, ok=True, cache=view)
+
+    async def _ask_again(self, asked: m.AdminRequest) -> m.AdminReply:
+        now_ms = self._clock()
+        count = await self._insistence.on(lambda: self._frequent.ask(asked.limit, now_ms=now_ms))
+        return m.AdminReply(req=asked.req, ok=True, message=f"{count} questions are asked again")
 
     async def _costs(self, asked: m.AdminRequest) -> m.AdminReply:
         now_ms = self._clock()

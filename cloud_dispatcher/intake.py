@@ -58,6 +58,13 @@ class CacheAsked(msgspec.Struct, frozen=True):
     request: m.AdminRequest
 
 
+class AskAgain(msgspec.Struct, frozen=True):
+    """An operator wants the most frequent questions asked before anybody does."""
+
+    admin: str
+    request: m.AdminRequest
+
+
 class RequestMalformed(msgspec.Struct, frozen=True):
     """An operator's request could not be read, but its name could: it is told why."""
 
@@ -67,10 +74,18 @@ class RequestMalformed(msgspec.Struct, frozen=True):
     message: str
 
 
-Inquiry: TypeAlias = JobsListed | CostsAsked | CacheAsked | RequestMalformed
+Inquiry: TypeAlias = JobsListed | CostsAsked | CacheAsked | AskAgain | RequestMalformed
 """What the store answers, past the engine."""
 
 Intaken: TypeAlias = e.AnyEvent | EchoAsked | Inquiry
+
+
+_INQUIRIES: Final[Mapping[m.AdminOp, Callable[[str, m.AdminRequest], Inquiry]]] = {
+    m.AdminOp.JOBS_LIST: JobsListed,
+    m.AdminOp.COSTS: CostsAsked,
+    m.AdminOp.CACHE_STATS: CacheAsked,
+    m.AdminOp.CACHE_ASK_AGAIN: AskAgain,
+}
 
 
 class _Named(msgspec.Struct):
@@ -230,12 +245,9 @@ class Intake:
                 return None
             return RequestMalformed(address.owner, named.req, error.code, _told(error))
         assert isinstance(request, m.AdminRequest)  # noqa: S101 - the catalogue says so
-        if request.op is m.AdminOp.JOBS_LIST:
-            return JobsListed(address.owner, request)
-        if request.op is m.AdminOp.COSTS:
-            return CostsAsked(address.owner, request)
-        if request.op is m.AdminOp.CACHE_STATS:
-            return CacheAsked(address.owner, request)
+        inquiry = _INQUIRIES.get(request.op)
+        if inquiry is not None:
+            return inquiry(address.owner, request)
         return e.AdminAsked(admin=address.owner, request=request)
 
     def _bad_topic(self, delivery: Delivery, error: ProtocolError) -> Intaken | None:

@@ -92,6 +92,10 @@ class JobStore(Protocol):
         """Return those of the cached answers that exist, fresh or not."""
         ...
 
+    async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
+        """Return what was asked last and by whom, newest first."""
+        ...
+
     async def cache_usage(self) -> list[CacheRow]:
         """Return what is cached, by tenant."""
         ...

@@ -24,6 +24,7 @@ from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.outbox import UNHEARD
 from cloud_dispatcher.core.spending import day_of
+from cloud_dispatcher.frequent import FrequentQuestions
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
@@ -101,7 +102,8 @@ class DispatcherService:
         self._outside = outside
         self._clock = outside.clock
         self._store = outside.store
-        self._intake = Intake(outside.topics, KeyMint(secrets.randbits))
+        mint = KeyMint(secrets.randbits)
+        self._intake = Intake(outside.topics, mint)
         self._publisher = Publisher(outside.bus, outside.topics)
         figures = FleetFigures()
         self._observers = (*outside.observers, figures)
@@ -128,6 +130,7 @@ class DispatcherService:
             engine=engine,
             provider=outside.provider,
             clock=outside.clock,
+            frequent=FrequentQuestions(outside.store, engine, mint=mint, report=self._report),
         )
         self._inbox: list[Arrival] = []
         self._arrived = asyncio.Event()

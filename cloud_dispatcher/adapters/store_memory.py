@@ -12,7 +12,7 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
-from fleet_protocol.messages import CacheRow, DeviceId, JobId, JobKey
+from fleet_protocol.messages import CacheRow, DeviceId, JobId, JobKey, JobSubmit
 
 
 class MemoryJobStore:
@@ -77,6 +77,11 @@ class MemoryJobStore:
     async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
         """Return those of the cached answers that exist, fresh or not."""
         return {key: self._answers[key] for key in keys if key in self._answers}
+
+    async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
+        """Return what was asked last and by whom, newest first."""
+        newest = (self._jobs[key] for key in sorted(self._jobs, reverse=True)[:limit])
+        return [(job.device, job.submit) for job in newest]
 
     async def cache_usage(self) -> list[CacheRow]:
         """Return what is cached, by tenant."""

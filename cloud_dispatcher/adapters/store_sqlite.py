@@ -175,6 +175,11 @@ class SqliteJobStore:
         """Return those of the cached answers that exist, fresh or not."""
         return await self._reader.run(lambda conn: read_answers(conn, _statements(), keys))
 
+    async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
+        """Return what was asked last and by whom, newest first."""
+        rows = await self._reader.run(lambda conn: _rows(conn, "recent_questions", (limit,)))
+        return [(DeviceId(device), _decode_submit(submit)) for device, submit in rows]
+
     async def cache_usage(self) -> list[CacheRow]:
         """Return what is cached, by tenant."""
         return await self._reader.run(lambda conn: read_usage(conn, _statements()))

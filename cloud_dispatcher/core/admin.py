@@ -74,7 +74,7 @@ class AdminDesk:
         if job.key not in self._ledger.jobs or not job.is_open:
             return _refused(request, "job_finished", f"the job is {job.status.value} already")
         self._outbox.cancel(job, message="an operator cancelled the job")
-        job = self._ledger.jobs[job.key]
+        job = self._ledger.jobs.get(job.key, job)
         return AdminReply(req=request.req, ok=True, message="cancelled", jobs=(view_of(job),))
 
     def _retry(self, request: AdminRequest, job: Job) -> AdminReply:

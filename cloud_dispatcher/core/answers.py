@@ -107,12 +107,18 @@ class AnswerCache:
         is_here = answer is not None
         if answer is None and stored is not None and stored.key == key:
             answer = stored
-        if answer is None or not self._serves(answer, job.submit):
+        if answer is None or not self.serves(answer, job.submit, ledger.now_ms):
             return None
         if not is_here:
             self._recent.put(answer)
         ledger.emit(UseAnswer(key=key, at_ms=ledger.now_ms))
         return answer
+
+    def serves(self, answer: CachedAnswer, submit: JobSubmit, now_ms: int) -> bool:
+        """Tell whether an answer under the right key may be given to a job now."""
+        builds = self._ledger.fleet.builds
+        is_current = not answer.build or not builds or answer.build in builds
+        return is_current and answer.is_fresh(now_ms, max_age_ms=submit.cache_ttl_ms)
 
     def keep(self, job: Job) -> None:
         """Keep the answer of a job that just got its result, if it is worth it."""
@@ -140,12 +146,6 @@ class AnswerCache:
         self._recent.put(answer)
         tenant = self._ledger.budget.tenant_of(job.device)
         self._ledger.emit(KeepAnswer(answer=answer, tenant=tenant))
-
-    def _serves(self, answer: CachedAnswer, submit: JobSubmit) -> bool:
-        builds = self._ledger.fleet.builds
-        is_current = not answer.build or not builds or answer.build in builds
-        max_age_ms = submit.cache_ttl_ms
-        return is_current and answer.is_fresh(self._ledger.now_ms, max_age_ms=max_age_ms)
 
     def _build(self, job: Job) -> str:
         result, fleet = job.result, self._ledger.fleet

@@ -28,6 +28,7 @@ from cloud_dispatcher.core.roster import Roster
 from cloud_dispatcher.core.scheduler import Policy, WeightedLeastConnections
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import Spend
+from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import (
     BudgetView,
     CacheRow,
@@ -150,6 +151,14 @@ class Engine:
     def get(self, key: JobKey) -> Job | None:
         """Return a job that is open or whose result is not confirmed."""
         return self._ledger.jobs.get(key)
+
+    def answer_key(self, device: DeviceId, submit: JobSubmit) -> bytes | None:
+        """Return what the question has in common with equal ones; None: no answer to it is kept."""
+        return self._answers.key_of(device, submit)
+
+    def may_give(self, answer: CachedAnswer, submit: JobSubmit, now_ms: int) -> bool:
+        """Tell whether a stored answer would be given to such a job now."""
+        return self._answers.serves(answer, submit, now_ms)
 
     def wanted_answer(self, device: DeviceId, submit: JobSubmit) -> bytes | None:
         """Return the key under which the store may have the answer; None: it need not look."""

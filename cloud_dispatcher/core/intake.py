@@ -142,7 +142,7 @@ class Intake:
         )
 
     def _acknowledge(self, job: Job) -> None:
-        if not job.reply.plain:
+        if not (job.reply.plain or job.reply.silent):
             position = self._ledger.queue.ahead_of(job.submit.priority)
             ack = JobAck(status=AckStatus.ACCEPTED, position=position)
             self._ledger.send(topics.ACK, (job.device, job.id), ack)
@@ -172,6 +172,8 @@ class Intake:
         self._ledger.enqueue(job)
 
     def _reject(self, device: DeviceId, job_id: JobId, reply: ReplyTo, ack: JobAck) -> None:
+        if reply.silent:
+            return
         if reply.plain:
             self._ledger.send(topics.ANSWER, (device,), PlainText(text=spoken_refusal(ack)))
             return

@@ -21,11 +21,13 @@ class ReplyTo(msgspec.Struct, frozen=True, kw_only=True):
     """Where answers go besides the job's own topics.
 
     Attributes:
+        silent: Nobody asked but the dispatcher itself: nobody is told anything.
         plain: The job came as `ask`: it gets one plain text on `answer` and nothing else.
         topic: MQTT 5 Response Topic, already checked to lie in the device's own subtree.
         correlation_data: Sent back with it, byte for byte.
     """
 
+    silent: bool = False
     plain: bool = False
     topic: str | None = None
     correlation_data: bytes | None = None

@@ -91,6 +91,9 @@ class Outbox:
 
     def tell(self, job: Job) -> None:
         """Tell the device the result; the broker's word on it is awaited."""
+        if job.reply.silent:
+            self._let_go(job)
+            return
         self._told_at_ms[job.key] = self._ledger.now_ms
         self._publish(job, job.reply, confirms=job.key)
 

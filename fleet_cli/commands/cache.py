@@ -80,17 +80,15 @@ def clear(connection: Connection, /, *, yes: bool, as_json: bool) -> None:
         click.confirm("Forget all cached answers?", abort=True, err=True)
     with AdminClient(connection.broker, connection.admin) as admin:
         reply = admin.request(AdminOp.CACHE_CLEAR)
-    if as_json:
-        print_json({"message": reply.message})
-    else:
-        say(reply.message)
+    _tell({"message": reply.message}, reply.message, as_json=as_json)
 
 
 @command.command(
     help="""Put answers into the cache before anybody asks: one JSON object a line, with `prompt`
     (or `messages`) and whatever else the job will say (`max_tokens`, `output`, `escalate`, ...),
     and with `text`, the answer; where wanted `by`, the model it is from, and `cache_ttl_ms`, how
-    long it serves.
+    long it serves. Or, with `--frequent`, let the fleet answer what was asked most often among the
+    latest jobs and has no fresh answer any more: after a model update, say.
 
     A job gets the answer if it asks just that: other `max_tokens` are another question. A line that
     cannot be used is reported with its number, and the others go on.
@@ -98,15 +96,48 @@ def clear(connection: Connection, /, *, yes: bool, as_json: bool) -> None:
     \b
     Examples:
       fleet cache prewarm answers.jsonl
+      fleet cache prewarm --frequent 50
       echo '{"prompt": "Opening hours?", "text": "8 to 17."}' | fleet cache prewarm - --tenant north
     """
 )
 @connection_options
-@click.argument("file", type=click.File(encoding="utf-8"))
+@click.argument("file", type=click.File(encoding="utf-8"), required=False)
+@click.option(
+    "--frequent", type=click.IntRange(1, 1_000), metavar="N", help="Most questions to ask again."
+)
 @click.option("--tenant", default="default", show_default=True, help="Whose devices will ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
-def prewarm(connection: Connection, /, *, file: TextIO, tenant: str, as_json: bool) -> int:
-    """Fill the cache from a file."""
+def prewarm(
+    connection: Connection,
+    /,
+    *,
+    file: TextIO | None,
+    frequent: int | None,
+    tenant: str,
+    as_json: bool,
+) -> int:
+    """Fill the cache from a file, or with what is asked most."""
+    if (file is None) == (frequent is None):
+        raise click.UsageError("give a FILE or --frequent N")
+    if file is None:
+        with AdminClient(connection.broker, connection.admin) as admin:
+            message = admin.request(AdminOp.CACHE_ASK_AGAIN, limit=frequent or 1).message
+        _tell({"message": message}, message, as_json=as_json)
+        return int(ExitCode.OK)
+    kept, failed = _fill(connection, file, tenant)
+    _tell({"kept": kept, "failed": failed}, f"{kept} kept, {failed} failed", as_json=as_json)
+    return int(ExitCode.JOB_FAILED if failed else ExitCode.OK)
+
+
+def _tell(found: dict[str, Any], words: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        say(words)
+
+
+def _fill(connection: Connection, file: TextIO, tenant: str) -> tuple[int, int]:
+    """Put the lines' answers into the cache; return how many are in it, and how many are not."""
     kept = failed = 0
     with AdminClient(connection.broker, connection.admin) as admin:
         for batch in _batches(read_answers(file)):
@@ -120,11 +151,7 @@ def prewarm(connection: Connection, /, *, file: TextIO, tenant: str, as_json: bo
                 kept, failed = kept + (not trouble), failed + bool(trouble)
                 if trouble:
                     say(f"line {line_number}: {trouble}")
-    if as_json:
-        print_json({"kept": kept, "failed": failed})
-    else:
-        say(f"{kept} kept, {failed} failed")
-    return int(ExitCode.JOB_FAILED if failed else ExitCode.OK)
+    return kept, failed
 
 
 def read_answers(lines: Iterable[str]) -> Iterator[tuple[int, PrewarmAnswer | FleetError]]:

@@ -200,6 +200,7 @@ class AdminOp(StrEnum):
     CACHE_STATS = "cache.stats"
     CACHE_CLEAR = "cache.clear"
     CACHE_PREWARM = "cache.prewarm"
+    CACHE_ASK_AGAIN = "cache.ask-again"
 
 
 class PrewarmAnswer(Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -224,7 +225,7 @@ class AdminRequest(Message, frozen=True, kw_only=True):
         worker: A worker id, for the `workers.*` operations on one worker.
         status: Filter of `jobs.ls`.
         dead: Filter of `jobs.ls`: only dead letters.
-        limit: Most rows to return.
+        limit: Most rows to return; of `cache.ask-again`: most questions to ask.
         days: UTC days that `costs` goes back, today included.
         answers: What `cache.prewarm` puts into the answer cache.
         tenant: Whose questions these are.

@@ -356,6 +356,14 @@ async def test_cached_answers_are_forgotten_all_at_once_but_not_those_kept_after
     assert list(found) == [b"x" * 32]
 
 
+async def test_the_latest_questions_are_told_with_who_asked(store: JobStore) -> None:
+    jobs = [make_job(submit=m.JobSubmit(prompt=f"q{n}"), device=f"d{n}") for n in range(3)]
+    await store.commit([jobs[1], finished(jobs[0]), jobs[2]])
+    newest = [(job.device, job.submit) for job in reversed(jobs)]
+    assert await store.recent_questions(limit=2) == newest[:2]
+    assert await store.recent_questions(limit=9) == newest
+
+
 async def test_a_failed_commit_keeps_no_answer(tmp_path: Path) -> None:
     async with SqliteJobStore(tmp_path / "jobs.db") as store:
         await store.commit([], [], [cached("a")])

@@ -120,6 +120,12 @@ class Worker(Peer):
     async def assignment(self, *, after: int = 0) -> m.Assignment:
         return await self.read(m.Assignment, t.ASSIGN, "w1", after=after)
 
+    async def until_settled(self, got: m.Assignment) -> None:
+        """Wait until the dispatcher has stored what became of an assignment."""
+        ref, after = m.AttemptRef(job=got.job, attempt=got.attempt), 0
+        while ref not in (await self.read(m.Settled, t.SETTLED, "w1", after=after)).jobs:
+            after += 1
+
     def done(self, got: m.Assignment, text: str = "It is so.") -> None:
         answer = m.LocalAnswer(text=text, model="tiny", confidence=0.9)
         self.say(t.DONE, m.JobDone(attempt=got.attempt, answer=answer), "w1", got.job)

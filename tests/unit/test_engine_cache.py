@@ -314,3 +314,27 @@ def test_an_operator_sees_what_is_in_memory_and_how_much_was_given(desk: Desk) -
 def test_a_cache_that_is_off_says_so(op: m.AdminOp) -> None:
     desk = Desk(EngineSettings(cache=CacheSettings(enabled=False)))
     assert admin(desk, op).code == "cache_off"
+
+
+@pytest.mark.parametrize("how", ["done", "cancelled", "failed", "refused"])
+def test_of_a_question_that_the_dispatcher_asks_itself_nobody_is_told(how: str) -> None:
+    desk = Desk(EngineSettings(queue_limit=1))
+    if how == "refused":
+        desk.submit(2)
+    else:
+        desk.worker()
+    desk.submit(1, prompt=SAME, reply=ReplyTo(silent=True))
+    told = list(desk.commands)
+    if how == "done":
+        desk.done()
+        assert len(kept(desk)) == 1
+    elif how == "cancelled":
+        assert desk.admin(m.AdminOp.JOB_CANCEL, job="K1").ok
+    elif how == "failed":
+        desk.failed(retryable=False)
+    told += desk.commands
+    channels = {x.channel.receivers for x in told if isinstance(x, c.Send)}
+    assert (topics.Role.DEVICE,) not in channels
+    if how != "refused":
+        assert desk.job().told
+        assert desk.engine.get(m.JobKey("K1")) is None

@@ -363,3 +363,34 @@ async def test_an_operator_fills_looks_at_and_clears_the_answer_cache(
         device.say(t.SUBMIT, QUESTION, "d1", "j2")
         worker.done(await worker.assignment(), "Cold.")
         assert (await device.result("j2")).text == "Cold."
+
+
+async def test_the_most_frequent_questions_are_asked_again_before_anybody_does(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with house.dispatcher(), house.peer(Peer, "ops", "admin/ops") as admin:
+        for number, prompt in enumerate(["often", "often", "once", "often", "off", "off"]):
+            caching = m.Caching.OFF if prompt == "off" else m.Caching.AUTO
+            question = m.JobSubmit(prompt=prompt, cache=caching, cache_ttl_ms=60_000)
+            device.say(t.SUBMIT, question, "d1", f"j{number}")
+            if number not in {1, 3}:
+                after = len([x for x in worker.heard if x.topic == TOPICS.name(t.ASSIGN, "w1")])
+                worker.done(await worker.assignment(after=after))
+            await device.result(f"j{number}")
+        again = m.AdminRequest(req="r1", op=m.AdminOp.CACHE_ASK_AGAIN)
+        admin.say(t.ADMIN_REQUEST, again, "ops")
+        reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "ops")
+        assert reply.message == "0 questions are asked again"  # its answer is fresh
+        house.clock.now_ms += 60_000
+        worker.join()
+        admin.say(t.ADMIN_REQUEST, again, "ops")
+        reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "ops", after=1)
+        assert reply.message == "1 questions are asked again"
+        got = await worker.assignment(after=4)
+        assert got.messages[0].content == "often"
+        worker.done(got, "Anew.")
+        await worker.until_settled(got)
+        assert not device.unheard()
+        device.say(t.SUBMIT, m.JobSubmit(prompt="often"), "d1", "j9")
+        result = await device.result("j9")
+        assert (result.text, result.answered_by) == ("Anew.", m.AnsweredBy.CACHE)

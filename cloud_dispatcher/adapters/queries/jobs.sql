@@ -135,6 +135,9 @@ AND j.trouble = 1
 -- name: newest
 ORDER BY j.key DESC LIMIT ?
 
+-- name: recent_questions
+SELECT j.device, p.submit FROM jobs j JOIN prompts p ON p.key = j.key ORDER BY j.key DESC LIMIT ?
+
 -- name: prune
 DELETE FROM jobs WHERE key IN (
     SELECT key FROM jobs WHERE told = 1 AND finished_at_ms < ? ORDER BY finished_at_ms LIMIT ?
