@@ -12,7 +12,6 @@ from cloud_dispatcher.core.commands import AnswerChange, ForgetAnswers, KeepAnsw
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import CacheRow
 
-_EVICTED_AT_ONCE: Final = 256
 _ROOM_SHARE: Final = 0.9
 """What is full is emptied to this share, so that not every commit has to look for the oldest."""
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -52,18 +51,15 @@ class AnswerTable:
         self._bytes = None
 
     def _make_room(self, conn: sqlite3.Connection) -> None:
-        size_bytes = self._count(conn)
-        if size_bytes > self._max_bytes:
-            while size_bytes > self._max_bytes * _ROOM_SHARE:
-                oldest = conn.execute(self._sql["cache_oldest"], (_EVICTED_AT_ONCE,)).fetchall()
-                if not oldest:
+        left_bytes, gone = self._count(conn), list[tuple[bytes]]()
+        if left_bytes > self._max_bytes:
+            for key, size_bytes in conn.execute(self._sql["cache_oldest"]):
+                if left_bytes <= self._max_bytes * _ROOM_SHARE:
                     break
-                for key, row_bytes in oldest:
-                    conn.execute(self._sql["cache_forget"], (key,))
-                    size_bytes -= row_bytes
-                    if size_bytes <= self._max_bytes * _ROOM_SHARE:
-                        break
-        self._bytes = size_bytes
+                left_bytes -= size_bytes
+                gone.append((key,))
+            conn.executemany(self._sql["cache_forget"], gone)
+        self._bytes = left_bytes
 
     def _count(self, conn: sqlite3.Connection) -> int:
         return int(conn.execute(self._sql["cache_bytes"]).fetchone()[0])

@@ -109,8 +109,7 @@ def _migrations() -> Migrations:
 
     @steps(name="003_cache")
     def _cache(db: Database) -> None:
-        for name in ("cache_table", "cache_by_use"):
-            db.execute(_statements()[name])
+        db.execute(_statements()["cache_table"])
 
     return steps
 

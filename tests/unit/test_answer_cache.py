@@ -30,6 +30,12 @@ def test_blanks_do_not_make_another_question(same: str) -> None:
     assert key(same) == key()
 
 
+def test_lines_are_kept_with_their_indentation_but_for_blanks_at_their_ends() -> None:
+    code = "if hot:\n    warn()\nstop()"
+    assert key(f"\n{code}  \n") == key(code) == key("if  hot: \r\n    warn()\t\nstop()")
+    assert key("if hot:\n    warn()\n    stop()") != key(code)
+
+
 def test_composed_and_decomposed_letters_are_the_same() -> None:
     assert key("Gerät an?") == key("Gera\u0308t an?")
 
@@ -39,6 +45,7 @@ def test_composed_and_decomposed_letters_are_the_same() -> None:
     [
         {"content": "is hall 7 warm?"},
         {"content": "Is hall 7\nwarm?"},
+        {"content": "Ishall 7 warm?"},
         {"role": "system"},
         {"max_tokens": 65},
         {"temperature": 0.5},

@@ -177,7 +177,8 @@ SELECT day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens
 FROM spending WHERE day >= ? ORDER BY day, tenant, reason, provider, model
 
 -- Answers for equal questions, by the hash of the question; no prompt is in it. It outlives the
--- jobs that were answered, and is bounded on its own.
+-- jobs that were answered, and is bounded on its own. No index over `used_at_ms`: every answer would
+-- pay for it, and the oldest are looked for once in a tenth of the bound.
 -- name: cache_table
 CREATE TABLE cache (
     key BLOB PRIMARY KEY,
@@ -188,9 +189,6 @@ CREATE TABLE cache (
     used_at_ms INTEGER NOT NULL,
     hits INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID
-
--- name: cache_by_use
-CREATE INDEX cache_used ON cache (used_at_ms)
 
 -- name: cache_keep
 INSERT INTO cache (key, tenant, answer, size_bytes, until_at_ms, used_at_ms)
@@ -208,7 +206,7 @@ UPDATE cache SET used_at_ms = ?, hits = hits + 1 WHERE key = ?
 SELECT answer FROM cache WHERE key = ?
 
 -- name: cache_oldest
-SELECT key, size_bytes FROM cache ORDER BY used_at_ms LIMIT ?
+SELECT key, size_bytes FROM cache ORDER BY used_at_ms
 
 -- name: cache_forget
 DELETE FROM cache WHERE key = ?
