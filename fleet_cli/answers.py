@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from fleet_cli.exits import ExitCode
-from fleet_protocol.messages import JobResult, JobStatus
+from fleet_protocol.messages import FinishReason, JobResult, JobStatus
 
 
 def result_fields(result: JobResult) -> dict[str, Any]:
@@ -38,6 +38,8 @@ def origin(result: JobResult) -> str:
         parts.append("SIMULATED, the text means nothing")
     if result.degraded:
         parts.append(f"degraded ({result.message or result.code or 'second best'})")
+    if result.finish is FinishReason.LENGTH:
+        parts.append("cut by max_tokens")
     if result.confidence is not None:
         parts.append(f"confidence {result.confidence:.2f}")
     if result.cost_usd:

@@ -28,6 +28,7 @@ from fleet_protocol.messages import (
     JobSubmit,
     PrewarmAnswer,
     Privacy,
+    Split,
     WorkerId,
 )
 
@@ -45,6 +46,7 @@ class AnswerCache:
         self._ledger = ledger
         self._settings: CacheSettings = ledger.settings.cache
         self._given = 0
+        self._cleared_at_ms = -1
         self._recent = RecentAnswers(max_bytes=self._settings.memory_mb * 1_048_576)
 
     @property
@@ -65,6 +67,7 @@ class AnswerCache:
     def clear(self) -> None:
         """Forget all answers, here and in the store."""
         self._recent.clear()
+        self._cleared_at_ms = self._ledger.now_ms
         self._ledger.emit(ForgetAnswers())
 
     def prewarm(self, answer: PrewarmAnswer, tenant: str) -> bool:
@@ -95,6 +98,8 @@ class AnswerCache:
     def _key_for(self, tenant: str, submit: JobSubmit) -> bytes | None:
         if submit.privacy is not Privacy.ANY or not self._settings.span_ms(submit):
             return None
+        if submit.split is not Split.NO:
+            return None  # Its parts may be answered from the boards' own caches.
         scope = (tenant, submit.model or "", str(submit.escalate))
         return answer_key(submit.conversation, submit.generation, scope=scope)
 
@@ -106,7 +111,8 @@ class AnswerCache:
         answer = self._recent.find(key, ledger.now_ms)
         is_here = answer is not None
         if answer is None and stored is not None and stored.key == key:
-            answer = stored
+            # What was read before all was cleared must not come back.
+            answer = stored if stored.made_at_ms > self._cleared_at_ms else None
         if answer is None or not self.serves(answer, job.submit, ledger.now_ms):
             return None
         if not is_here:

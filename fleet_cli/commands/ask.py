@@ -13,7 +13,7 @@ from fleet_cli.forms import form_options
 from fleet_cli.output import print_json, say
 from fleet_client.client import FleetClient, JobHandle
 from fleet_client.options import JobOptions
-from fleet_protocol.messages import Escalate, JobResult, OutputFormat
+from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat
 
 
 @click.command(
@@ -24,6 +24,7 @@ from fleet_protocol.messages import Escalate, JobResult, OutputFormat
       fleet ask "At what temperature does water boil?"
       fleet ask --stream "What does a thermostat do?"
       fleet ask --json --escalate never "Name three primary colors."
+      fleet ask --cache off "Name a color, once more."
       fleet ask --choices leak,motion,smoke "Classify: water under the sink."
       fleet ask --schema command.json "Turn on the kitchen light." | jq .device
       journalctl -n 1 | fleet ask --system "Answer ERROR or OK." -
@@ -39,6 +40,13 @@ from fleet_protocol.messages import Escalate, JobResult, OutputFormat
     default="auto",
     show_default=True,
     help="Whether the cloud may answer.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice([str(caching) for caching in Caching]),
+    default="auto",
+    show_default=True,
+    help="Whether an earlier answer to the same question will do.",
 )
 @form_options
 @click.option("--max-tokens", type=click.IntRange(1, 4_096), default=64, show_default=True)

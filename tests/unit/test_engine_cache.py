@@ -281,6 +281,23 @@ def test_an_operator_clears_the_cache_of_the_dispatcher_and_of_the_boards(desk: 
     assert ask(desk) is None
 
 
+def test_what_was_read_from_the_store_before_all_was_cleared_does_not_come_back(desk: Desk) -> None:
+    answered(desk)
+    (answer,) = kept(desk)
+    admin(desk, m.AdminOp.CACHE_CLEAR)
+    submit = m.JobSubmit(prompt=SAME)
+    event = e.JobSubmitted(
+        key=m.JobKey("K2"),
+        device=m.DeviceId("d1"),
+        id=m.JobId("2"),
+        submit=submit,
+        reply=ReplyTo(),
+        answer=answer,
+    )
+    desk.handle(event)
+    assert desk.receivers(topics.ASSIGN) == ["w1"]
+
+
 def test_an_operator_gives_answers_before_anybody_asks(desk: Desk) -> None:
     lines = [
         {"submit": {"prompt": SAME}, "text": "It is.", "model": "big"},
