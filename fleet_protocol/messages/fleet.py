@@ -251,6 +251,8 @@ class JobView(Part, frozen=True, kw_only=True):
 
     Attributes:
         dead: It failed for good and can be inspected and retried.
+        parts: Jobs made so far to answer it in parts: `{job}-0`, `{job}-1`, ...
+        part_of: The job whose part it is.
     """
 
     job: Id
@@ -265,6 +267,8 @@ class JobView(Part, frozen=True, kw_only=True):
     attempts: Count = 0
     worker: Id | None = None
     dead: bool = False
+    parts: Count = 0
+    part_of: Id | None = None
     result: JobResult | None = None
 
 

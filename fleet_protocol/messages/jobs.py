@@ -56,6 +56,18 @@ class Caching(StrEnum):
     OFF = "off"
 
 
+class Split(StrEnum):
+    """Whether a long text is cut into parts that many boards answer, and their answers merged.
+
+    `paragraphs`: where it does not fit a board by a safe estimate. `auto`: only once no board can
+    take all of it.
+    """
+
+    NO = "no"
+    PARAGRAPHS = "paragraphs"
+    AUTO = "auto"
+
+
 class JobStatus(StrEnum):
     """The life of a job; the last four are final."""
 
@@ -230,6 +242,9 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         cache: Whether an earlier answer to the same question will do.
         cache_ttl_ms: Span for which the answer is kept, and greatest age of an answer that will
             do; None: the fleet's own (an hour; five minutes for sampled answers).
+        split: Whether a long text is cut into parts. The last of several turns is the text and
+            those before it are the instruction; of a single turn the first paragraph is. Excludes
+            `output`: the answer to a part does not have its form.
     """
 
     MAX_BYTES: ClassVar[int] = 262_144
@@ -257,12 +272,15 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     defer: Defer = Defer.NO
     cache: Caching = Caching.AUTO
     cache_ttl_ms: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400_000)] | None = None
+    split: Split = Split.NO
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of `prompt` and `messages`")
         if self.output is not None and self.stop:
             raise ValueError("give `output` or `stop`, not both: a stop text would cut the form")
+        if self.output is not None and self.split is not Split.NO:
+            raise ValueError("give `output` or `split`, not both: a part's answer has not the form")
 
     @property
     def conversation(self) -> tuple[ChatMessage, ...]:
