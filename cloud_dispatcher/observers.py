@@ -60,6 +60,8 @@ class JobLog:
             _log.info(
                 "job.finished",
                 job=job.key,
+                part_of=job.part and job.part.job,
+                parts=job.parts,
                 device=job.device,
                 id=job.id,
                 status=str(result.status),
@@ -102,7 +104,10 @@ class FleetFigures:
                 if type(command) is SaveJob and command.job.status is m.JobStatus.ESCALATED:
                     self._reasons[command.job.reason or "unknown"] += 1
         for job, result in just_finished(event, commands, now_ms):
-            self._finish(job, result, now_ms)
+            if not job.parts:  # The cost of a job in parts is what its parts cost.
+                self._cost_usd += result.cost_usd
+            if job.part is None:
+                self._finish(job, result, now_ms)
 
     def summary(self, now_ms: int, now: EngineSummary) -> m.FleetSummary:
         """Return the overview."""
@@ -131,7 +136,6 @@ class FleetFigures:
             self._degraded[result.code or "unknown"] += 1
         if result.offline is not None:
             self._offline[result.offline.kind] += 1
-        self._cost_usd += result.cost_usd
         self._latencies.append((now_ms, now_ms - job.received_at_ms))
         second = now_ms // 1_000
         if self._per_s and self._per_s[-1][0] == second:

@@ -35,6 +35,7 @@ class JobOptions(TypedDict, total=False):
     defer: str
     cache: str
     cache_ttl_ms: int
+    split: str
 
 
 def new_job_id() -> str:
@@ -78,6 +79,6 @@ def build_submit(question: Question, **options: Unpack[JobOptions]) -> JobSubmit
         raise RejectedError(
             f"the job takes {size_bytes} bytes, at most {JobSubmit.MAX_BYTES} are allowed",
             code="too_large",
-            hint="shorten the text, or split it over several jobs",
+            hint="shorten the text, or send it in several jobs",
         )
     return submit

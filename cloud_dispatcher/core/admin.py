@@ -83,6 +83,9 @@ class AdminDesk:
             return _refused(request, "job_open", f"the job is {job.status.value}, nothing to retry")
         if job.status is JobStatus.OK:
             return _refused(request, "job_answered", "the job has its answer; submit a new one")
+        if job.part is not None:
+            message = f"it is a part of the job {job.part.job}: retry that one"
+            return _refused(request, "part_of_a_job", message)
         now_ms, submit = self._ledger.now_ms, job.submit
         span_ms = self._ledger.span_ms(submit)
         self._outbox.forget(job.key)
@@ -96,6 +99,7 @@ class AdminDesk:
             reply=replace(job.reply, topic=None, correlation_data=None),
             attempt=job.attempt,
             answer_key=job.answer_key,
+            parts=job.parts,
         )
         self._intake.admit(again)
         again = self._ledger.jobs[job.key]
@@ -144,6 +148,8 @@ def view_of(job: Job) -> JobView:
         attempts=job.attempt,
         worker=job.worker or (job.result.worker if job.result else None),
         dead=job.dead,
+        parts=job.parts,
+        part_of=None if job.part is None else job.part.job,
         result=job.result,
     )
 

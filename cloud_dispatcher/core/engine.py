@@ -24,6 +24,7 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import LEASED, Ledger
 from cloud_dispatcher.core.offline import OfflineAnswers, no_library
 from cloud_dispatcher.core.outbox import Outbox
+from cloud_dispatcher.core.parts import Parts
 from cloud_dispatcher.core.roster import Roster
 from cloud_dispatcher.core.scheduler import Policy, WeightedLeastConnections
 from cloud_dispatcher.core.settings import EngineSettings
@@ -39,6 +40,7 @@ from fleet_protocol.messages import (
     JobStatus,
     JobSubmit,
     LoadView,
+    Reason,
     WorkerView,
 )
 
@@ -99,12 +101,14 @@ class Engine:
         self._cloud = CloudLane(self._ledger, self._outbox, self._edge, tariff)
         self._answers = AnswerCache(self._ledger)
         self._coalescer = Coalescer(self._ledger, self._outbox)
+        self._parts = Parts(self._ledger, self._outbox, self._edge)
         self._intake = Intake(
             self._ledger,
             self._outbox,
             self._cloud,
             answers=self._answers,
             coalescer=self._coalescer,
+            parts=self._parts,
         )
         self._roster = Roster(self._ledger, self._edge)
         self._admin = AdminDesk(self._ledger, self._outbox, self._intake, self._answers)
@@ -133,6 +137,7 @@ class Engine:
         self._ledger.budget.record(spends, now_ms)
         for job in jobs:
             self._take_up(job)
+        self._place(self._parts.resume())
         self._settle()
         return self._ledger.take_commands()
 
@@ -210,8 +215,8 @@ class Engine:
             e.ProgressReceived: self._edge.on_progress,
             e.TokensReceived: self._edge.on_tokens,
             e.DoneReceived: self._edge.on_done,
-            e.FailureReceived: self._edge.on_failure,
-            e.EscalationReceived: self._cloud.on_escalation,
+            e.FailureReceived: self._on_failure,
+            e.EscalationReceived: self._on_escalation,
             e.CompletionGrew: self._cloud.on_grew,
             e.CompletionFinished: self._cloud.on_finished,
             e.CompletionFailed: self._cloud.on_failed,
@@ -234,6 +239,29 @@ class Engine:
                 heir = self._coalescer.settle(job)
                 if heir is not None:
                     self._intake.place(heir)
+                self._place(self._parts.settle(job))
+
+    def _place(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._intake.place(job)
+
+    def _on_failure(self, event: e.FailureReceived) -> None:
+        failure = event.failure
+        if failure.code == Reason.TOO_LONG:
+            parts = self._parts.too_long(event.worker, event.job, failure.attempt)
+            if parts:
+                self._place(parts)
+                return
+        self._edge.on_failure(event)
+
+    def _on_escalation(self, event: e.EscalationReceived) -> None:
+        said = event.escalation
+        if said.reason is Reason.TOO_LONG:
+            parts = self._parts.too_long(event.worker, event.job, said.attempt)
+            if parts:
+                self._place(parts)
+                return
+        self._cloud.on_escalation(event)
 
     def _take_up(self, job: Job) -> None:
         ledger = self._ledger
@@ -251,7 +279,7 @@ class Engine:
             self._coalescer.work_goes_on(job)
             if job.lease_until_ms is not None or job.not_before_ms <= ledger.now_ms:
                 self._cloud.call(job)
-        elif not self._coalescer.follows(job, save=False):
+        elif not (self._parts.take_up(job) or self._coalescer.follows(job, save=False)):
             ledger.enqueue(job, save=False)
 
     def _on_link_lost(self, _: e.LinkLost) -> None:

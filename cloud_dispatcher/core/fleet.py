@@ -146,6 +146,20 @@ class Fleet:
                         self._contexts[name] = max(known, model.context_tokens)
         return self._contexts
 
+    def contexts_there(self, model: str | None) -> list[int]:
+        """Return the contexts, smallest first, in which boards that are there answer with a model.
+
+        Of all boards known, if none is there.
+
+        Args:
+            model: None: any.
+        """
+        known = [worker for worker in self._workers.values() if worker.info is not None]
+        there = [worker for worker in known if worker.status is PresenceStatus.ONLINE]
+        infos = [worker.info for worker in there or known if worker.info is not None]
+        found = (offered for info in infos for offered in info.models)
+        return sorted({x.context_tokens for x in found if model in (None, x.name)})
+
     @property
     def builds(self) -> frozenset[str]:
         """The builds of all workers' models, away or not; empty: none is known."""

@@ -13,6 +13,7 @@ from cloud_dispatcher.core.events import JobCancelled, JobSubmitted, SubmissionM
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.ledger import Ledger
 from cloud_dispatcher.core.outbox import Outbox
+from cloud_dispatcher.core.parts import Parts
 from cloud_dispatcher.core.results import cached_result, spoken_refusal
 from cloud_dispatcher.core.retry import spread
 from fleet_protocol import topics
@@ -44,12 +45,14 @@ class Intake:
         *,
         answers: AnswerCache,
         coalescer: Coalescer,
+        parts: Parts,
     ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._cloud = cloud
         self._answers = answers
         self._coalescer = coalescer
+        self._parts = parts
 
     def on_submitted(self, event: JobSubmitted) -> None:
         """A device asked: a new job, or one that is known."""
@@ -153,7 +156,12 @@ class Intake:
             self.place(job)
 
     def place(self, job: Job) -> None:
-        """Let a job wait for a board, or go where it belongs if no board can have it."""
+        """Let a job, or its parts, wait for a board, or go where no board can have it."""
+        parts = self._parts.begin(job)
+        if parts:
+            for part in parts:
+                self.place(part)
+            return
         route = route_of(job.submit, self._ledger.fleet.contexts)
         if isinstance(route, EscalateTo):
             self._cloud.send_up(job, route.reason, route.detail)

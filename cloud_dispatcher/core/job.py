@@ -33,6 +33,22 @@ class ReplyTo(msgspec.Struct, frozen=True, kw_only=True):
     correlation_data: bytes | None = None
 
 
+class PartOf(msgspec.Struct, frozen=True, kw_only=True):
+    """Which stretch of a long text a job answers, or which answers it merges.
+
+    Attributes:
+        job: The job that gets the result.
+        round: 0: a stretch of the text; above: a merge of answers of the round before.
+        start: First character of the text, or first answer in the order of the round before.
+        end: The one after the last.
+    """
+
+    job: JobKey
+    round: int
+    start: int
+    end: int
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job. Every change makes a new value; what was handed out never changes.
 
@@ -57,6 +73,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         told: The broker confirmed the result; False with a `result` is the outbox.
         answer_key: What its question has in common with equal ones; None: an answer serves nobody
             else, see `AnswerCache.key_of`.
+        parts: Jobs made so far to answer this one in parts, see `Parts`.
+        part: Whose part it is; None: a job of its own.
     """
 
     key: JobKey
@@ -87,6 +105,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     dead: bool = False
     told: bool = False
     answer_key: bytes | None = None
+    parts: int = 0
+    part: PartOf | None = None
 
     @property
     def is_open(self) -> bool:

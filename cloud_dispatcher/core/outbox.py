@@ -54,7 +54,8 @@ class Outbox:
         ledger.put(job)
         ledger.finished.append(job)
         span_ms = ledger.now_ms - job.received_at_ms
-        ledger.overload.ended(result, span_ms=span_ms, now_ms=ledger.now_ms)
+        if not job.parts:  # Its parts were counted, each with its own time.
+            ledger.overload.ended(result, span_ms=span_ms, now_ms=ledger.now_ms)
         self.tell(job)
 
     def fail(self, job: Job, *, code: str, message: str) -> None:
@@ -91,6 +92,8 @@ class Outbox:
 
     def tell(self, job: Job) -> None:
         """Tell the device the result; the broker's word on it is awaited."""
+        if job.part is not None:
+            return  # It stays until its job has the result, see `Parts`.
         if job.reply.silent:
             self._let_go(job)
             return
@@ -142,7 +145,9 @@ class Outbox:
         if kept is not None and job.reason is not Reason.UNSUPPORTED:
             self.finish(job, kept_result(job, kept, code=code, message=message, now_ms=now_ms))
             return
-        written = self._offline(job.submit) if may_stand_in(code) else None
+        # A part has no author who could make sense of what the library says.
+        asks_library = job.part is None and may_stand_in(code)
+        written = self._offline(job.submit) if asks_library else None
         # What a board kept of a job that is beyond it is only its word that it should not try.
         if kept is not None and (written is None or written.kind is MatchKind.DEFAULT):
             self.finish(job, kept_result(job, kept, code=code, message=message, now_ms=now_ms))
@@ -151,7 +156,7 @@ class Outbox:
             self.finish(job, found)
         else:
             none = no_answer(job, status, code=code, message=message, now_ms=now_ms)
-            self.finish(job, none, dead=True)
+            self.finish(job, none, dead=job.part is None)
 
     def _let_go(self, job: Job) -> None:
         self._ledger.emit(SaveJob(job=replace(job, told=True)))

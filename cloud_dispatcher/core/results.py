@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec.structs import replace
 
 from cloud_dispatcher.core.events import CompletionFinished
@@ -139,6 +141,29 @@ def shared_result(job: Job, result: JobResult, *, now_ms: int) -> JobResult:
         attempts=job.attempt,
         usage=Usage(),
         cost_usd=0.0,
+        timing_ms=_timing(job, now_ms),
+    )
+
+
+def merged_result(job: Job, last: JobResult, parts: Iterable[Job], *, now_ms: int) -> JobResult:
+    """The parts of a long text were answered and merged: the last answer, at the price of all."""
+    results = [part.result for part in parts if part.result is not None]
+    doubtful = [result for result in (last, *results) if result.degraded]
+    usages = [result.usage for result in results]
+    return replace(
+        last,
+        id=job.id,
+        code=doubtful[0].code if doubtful else last.code,
+        message=doubtful[0].message if doubtful else last.message,
+        degraded=bool(doubtful),
+        simulated=any(result.simulated for result in results),
+        attempts=job.attempt + sum(result.attempts for result in results),
+        usage=Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            cached_tokens=sum(usage.cached_tokens for usage in usages),
+        ),
+        cost_usd=sum(result.cost_usd for result in results),
         timing_ms=_timing(job, now_ms),
     )
 

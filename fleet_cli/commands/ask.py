@@ -13,7 +13,7 @@ from fleet_cli.forms import form_options
 from fleet_cli.output import print_json, say
 from fleet_client.client import FleetClient, JobHandle
 from fleet_client.options import JobOptions
-from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat
+from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat, Split
 
 
 @click.command(
@@ -28,6 +28,7 @@ from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat
       fleet ask --choices leak,motion,smoke "Classify: water under the sink."
       fleet ask --schema command.json "Turn on the kitchen light." | jq .device
       journalctl -n 1 | fleet ask --system "Answer ERROR or OK." -
+      fleet ask --split auto --system "What went wrong?" - < day.log
     """
 )
 @connection_options
@@ -47,6 +48,13 @@ from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat
     default="auto",
     show_default=True,
     help="Whether an earlier answer to the same question will do.",
+)
+@click.option(
+    "--split",
+    type=click.Choice([str(split) for split in Split]),
+    default="no",
+    show_default=True,
+    help="Whether a long text is answered in parts, and their answers merged.",
 )
 @form_options
 @click.option("--max-tokens", type=click.IntRange(1, 4_096), default=64, show_default=True)

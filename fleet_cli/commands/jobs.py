@@ -64,7 +64,7 @@ def ls(
 
 
 @command.command(
-    help="""Show one job: everything but its prompt.
+    help="""Show one job and its parts: all but the prompts.
 
     \b
     Example:
@@ -78,14 +78,21 @@ def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
     """Show a job."""
     with AdminClient(connection.broker, connection.admin) as admin:
         found = admin.request(AdminOp.JOB_SHOW, job=_id(job)).jobs
+        parts = tuple(
+            admin.request(AdminOp.JOB_SHOW, job=f"{found[0].job}-{number}").jobs[0]
+            for number in range(found[0].parts)
+        )
     fields = _fields(found[0])
     if as_json:
-        print_json(fields)
+        print_json({**fields, "part_jobs": [_fields(part) for part in parts]} if parts else fields)
         return
     result = fields.pop("result", None) or {}
     for name, value in {**fields, **{f"result.{k}": v for k, v in result.items()}}.items():
         if value not in (None, "", {}):
             click.echo(f"{name:<22} {value}")
+    if parts:
+        click.echo()
+        _print_jobs(parts)
 
 
 @command.command(

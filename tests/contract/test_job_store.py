@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
 from cloud_dispatcher.core import commands as c
-from cloud_dispatcher.core.job import Job, ReplyTo
+from cloud_dispatcher.core.job import Job, PartOf, ReplyTo
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, JobStore, StoreUnavailableError
 from fleet_protocol import messages as m
@@ -76,6 +76,8 @@ FULL = make_job(
     detail="9000 tokens",
     cloud_code="no_provider",
     cloud_message="no key",
+    parts=3,
+    part=PartOf(job=m.JobKey("whole"), round=1, start=2, end=4),
     kept=m.LocalAnswer(text="half", model="m", confidence=0.25),
     result=m.JobResult(
         id="full",

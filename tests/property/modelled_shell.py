@@ -5,6 +5,7 @@ It checks what must hold of every single turn; `test_engine_machine.py` chooses 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from cloud_dispatcher.core import commands as c
@@ -12,6 +13,7 @@ from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.overload import OverloadSettings
+from cloud_dispatcher.core.parts import CUT_AGAIN
 from cloud_dispatcher.core.results import as_message
 from cloud_dispatcher.core.settings import EngineSettings
 from fleet_protocol import messages as m
@@ -180,6 +182,10 @@ class ModelledShell:
             self.retried.discard(job.key)
         assert self.names.setdefault((job.device, job.id), job.key) == job.key, "a job runs twice"
         self.store[job.key] = job
+        if job.parts and job.result is not None and job.result.text:
+            same = [x for x in self.store.values() if x.part is not None and x.part.job == job.key]
+            given = [x.part for x in same if x.result and x.result.text == job.result.text]
+            assert all(part and part.round for part in given), "a part passed for the whole"
 
     def _keep(self, answer: CachedAnswer) -> None:
         told = {job.result.text for job in self.store.values() if job.result is not None}
@@ -219,6 +225,7 @@ class ModelledShell:
 
     def _check_result(self, key: m.JobKey, message: m.Message) -> None:
         job = self.store[key]
+        assert job.part is None, "a device was told of a part"
         assert job.result is not None, "a result was told before it was saved"
         assert message == as_message(job, job.result), "what was told is not what was saved"
         assert self.told.get(key, message) == message, "a job was answered twice"
@@ -256,10 +263,10 @@ class ModelledShell:
         for key, holder in leased.items():
             assert self.store[key].worker == holder, "a lease was given out unsaved"
         waiting = [job for job in ledger.jobs.values() if job.status is m.JobStatus.QUEUED]
-        followers = [job for job in waiting if job.key not in ledger.queue]
-        in_queue = len(waiting) - len(followers)
-        assert len(ledger.queue) == in_queue, "the queue is not the queued jobs"
-        self._check_followers({job.key for job in followers})
+        parked = {job.key for job in waiting if job.key not in ledger.queue}
+        assert len(ledger.queue) == len(waiting) - len(parked), "the queue is not the queued jobs"
+        families = self._check_families()
+        self._check_followers(parked - families)
         summary = self.engine.summary()
         assert (summary.queued, summary.inflight) == (len(waiting), len(leased))
         calling = {
@@ -272,6 +279,40 @@ class ModelledShell:
         assert all(key in ledger.job_alarms for key in open_jobs), "nothing will ever wake a job"
         stored = {key for key, job in self.store.items() if job.is_open}
         assert open_jobs == stored, "a job was lost"
+
+    def _check_families(self) -> set[m.JobKey]:
+        """Return who waits for parts: exactly they have any, and somebody works for each."""
+        jobs, families = self.engine._ledger.jobs, self.engine._parts._families
+        for key, family in families.items():
+            assert jobs[key].status is m.JobStatus.QUEUED, "a job works beside its parts"
+            assert key not in self.engine._ledger.queue, "a job works beside its parts"
+            assert any(jobs[part].is_open for part in family), "nobody works for a long text"
+            self._check_rounds([jobs[part] for part in family])
+        ours = {job.key: job.part.job for job in jobs.values() if job.part is not None}
+        assert ours == {part: key for key, family in families.items() for part in family}
+        untold = {k for k, job in self.store.items() if job.part is not None and not job.told}
+        assert untold == set(ours), "a part outlived its job, or its answer was lost"
+        return set(families)
+
+    @staticmethod
+    def _check_rounds(family: list[Job]) -> None:
+        """The parts that count leave nothing out, and a merge has all answers of its round."""
+        before = list[Job]()
+        rounds = sorted({job.part.round for job in family if job.part is not None})
+        for number in rounds:
+            members = [
+                (job.part.start, job.part.end, job)
+                for job in family
+                if job.part is not None and job.part.round == number
+                if job.result is None or job.result.code != CUT_AGAIN
+            ]
+            members.sort(key=lambda member: member[0])
+            assert members[0][0] == 0, "a part is missing"
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(members)), "a gap between parts"
+            if number:
+                assert members[-1][1] == len(before), "an answer is left out"
+                assert all(x.result and x.result.status == "ok" for x in before), "merged too early"
+            before = [job for _start, _end, job in members]
 
     def _check_followers(self, followers: set[m.JobKey]) -> None:
         """Whoever waits for another waits for one that is open and does not wait itself."""

@@ -43,7 +43,22 @@ EQUAL_SUBMITS = st.builds(
 REPLIES = st.sampled_from(
     [ReplyTo(), ReplyTo(topic="fleet/v1/dev/d1/reply", correlation_data=b"c"), ReplyTo(plain=True)]
 )
+LONG_SUBMITS = st.builds(
+    m.JobSubmit,
+    # Of 1,024 tokens two of these paragraphs take more, by the dispatcher's estimate.
+    prompt=st.sampled_from(
+        ["short", "do\n\n" + "word " * 300, "do\n\n" + "\n\n".join(["word " * 400] * 3)]
+    ),
+    split=st.sampled_from([m.Split.PARAGRAPHS, m.Split.PARAGRAPHS, m.Split.AUTO]),
+    priority=st.sampled_from([0, 5, 9]),
+    max_tokens=st.sampled_from([64, 300]),
+    escalate=st.sampled_from(m.Escalate),
+    privacy=st.sampled_from(m.Privacy),
+    deadline_ms=st.sampled_from([None, None, 15_000]),
+    stream=st.booleans(),
+)
 ANSWERS = st.sampled_from(["done", "failed", "broken", "low_confidence", "overheated"])
+LONG_ANSWERS = st.sampled_from(["done", "done", "done", "failed", "low_confidence", "too_long"])
 TROUBLES = [
     "vanish",
     "die_with_a_will",
@@ -155,6 +170,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, kind=ANSWERS, told=st.booleans())
     def work(self, number: int, kind: str, told: bool) -> None:  # noqa: FBT001 - drawn
+        self._work(number, kind, told=told)
+
+    def _work(self, number: int, kind: str, *, told: bool) -> None:
         worker = self.shell.workers[number]
         self.read_the_inbox(number)
         for key, outcome in list(worker.spool.items()):
@@ -396,3 +414,29 @@ EqualQuestionsMachine.TestCase.settings = settings(
     EngineMachine.TestCase.settings, max_examples=150
 )
 TestEqualQuestions = EqualQuestionsMachine.TestCase
+
+
+class LongTextsMachine(EngineMachine):
+    """The same, where nearly all are long texts in parts."""
+
+    @rule(device=DEVICES, job_id=JOB_IDS, submit=LONG_SUBMITS, reply=REPLIES)
+    def submit(self, device: str, job_id: str, submit: m.JobSubmit, reply: ReplyTo) -> None:
+        self._submit(device, job_id, submit, reply)
+
+    @rule(kinds=st.lists(LONG_ANSWERS, min_size=3, max_size=6), told=st.sampled_from([1, 1, 0]))
+    def work(self, kinds: list[str], told: int) -> None:
+        """Many parts at once, so that a run comes to a merge."""
+        for turn, kind in enumerate(kinds):
+            self._work(turn % len(self.shell.workers), kind, told=bool(told))
+
+    @precondition(lambda self: self.shell.engine._parts._families)
+    @rule(at_once=st.booleans())
+    def the_dispatcher_dies_while_parts_are_answered(self, at_once: bool) -> None:  # noqa: FBT001 - drawn
+        if at_once:
+            self.shell.restart()
+        else:
+            self.shell.crash_before_telling = True
+
+
+LongTextsMachine.TestCase.settings = settings(EngineMachine.TestCase.settings, max_examples=150)
+TestLongTexts = LongTextsMachine.TestCase
