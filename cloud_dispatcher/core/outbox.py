@@ -53,8 +53,9 @@ class Outbox:
         )
         ledger.put(job)
         ledger.finished.append(job)
-        span_ms = ledger.now_ms - job.received_at_ms
-        if not job.parts:  # Its parts were counted, each with its own time.
+        if job.part is None:
+            # A long text takes as long as it is long: that says nothing of the boards.
+            span_ms = None if job.parts else ledger.now_ms - job.received_at_ms
             ledger.overload.ended(result, span_ms=span_ms, now_ms=ledger.now_ms)
         self.tell(job)
 

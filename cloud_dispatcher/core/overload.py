@@ -123,13 +123,14 @@ class Overload:
         """Tell whether jobs of this priority do with the library's answer now."""
         return self.step >= STEPS_MOST and priority < self._settings.spare_below
 
-    def ended(self, result: JobResult, *, span_ms: int, now_ms: int) -> None:
-        """Take note of a job's end."""
+    def ended(self, result: JobResult, *, span_ms: int | None, now_ms: int) -> None:
+        """Take note of a job's end; `span_ms` None: what it took says nothing of the boards."""
         if result.status is JobStatus.CANCELLED or result.code in _SAYS_NOTHING:
             return
         is_default = result.offline is not None and result.offline.kind == MatchKind.DEFAULT
         self._ends.append((now_ms, result.status is JobStatus.OK and not is_default))
-        if result.answered_by is AnsweredBy.EDGE and not result.degraded:
+        is_edge = result.answered_by is AnsweredBy.EDGE and not result.degraded
+        if is_edge and span_ms is not None:
             self._spans.append((now_ms, span_ms))
 
     def look(self, now_ms: int, *, waiting: int, memory_pct: float | None) -> None:

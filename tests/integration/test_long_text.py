@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,12 @@ def test_many_boards_answer_a_text_that_waited_through_the_death_of_the_dispatch
             json.loads(x)["job"] for w in ("w1", "w2") for x in device.heard[f"workers/{w}/assign"]
         }
         assert len(by) == running.jobs("id like '%-%'")
+
+        line = [sys.executable, "-m", "fleet_cli", "jobs", "show", min(by).rpartition("-")[0]]
+        shown = subprocess.run(
+            [*line, "--broker", running.broker.url, "--json"], capture_output=True, check=True
+        )
+        job = json.loads(shown.stdout)
+        assert (job["id"], job["status"], job["parts"]) == ("1", "ok", len(by))
+        assert {part["job"] for part in job["part_jobs"]} == by
+        assert {part["part_of"] for part in job["part_jobs"]} == {job["job"]}

@@ -237,6 +237,37 @@ def test_a_degraded_part_makes_the_answer_degraded(desk: Desk) -> None:
     assert (result.text, result.degraded, result.code) == ("abc", True, "no_provider")
 
 
+def test_what_the_cloud_took_for_a_part_is_on_the_jobs_bill(desk: Desk) -> None:
+    split(desk)
+    said = m.Escalation(attempt=1, reason=m.Reason.COMPLEX)
+    key = m.JobKey("K1-1")
+    desk.handle(e.EscalationReceived(worker=m.WorkerId("w1"), job=key, escalation=said))
+    desk.handle(
+        e.CompletionFinished(
+            job=key, attempt=2, text="b", model="deepseek", usage=m.Usage(), cost_usd=0.5
+        )
+    )
+    for number in (0, 2, 3):
+        answer(desk, f"K1-{number}", "a")
+    (result,) = desk.sent(topics.RESULT, m.JobResult)
+    assert (result.answered_by, result.cost_usd) == (m.AnsweredBy.EDGE, 0.5)
+    assert [spend.cost_usd for spend in desk.spends] == [0.5]
+
+
+def test_a_long_text_says_nothing_of_how_quick_the_boards_are(desk: Desk) -> None:
+    split(desk)
+    desk.now_ms += 60_000
+    for number in range(4):
+        answer(desk, f"K1-{number}", "a")
+    desk.handle(e.LoadLooked())
+    load = desk.engine.load()
+    assert load.edge_p50_ms is None
+    desk.submit(2)
+    answer(desk, "K2", "b")
+    desk.handle(e.LoadLooked())
+    assert desk.engine.load().edge_p50_ms == 0
+
+
 @pytest.mark.parametrize("who", ["device", "operator"])
 def test_a_cancelled_job_takes_its_parts_along(desk: Desk, who: str) -> None:
     split(desk)

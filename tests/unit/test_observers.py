@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.commands import SaveJob
 from cloud_dispatcher.core.engine import EngineSummary
-from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.job import Job, PartOf
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.observers import FleetFigures, JobLog
 from fleet_protocol import messages as m
@@ -129,3 +130,14 @@ def test_keys_only_grow_even_when_the_clock_steps_back() -> None:
     digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
     at_ms = sum(digits.index(c) << 5 * (9 - i) for i, c in enumerate(keys[-1][:10]))
     assert at_ms == 1_800_000_000_000, "the time comes first, as in any ULID"
+
+
+def test_a_job_in_parts_is_one_job_and_its_cost_is_counted_once() -> None:
+    figures, whole = FleetFigures(), end(job(1), 500, cost_usd=0.5)
+    part = end(job(2), 400, cost_usd=0.5)
+    of = PartOf(job=job(1).key, round=0, start=0, end=9)
+    figures.observe(TICK, [SaveJob(job=replace(part.job, part=of))], 400)
+    figures.observe(TICK, [SaveJob(job=replace(whole.job, parts=1))], 500)
+    summary = figures.summary(1_000, NOTHING)
+    assert summary.finished == {"ok": 1}
+    assert summary.cost_usd == 0.5
