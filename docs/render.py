@@ -53,7 +53,7 @@ def render_commands() -> str:
     """Return docs/commands.md: every command of the programs, from their own help."""
     parts = ["# Commands\n\nRendered from the programs' own help by `make docs`.\n"]
     for name, command in programs().items():
-        parts.extend(_pages(command, click.Context(command, info_name=name, terminal_width=80)))
+        parts.extend(_pages(command, _context(command, name)))
     return "\n".join(parts)
 
 
@@ -64,13 +64,16 @@ def _pages(command: click.Command, context: click.Context) -> list[str]:
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             if child is not None and not child.hidden:
-                pages.extend(
-                    _pages(
-                        child,
-                        click.Context(child, info_name=name, parent=context, terminal_width=80),
-                    )
-                )
+                pages.extend(_pages(child, _context(child, name, parent=context)))
     return pages
+
+
+def _context(
+    command: click.Command, name: str, *, parent: click.Context | None = None
+) -> click.Context:
+    """Return what the command runs in, as wide on every terminal."""
+    settings = dict(command.context_settings) | {"terminal_width": 80, "max_content_width": 80}
+    return click.Context(command, info_name=name, parent=parent, **settings)
 
 
 def _put(page: Path, mark: str, table: str) -> None:
