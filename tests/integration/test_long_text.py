@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,13 @@ LINES = [
     f"06:{n % 60:02} pump {n} runs as it should, nothing was found in hall {n}" for n in range(400)
 ]
 REPORT = "Which pumps run?\n\n" + "\n".join(LINES)
+
+
+def fleet_command(running: Fleet, *words: str, text: str = "") -> dict[str, Any]:
+    """Run the `fleet` command; return what it prints as JSON."""
+    line = [sys.executable, "-m", "fleet_cli", *words, "--broker", running.broker.url, "--json"]
+    done = subprocess.run(line, input=text.encode(), capture_output=True, check=True)
+    return dict(json.loads(done.stdout))
 
 
 def test_many_boards_answer_a_text_that_waited_through_the_death_of_the_dispatcher(
@@ -51,11 +59,12 @@ def test_many_boards_answer_a_text_that_waited_through_the_death_of_the_dispatch
         }
         assert len(by) == running.jobs("id like '%-%'")
 
-        line = [sys.executable, "-m", "fleet_cli", "jobs", "show", min(by).rpartition("-")[0]]
-        shown = subprocess.run(
-            [*line, "--broker", running.broker.url, "--json"], capture_output=True, check=True
-        )
-        job = json.loads(shown.stdout)
+        job = fleet_command(running, "jobs", "show", min(by).rpartition("-")[0])
         assert (job["id"], job["status"], job["parts"]) == ("1", "ok", len(by))
         assert {part["job"] for part in job["part_jobs"]} == by
         assert {part["part_of"] for part in job["part_jobs"]} == {job["job"]}
+
+        words = ("--split", "auto", "--system", "Which pumps run?", "--max-tokens", "16", "-")
+        asked = fleet_command(running, "ask", *words, text="\n".join(LINES))
+        assert (asked["status"], asked["answered_by"]) == ("ok", "edge")
+        assert asked["usage"]["completion_tokens"] > 2 * 16
