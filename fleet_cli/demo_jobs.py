@@ -44,7 +44,7 @@ def demo_jobs(run: str) -> tuple[DemoJob, ...]:
         DemoJob(
             id=f"question-{run}",
             title="A question, answered on the edge while its tokens stream",
-            question="What does a smoke detector do?",
+            question="What is the capital of France?",
             max_tokens=48,
             streams=True,
         ),

@@ -21,8 +21,8 @@ from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat, 
 
     \b
     Examples:
-      fleet ask "At what temperature does water boil?"
-      fleet ask --stream "What does a thermostat do?"
+      fleet ask "What is the capital of France?"
+      fleet ask --stream "How many legs does a spider have?"
       fleet ask --json --escalate never "Name three primary colors."
       fleet ask --cache off "Name a color, once more."
       fleet ask --choices leak,motion,smoke "Classify: water under the sink."

@@ -151,7 +151,7 @@ class _Show:
         self._title("Where to look next")
         self._console.print(
             f"from another terminal, while this one stays open:\n"
-            f'  fleet ask --data {data} --stream "At what temperature does water boil?"\n'
+            f'  fleet ask --data {data} --stream "What is the capital of France?"\n'
             f"  fleet watch --data {data}\n"
             f"  fleet jobs ls --data {data}\n"
             f"from any MQTT client, here Mosquitto's:\n"

@@ -117,7 +117,7 @@ def _announce(
     where = "" if is_default else f" --data {connection.data}"
     say(
         f"the fleet is up: {plan.workers} workers; logs in {connection.data.logs}\n"
-        f'  fleet ask{where} "At what temperature does water boil?"\n'
+        f'  fleet ask{where} "What is the capital of France?"\n'
         f"  fleet workers ls{where}\n"
         f"  fleet watch{where}\n"
         "Ctrl-C stops it"

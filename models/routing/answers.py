@@ -35,7 +35,8 @@ class LabelledAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the file.
 
     Attributes:
-        right: Whether the edge model's answer was right.
+        right: Whether the edge model's answer was right; a refusal answers nothing.
+        refused: Whether it said that it should not try: such a job leaves for that.
         mean: Sign of doubt, as `fleet_protocol.confidence` has it; so are the next two. None: not
             known.
         tokens: Generated.
@@ -47,6 +48,7 @@ class LabelledAnswer(msgspec.Struct, frozen=True, kw_only=True):
     family: str = ""
     language: str = "en"
     right: bool
+    refused: bool = False
     mean: _Root | None = None
     worst: _Root | None = None
     repeated: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -69,16 +71,19 @@ def label_answers(
     Raises:
         VerificationError: The folder is no artefact that works.
     """
-    answers = ask(contestant_of(folder), items, progress)
+    contestant = contestant_of(folder)
+    answers = ask(contestant, items, progress)
     found = []
     for item, text, said in zip(items, answers.texts, answers.said, strict=True):
         signs = read_signs(text, said.logprobs)
+        refused = text.strip() in contestant.manifest.refusals
         found.append(
             LabelledAnswer(
                 prompt=item.prompt,
                 family=item.family,
                 language=item.language,
-                right=is_right(item.check, text),
+                right=not refused and is_right(item.check, text),
+                refused=refused,
                 mean=round(signs.mean, 5),
                 worst=round(signs.worst, 5),
                 repeated=round(signs.repeated, 5),

@@ -49,12 +49,15 @@ def calibrate(
 ) -> Routing:
     """Fit on all answers; what is said of its worth is from answers left out of the fit.
 
+    Refusals are left aside: they leave whatever the thresholds are.
+
     Args:
         answers: With signs; raises LabelledAnswersError where some have none.
         error_rate: Wrong answers allowed among those that are kept, 0..1.
         model: Whose answers they are.
         progress: Told what is done.
     """
+    answers = [answer for answer in answers if not answer.refused]
     labelled = [Labelled(prompt=answer.prompt, is_right=answer.right) for answer in answers]
     settings = FitSettings(name=f"{model}-difficulty", model=model, folds=FOLDS, seed=SEED)
     hardness = fit_difficulty(labelled, settings, progress)

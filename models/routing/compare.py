@@ -21,6 +21,8 @@ from models.routing.curves import Curve, measure_curve
 NAIVE_CHARS: Final = 512
 """What a rule of thumb takes for a long prompt."""
 _STRENGTH: Final = 10.0
+_SURELY: Final = 50.0
+"""Log-odds of what is not to be kept at all."""
 
 
 class RuleReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +74,10 @@ def compare_rules(answers: Sequence[LabelledAnswer], *, error_rate: float) -> Ro
     }
     if all(answer.signs is not None for answer in answers):
         signs, _ = signs_of(answers)
-        scores["confidence"] = _left_out(signs, ~is_right, folds)
-        scores["both"] = _left_out(np.hstack([signs, features]), ~is_right, folds)
+        refused = np.array([answer.refused for answer in answers], np.bool_)
+        both = np.hstack([signs, features])
+        scores["confidence"] = _after(refused, signs, ~is_right, folds)
+        scores["both"] = _after(refused, both, ~is_right, folds)
     tokens = np.array([answer.tokens for answer in answers], np.float64)
     rules = {}
     for name, score in scores.items():
@@ -95,6 +99,15 @@ def _left_out(rows: Float64Array, is_wrong: BoolArray, folds: Folds) -> Float64A
         out = folds == fold
         fitted = fit_logistic(rows[~out], labels[~out], strength=_STRENGTH)
         found[out] = fitted.log_odds(rows[out])
+    return found
+
+
+def _after(
+    refused: BoolArray, rows: Float64Array, is_wrong: BoolArray, folds: Folds
+) -> Float64Array:
+    """Return log-odds of a wrong answer where there is one; a refusal leaves before all others."""
+    found = np.full(len(rows), _SURELY)
+    found[~refused] = _left_out(rows[~refused], is_wrong[~refused], folds[~refused])
     return found
 
 

@@ -88,6 +88,7 @@ def typed_commands() -> Iterator[tuple[str, list[str]]]:
         ROOT / "docs" / "degradation.md",
         ROOT / "docs" / "distill.md",
         ROOT / "docs" / "providers.md",
+        ROOT / "docs" / "routing.md",
     )
     for block in re.findall(r"^```.*?$(.*?)^```", "".join(p.read_text() for p in pages), LINES):
         for line in block.splitlines():

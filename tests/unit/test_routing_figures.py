@@ -142,6 +142,26 @@ def test_hardly_a_right_answer_is_given_away() -> None:
     assert hardest(hardness[::-1], is_wrong) == 1.0
 
 
+def test_refusals_leave_first_and_teach_the_thresholds_nothing() -> None:
+    answers = drawn(600)
+    refused = [
+        LabelledAnswer(prompt=f"too hard {n}", right=False, refused=True, mean=0.0, worst=0.0)
+        for n in range(80)
+    ]
+
+    report = compare_rules([*answers, *refused], error_rate=0.2)
+    alone, with_them = (
+        calibrate(some, error_rate=0.2, model="tiny", progress=SilentProgress())
+        for some in (answers, [*answers, *refused])
+    )
+
+    assert alone == with_them
+    # All 80 leave before anything else does: no kept one is a refusal.
+    kept = report.rules["confidence"].kept
+    assert kept.wrong == pytest.approx(0.2, abs=0.05)
+    assert report.rules["confidence"].curve.auc.value > 0.75
+
+
 def test_rules_are_compared_on_answers_left_out() -> None:
     report = compare_rules(drawn(), error_rate=0.1)
 
