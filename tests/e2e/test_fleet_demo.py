@@ -34,7 +34,7 @@ def test_the_demo_answers_on_the_edge_escalates_what_is_too_long_and_ends(tmp_pa
     assert all(set(job) >= KEYS for job in jobs.values())
     for name in ON_THE_EDGE:
         assert jobs[name]["answered_by"] == "edge", jobs[name]
-    assert "smoke" in jobs["question"]["text"].lower()
+    assert "paris" in jobs["question"]["text"].lower()
     assert json.loads(jobs["command"]["text"]) == {
         "device": "hallway lamp",
         "action": "set",

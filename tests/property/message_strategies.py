@@ -18,9 +18,13 @@ _TEXT = st.characters(codec="utf-8")
 def messages_of(kind: type[m.Message]) -> st.SearchStrategy[m.Message]:
     """Return valid messages of one type."""
     if kind is m.JobSubmit:
-        # Exactly one of the two, which the field types alone do not say.
-        return st.one_of(_submits("prompt", "messages"), _submits("messages", "prompt"))
+        return _any_submit()
     return _structs(kind)
+
+
+def _any_submit() -> st.SearchStrategy[m.JobSubmit]:
+    # Exactly one of the two, which the field types alone do not say.
+    return st.one_of(_submits("prompt", "messages"), _submits("messages", "prompt"))
 
 
 def _submits(given: str, missing: str) -> st.SearchStrategy[m.JobSubmit]:
@@ -28,9 +32,10 @@ def _submits(given: str, missing: str) -> st.SearchStrategy[m.JobSubmit]:
     fields[given] = fields[given].filter(lambda value: value is not None)
     fields[missing] = st.none()
     fields["output"] = st.none() | _forms()
-    # Of a form and stop texts at most one may be given.
+    # With a form go neither stop texts nor parts.
+    alone = {"stop": (), "split": m.Split.NO}
     both = st.fixed_dictionaries(fields)
-    either = both.map(lambda values: values if values["output"] is None else values | {"stop": ()})
+    either = both.map(lambda values: values if values["output"] is None else values | alone)
     return either.map(lambda values: m.JobSubmit(**values))
 
 
@@ -67,6 +72,8 @@ def _values(  # noqa: PLR0911  # one a type
     match info:
         case msgspec.inspect.StructType(cls=m.OutputFormat):
             return _forms()
+        case msgspec.inspect.StructType(cls=m.JobSubmit):
+            return _any_submit()
         case msgspec.inspect.StructType():
             return _structs(info.cls)
         case msgspec.inspect.VarTupleType():
