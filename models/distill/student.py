@@ -101,7 +101,8 @@ def _describe(shape: DecoderShape) -> dict[str, Any]:
 def _gemma(shape: DecoderShape) -> dict[str, Any]:
     """Return what only Gemma's configuration says."""
     described: dict[str, Any] = {
-        "query_pre_attn_scalar": shape.attention_scale**-2,
+        # transformers wants a whole number, and every Gemma has one.
+        "query_pre_attn_scalar": round(shape.attention_scale**-2),
         "rope_local_base_freq": (shape.window_rope or shape.rope).base,
     }
     factors = set(shape.rope.divisors)

@@ -145,7 +145,9 @@ def taught(
 
 
 def student_of(teacher: Recipe, *, learning_rate: float = 1e-2) -> Recipe:
-    training = msgspec.structs.replace(PLAN.training, learning_rate=learning_rate)
+    training = msgspec.structs.replace(
+        PLAN.training, learning_rate=learning_rate, whole=True, rank=12, alpha=12
+    )
     return msgspec.structs.replace(
         teacher,
         name="student",
@@ -166,10 +168,11 @@ def test_a_student_that_learns_nothing_is_its_teacher_without_the_other_layers(
     wanted = PrunedCheckpoint(recipe_checkpoint(teacher, source), (0, 2))
     ours = AdaptedCheckpoint(recipe_checkpoint(student, source), adapter)
     for name in wanted.shape.sizes():
-        np.testing.assert_allclose(ours.weight(name), wanted.weight(name), atol=1e-5)
+        # The adapter is kept in 16 bits.
+        np.testing.assert_allclose(ours.weight(name), wanted.weight(name), atol=1e-3)
 
 
-def test_what_a_student_learns_stands_beside_its_teachers_adapter_and_peft_reads_it(
+def test_what_a_student_learns_goes_on_from_its_teacher_and_peft_reads_it(
     teacher: Recipe, tmp_path: Path
 ) -> None:
     student = student_of(teacher)
@@ -180,8 +183,6 @@ def test_what_a_student_learns_stands_beside_its_teachers_adapter_and_peft_reads
     merged = AdaptedCheckpoint(bare, adapter)
     by_peft = peft.PeftModel.from_pretrained(load_student(bare), str(tmp_path / "student-0"))
     before = PrunedCheckpoint(recipe_checkpoint(teacher, source), (0, 2))
-    down, _ = adapter.factors("layers.1.down")
-    assert len(down) == 3 + 2
     assert np.abs(merged.weight("layers.1.down") - before.weight("layers.1.down")).max() > 1e-3
     np.testing.assert_allclose(reference_logits(merged, TOKENS), logits(by_peft, TOKENS), atol=1e-3)
 
@@ -193,12 +194,16 @@ def test_a_familys_student_goes_on_from_its_own_adapter(teacher: Recipe, tmp_pat
     family.write_text('{"family": "x", "language": "en", "prompt": "a", "answer": "b"}\n')
     own = AdapterSource(path=str(tmp_path / "student-0"))
 
+    still = student_of(teacher, learning_rate=1e-12)
     adapter = taught(
-        msgspec.structs.replace(student, adapter=own), teacher, tmp_path, families=(family,)
+        msgspec.structs.replace(still, adapter=own), teacher, tmp_path, families=(family,)
     )
 
-    down, _ = adapter.factors("layers.1.down")
-    assert len(down) == 3 + 2 + 2
+    source = open_source(Path(teacher.source.url.removeprefix("file:")))
+    shape = recipe_checkpoint(still, source).weight("layers.1.down").shape
+    before = Adapter(tmp_path / "student-0").delta("layers.1.down", shape)
+    np.testing.assert_allclose(adapter.delta("layers.1.down", shape), before, atol=1e-3)
+    assert np.abs(before).max() > 1e-2
 
 
 def test_every_answer_is_held_to_the_teachers_distributions(tmp_path: Path, gguf: Path) -> None:
