@@ -149,7 +149,9 @@ class CloudLane:
             return
         ledger, wait_ms = self._ledger, event.retry_after_ms
         if event.code == PROVIDER_OPEN:
-            if (wait_ms or 0) > _WORTH_WAITING_MS and self._has_second_best(job):
+            # Where no board was ever heard of, a job given to one waits for its deadline.
+            is_better_now = self._has_second_best(job) and (job.kept or ledger.fleet.contexts)
+            if (wait_ms or 0) > _WORTH_WAITING_MS and is_better_now:
                 self.do_without(job, code=event.code, message=event.message)
                 return
             job = replace(job, cloud_tries=job.cloud_tries - 1)  # nobody was asked

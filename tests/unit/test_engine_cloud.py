@@ -203,6 +203,15 @@ def test_while_all_providers_are_left_alone_a_second_best_answer_is_given_at_onc
     assert desk.receivers(topics.ASSIGN) == ["w1"]
 
 
+def test_where_no_board_was_ever_heard_of_the_breaker_is_waited_for() -> None:
+    lonely = Desk()
+    lonely.submit(escalate="always")
+    lonely.cloud_failed(1, code="provider_open", retry_after_ms=5_000)
+    assert lonely.job().status is m.JobStatus.ESCALATED
+    lonely.wake()
+    assert calls(lonely)[0].attempt == 2
+
+
 def test_a_probe_under_way_is_waited_for_all_the_same(desk: Desk) -> None:
     desk.submit()
     desk.escalated()
