@@ -13,7 +13,7 @@ import numpy as np
 
 from fleet_protocol.prompt_features import prompt_features
 from models.difficulty.assess import assign_folds
-from models.difficulty.fit import BoolArray, Float64Array, Folds, fit_logistic, sigmoid
+from models.difficulty.fit import BoolArray, Float64Array, Folds, left_out, sigmoid
 from models.routing.answers import LabelledAnswer
 from models.routing.calibrate import FOLDS, SEED, Kept, kept_by, signs_of, threshold
 from models.routing.curves import Curve, measure_curve
@@ -70,7 +70,7 @@ def compare_rules(answers: Sequence[LabelledAnswer], *, error_rate: float) -> Ro
     scores = {
         "random": np.random.default_rng(SEED).random(len(answers)),
         f"length >= {NAIVE_CHARS}": np.array([len(text) >= NAIVE_CHARS for text in prompts], float),
-        "prompt": _left_out(features, ~is_right, folds),
+        "prompt": _fit_left_out(features, ~is_right, folds),
     }
     if all(answer.signs is not None for answer in answers):
         signs, _ = signs_of(answers)
@@ -92,14 +92,8 @@ def compare_rules(answers: Sequence[LabelledAnswer], *, error_rate: float) -> Ro
     )
 
 
-def _left_out(rows: Float64Array, is_wrong: BoolArray, folds: Folds) -> Float64Array:
-    """Return log-odds of a wrong answer, each by a fit on the other folds."""
-    labels, found = is_wrong.astype(np.float64), np.zeros(len(rows))
-    for fold in range(int(folds.max()) + 1):
-        out = folds == fold
-        fitted = fit_logistic(rows[~out], labels[~out], strength=_STRENGTH)
-        found[out] = fitted.log_odds(rows[out])
-    return found
+def _fit_left_out(rows: Float64Array, is_wrong: BoolArray, folds: Folds) -> Float64Array:
+    return left_out(rows, is_wrong.astype(np.float64), folds, strengths=[_STRENGTH])
 
 
 def _after(
@@ -107,7 +101,7 @@ def _after(
 ) -> Float64Array:
     """Return log-odds of a wrong answer where there is one; a refusal leaves before all others."""
     found = np.full(len(rows), _SURELY)
-    found[~refused] = _left_out(rows[~refused], is_wrong[~refused], folds[~refused])
+    found[~refused] = _fit_left_out(rows[~refused], is_wrong[~refused], folds[~refused])
     return found
 
 
