@@ -21,22 +21,30 @@ class CloudAlerts:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._fires: dict[str, str] = {}
+        self._alerts: dict[str, tuple[str, Alert | None]] = {}
+        self._told: set[str] = set()
+
+    def announce(self) -> None:
+        """Say again how it stands: the broker may have forgotten its alerts."""
+        self._told.clear()
 
     def show(self, endpoints: Sequence[EndpointView], now_ms: int) -> None:
-        """Publish what changed since the last time."""
+        """Publish what changed since the last time; an alert keeps the moment it fired at."""
         all_out = all(endpoint.state != _CLOSED for endpoint in endpoints)
         for number, endpoint in enumerate(endpoints):
             name = f"cloud-{number}"
             code = "" if endpoint.state == _CLOSED else f"{endpoint.code}{' (all)' * all_out}"
-            if self._fires.get(name) == code:
+            known, alert = self._alerts.get(name, ("", None))
+            if code != known:
+                alert = _alert(name, endpoint, now_ms, all_out=all_out) if code else None
+                self._alerts[name] = (code, alert)
+            elif name in self._told:
                 continue
-            self._fires[name] = code
-            if code:
-                alert = _alert(name, endpoint, now_ms, all_out=all_out)
-                self._publisher.send(topics.ALERTS, alert, name)
-            else:  # also what an earlier run of the dispatcher left behind
+            self._told.add(name)
+            if alert is None:  # also what an earlier run of the dispatcher left behind
                 self._publisher.clear_alert(name)
+            else:
+                self._publisher.send(topics.ALERTS, alert, name)
 
 
 def _alert(name: str, endpoint: EndpointView, now_ms: int, *, all_out: bool) -> Alert:

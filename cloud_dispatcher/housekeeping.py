@@ -65,6 +65,10 @@ class Housekeeping:
         """When something is due next."""
         return min(self._summary_at_ms, self._prune_at_ms)
 
+    def announce(self) -> None:
+        """Say again how the cloud stands: the broker may have forgotten its alerts."""
+        self._cloud_alerts.announce()
+
     async def keep(self, now_ms: int) -> None:
         """Do what is due."""
         if now_ms >= self._summary_at_ms:

@@ -119,7 +119,7 @@ class DispatcherService:
             self._publisher, memory=outside.memory, view=engine.load, report=self._report
         )
         library = outside.library
-        self._watches: tuple[LoadWatch | LibraryWatch, ...] = (load,)
+        self._watches: tuple[Housekeeping | LoadWatch | LibraryWatch, ...] = (self._house, load)
         if library is not None:
             self._watches += (LibraryWatch(library, self._publisher),)
         self._stopping = asyncio.Event()
@@ -223,7 +223,6 @@ class DispatcherService:
             if not self._is_saving or len(turn.decided) >= _TURN_MAX:
                 await self._hand_over(turn)
                 turn = Turn()
-            await self._house.keep(self._clock())
             for watch in self._watches:
                 await watch.keep(self._clock())
         return turn

@@ -47,5 +47,7 @@ async def test_an_alert_fires_while_an_endpoint_is_left_alone(house: House, view
         alert = await next_alert()
         assert alert is not None
         assert alert.severity is m.Severity.CRITICAL
+        house.broker.forget_everything()
+        assert await next_alert() == alert
         chain.shown = (view("first"), view("second"))
         assert await next_alert() is None
