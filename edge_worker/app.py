@@ -165,13 +165,14 @@ def worker_info(settings: WorkerSettings, loaded: LoadedEngine, *, facts: HostFa
         slots=engine.slots,
         prefetch=settings.prefetch_count,
         models=(model,),
-        benchmark=None if loaded.measured is None else _benchmark_of(loaded.measured),
+        benchmark=None if loaded.measured is None else benchmark_of(loaded.measured),
         capabilities=tuple(capabilities),
         labels=settings.labels,
     )
 
 
-def _benchmark_of(measured: Measurement) -> Benchmark:
+def benchmark_of(measured: Measurement) -> Benchmark:
+    """Return what the fleet is told of a measurement."""
     return Benchmark(
         decode_tok_s=measured.chosen.decode_tok_s,
         prefill_tok_s=measured.chosen.prefill_tok_s,
@@ -205,7 +206,7 @@ def _meter(
             found = measure_again(engine, first)
         _log.info("speed.measured", decode=found.chosen.decode_tok_s, steady=found.is_steady)
         file.keep(found)
-        return SpeedMeasured(speed=_benchmark_of(found), is_steady=found.is_steady)
+        return SpeedMeasured(speed=benchmark_of(found), is_steady=found.is_steady)
 
     return measure
 

@@ -85,6 +85,10 @@ class InferenceEngine(Protocol):
         """Return the exact prompt tokens of a conversation, ready for generation."""
         ...
 
+    def kept_tokens(self, prompt_tokens: tuple[int, ...]) -> int:
+        """Return how many tokens, from the start of a prompt, it would not have to read again."""
+        ...
+
     def add(self, request: GenerationRequest) -> None:
         """Let a request join at the next step.
 

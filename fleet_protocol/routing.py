@@ -39,6 +39,27 @@ class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[str, ...] = ()
 
 
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer takes on this board as far as can be told, and what time there is for it.
+
+    Attributes:
+        waiting_ms: For those that are before it.
+        reading_ms: For what of the prompt must be read.
+        writing_ms: For an answer as long as answers here usually are.
+        left_ms: Until it is worthless.
+    """
+
+    waiting_ms: float = 0.0
+    reading_ms: float
+    writing_ms: float
+    left_ms: float
+
+    @property
+    def needed_ms(self) -> float:
+        """All of it, from now on."""
+        return self.waiting_ms + self.reading_ms + self.writing_ms
+
+
 class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What the rule needs to know of a job.
 
@@ -47,6 +68,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: Most tokens of answer that were asked for.
         supported: Whether the model that the job names is here.
         difficulty: How likely the model is to answer the prompt wrongly, 0..1; None: nobody knows.
+        timing: None: there is no deadline, or nobody knows how fast the board is.
     """
 
     prompt_tokens: int
@@ -55,6 +77,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
     privacy: Privacy = Privacy.ANY
     supported: bool = True
     difficulty: float | None = None
+    timing: Timing | None = None
 
     @property
     def may_escalate(self) -> bool:
@@ -104,15 +127,18 @@ def least_prompt_tokens(prompt_chars: int) -> int:
 def decide(query: RouteQuery, policy: RoutePolicy) -> Route:
     """Say where a job is answered, before anything is generated.
 
-    In this order: what was requested, what fits, what is supported, what looks too hard. A job that
-    may not leave (`privacy` site, `escalate` never) never escalates: it is answered here, or
-    refused if it cannot be.
+    In this order: what was requested, what fits, what will be in time, what is supported, what
+    looks too hard. A job that may not leave (`privacy` site, `escalate` never) never escalates: it
+    is answered here, or refused if it cannot be. Late is not impossible: such a job is tried.
     """
     if query.escalate is Escalate.ALWAYS and query.may_escalate:
         return EscalateTo(reason=Reason.REQUESTED, detail="the job asks for the cloud")
     excess = _excess(query, policy)
     if excess:
         return _leave(query, Reason.TOO_LONG, excess)
+    timing = query.timing
+    if timing is not None and timing.needed_ms > timing.left_ms and query.may_escalate:
+        return EscalateTo(reason=Reason.TOO_SLOW, detail=_lateness(timing))
     if not query.supported:
         return _leave(query, Reason.UNSUPPORTED, "the model that the job names is not here")
     hardness = query.difficulty
@@ -158,6 +184,16 @@ def _excess(query: RouteQuery, policy: RoutePolicy) -> str:
             f"the context holds {policy.context_tokens}"
         )
     return ""
+
+
+def _lateness(timing: Timing) -> str:
+    parts = {
+        "waiting": timing.waiting_ms,
+        "reading the prompt": timing.reading_ms,
+        "a usual answer": timing.writing_ms,
+    }
+    words = ", ".join(f"{name} {ms / 1_000:.2f} s" for name, ms in parts.items() if ms)
+    return f"{words}; {timing.left_ms / 1_000:.2f} s are left"
 
 
 def _leave(query: RouteQuery, reason: Reason, detail: str) -> EscalateTo | Refuse:

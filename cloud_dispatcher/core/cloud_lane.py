@@ -31,7 +31,7 @@ from cloud_dispatcher.core.spending import NO_TENANT, Spend, day_of
 from fleet_protocol import topics
 from fleet_protocol.messages import Defer, Escalate, JobKey, JobStatus, Privacy, Reason, TokenChunk
 
-_ELSEWHERE = frozenset({Reason.OVERHEATED, Reason.LOCAL_ERROR})
+_ELSEWHERE = frozenset({Reason.OVERHEATED, Reason.TOO_SLOW, Reason.LOCAL_ERROR})
 """Reasons of one board: another one may well answer."""
 
 _FALLS_BACK = _ELSEWHERE | {Reason.REQUESTED, Reason.COMPLEX, Reason.LOW_CONFIDENCE}

@@ -112,6 +112,11 @@ class EchoEngine:
         """Return the tokens of all turns' text, one turn a line."""
         return to_tokens("\n".join(turn.content for turn in messages))
 
+    def kept_tokens(self, prompt_tokens: tuple[int, ...]) -> int:
+        """Return 0: it keeps nothing of a prompt."""
+        _ = prompt_tokens
+        return 0
+
     def add(self, request: GenerationRequest) -> None:
         """Let a request wait for a slot.
 

@@ -133,6 +133,10 @@ class OnnxEngine:
         """
         return self._tokenizer.encode(messages)
 
+    def kept_tokens(self, prompt_tokens: tuple[int, ...]) -> int:
+        """Return how many tokens, from the start of a prompt, are kept of earlier ones."""
+        return len(self._prefixes.match(prompt_tokens)) * self._settings.prefill_chunk_tokens
+
     def add(self, request: GenerationRequest) -> None:
         """Let a request wait for a row.
 

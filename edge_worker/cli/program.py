@@ -19,6 +19,8 @@ from fleet_protocol.errors import FleetError
 from fleet_protocol.log import set_up_logging
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_JOB_FLAGS = ("max_tokens", "escalate", "privacy", "deadline_ms")
+"""What `route` is told of the job, and not of the worker."""
 
 
 class Program(click.Group):
@@ -131,27 +133,12 @@ def selftest(config: Path | None, *, as_json: bool, **flags: str | int | None) -
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--escalate", type=click.Choice(["auto", "never", "always"]), default="auto")
 @click.option("--privacy", type=click.Choice(["any", "site"]), default="any")
+@click.option("--deadline-ms", type=click.IntRange(1), help="The answer must be there by then.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-def route(
-    prompt: str,
-    *,
-    config: Path | None,
-    max_tokens: int,
-    escalate: str,
-    privacy: str,
-    as_json: bool,
-    **flags: str | int | None,
-) -> int:
+def route(prompt: str, *, config: Path | None, as_json: bool, **flags: str | int | None) -> int:
     """Explain where PROMPT would be answered, and what would change that; needs no broker."""
+    job = {name: flags.pop(name) for name in _JOB_FLAGS}
     settings = _settings(config, **flags)
     module = import_module("edge_worker.cli.route")
-    asked = msgspec.convert(
-        {
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "escalate": escalate,
-            "privacy": privacy,
-        },
-        module.Asked,
-    )
+    asked = msgspec.convert({"prompt": prompt, **job}, module.Asked)
     return int(module.route(settings, _environ(), asked, as_json=as_json))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final
 
 import click
 import msgspec
 
-from edge_worker.app import measurement_file
+from edge_worker.app import benchmark_of, measurement_file
 from edge_worker.cli.exits import ExitCode
 from edge_worker.config import WorkerSettings
+from edge_worker.core.pace import Pace
 from edge_worker.loading import LoadedEngine, Measuring, load_engine
 from edge_worker.ports import Broke, Finished, GenerationRequest, InferenceEngine
 from fleet_protocol import routing
@@ -30,12 +32,17 @@ _FEATURES_SHOWN: Final = 3
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt as a device would submit it."""
+    """A prompt as a device would submit it.
+
+    Attributes:
+        deadline_ms: Span after which the answer is worthless; None: any time will do.
+    """
 
     prompt: str
     max_tokens: int
     escalate: Escalate
     privacy: Privacy
+    deadline_ms: int | None = None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +71,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Both decisions and what they were taken from.
 
     Attributes:
+        timing: What answering takes on this board alone, and the deadline; None: there is none,
+            or the board was not measured yet.
         difficulty: Probability of a wrong answer, by the prompt's looks; None: nobody knows.
         hardest_features: What of its looks says so, in log-odds.
         before: What the prompt alone decides.
@@ -75,6 +84,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     prompt_tokens: int
     context_tokens: int
+    timing: routing.Timing | None = None
     difficulty: float | None = None
     hardest_features: tuple[tuple[str, float], ...] = ()
     max_difficulty: float
@@ -115,6 +125,7 @@ def explain(loaded: LoadedEngine, asked: Asked) -> Explanation:
         max_tokens=asked.max_tokens,
         escalate=asked.escalate,
         privacy=asked.privacy,
+        timing=_timing(loaded, tokens, asked),
         difficulty=None if model is None else model.predict(asked.prompt),
     )
     before = routing.decide(query, policy)
@@ -122,6 +133,7 @@ def explain(loaded: LoadedEngine, asked: Asked) -> Explanation:
         model=f"{engine.model.name} {engine.model.version}",
         prompt_tokens=len(tokens),
         context_tokens=policy.context_tokens,
+        timing=query.timing,
         difficulty=query.difficulty,
         hardest_features=() if model is None else model.explain(asked.prompt)[:_FEATURES_SHOWN],
         max_difficulty=policy.max_difficulty,
@@ -145,6 +157,18 @@ def explain(loaded: LoadedEngine, asked: Asked) -> Explanation:
         ),
         after=_decision(after),
         would_change_it=_after_changes(after, trusted, query),
+    )
+
+
+def _timing(loaded: LoadedEngine, tokens: tuple[int, ...], asked: Asked) -> routing.Timing | None:
+    """Return what a worker that has just started would reckon with."""
+    if loaded.measured is None or asked.deadline_ms is None:
+        return None
+    return Pace().reckon(
+        unread_tokens=len(tokens),
+        max_tokens=asked.max_tokens,
+        speed=benchmark_of(loaded.measured),
+        left_ms=asked.deadline_ms,
     )
 
 
@@ -180,6 +204,8 @@ def _before_changes(
         return ()
     if route.reason is Reason.REQUESTED:
         return ("escalate = auto",)
+    if route.reason is Reason.TOO_SLOW and query.timing is not None:
+        return (f"a deadline of {ceil(query.timing.needed_ms)} ms or more", "escalate = never")
     if route.reason is Reason.COMPLEX:
         return ("a simpler prompt", "escalate = never")
     room = policy.context_tokens - query.prompt_tokens
@@ -203,6 +229,9 @@ def _after_changes(
 def _show(found: Explanation) -> None:
     click.echo(f"model       {found.model}")
     click.echo(f"prompt      {found.prompt_tokens} of {found.context_tokens} tokens")
+    if found.timing is not None:
+        needed_s, left_s = found.timing.needed_ms / 1_000, found.timing.left_ms / 1_000
+        click.echo(f"time        {needed_s:.2f} s at least, the deadline is in {left_s:.2f} s")
     if found.difficulty is not None:
         looks = ", ".join(f"{name} {odds:+.1f}" for name, odds in found.hardest_features)
         click.echo(f"difficulty  {found.difficulty:.3f} of {found.max_difficulty:.3f}; {looks}")

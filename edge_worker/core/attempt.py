@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from edge_worker.core.generation import GenerationRequest, Trust
 from fleet_protocol import messages as m
 from fleet_protocol.messages import Assignment, Escalation, JobDone, JobFailed
 
@@ -38,6 +39,7 @@ class HeldJob(msgspec.Struct, kw_only=True):
             generation of the same attempt moves nothing.
         is_told: The dispatcher was told that the attempt is here, or what became of it.
         prompt_tokens: Exact count; 0 until it is known.
+        kept_tokens: Of them those that the engine need not read: it has read them before.
         tokens: Generated so far.
         parts: The text generated so far, piece by piece.
         told_parts: How many of them were sent as chunks.
@@ -53,6 +55,7 @@ class HeldJob(msgspec.Struct, kw_only=True):
     phase: Phase = Phase.ENCODING
     is_told: bool = False
     prompt_tokens: int = 0
+    kept_tokens: int = 0
     tokens: int = 0
     parts: list[str] = msgspec.field(default_factory=list)
     told_parts: int = 0
@@ -80,6 +83,18 @@ class HeldJob(msgspec.Struct, kw_only=True):
         """When the answer is worthless, by the worker's own clock."""
         span_ms = self.spooled.assignment.deadline_ms
         return None if span_ms is None else self.spooled.received_at_ms + span_ms
+
+    def request(self, tokens: tuple[int, ...], *, trust: Trust | None) -> GenerationRequest:
+        """Return what the engine is to generate, the prompt being these tokens."""
+        assignment = self.spooled.assignment
+        return GenerationRequest(
+            id=self.id,
+            prompt_tokens=tokens,
+            generation=assignment.generation,
+            priority=assignment.priority,
+            stream=assignment.stream,
+            trust=trust,
+        )
 
     def is_late(self, now_ms: int) -> bool:
         """Tell whether the deadline has passed."""

@@ -62,10 +62,12 @@ class PromptEncoded(Event, frozen=True):
 
     Attributes:
         id: Of the generation, as in `EncodePrompt`.
+        kept_tokens: Of them, from the start, those that the engine has read before and kept.
     """
 
     id: str
     tokens: tuple[int, ...]
+    kept_tokens: int = 0
 
 
 class HostRead(Event, frozen=True):

@@ -49,13 +49,14 @@ def before_generation(
     model: str,
     policy: routing.RoutePolicy,
     difficulty: DifficultyModel | None = None,
+    timing: routing.Timing | None = None,
 ) -> Outcome | None:
     """Return the outcome of an attempt that is not for this worker; None: generate.
 
     A refused job is retryable where another board may have what this one lacks: the model. The
     dispatcher has measured the prompt against the largest context of the fleet itself.
     """
-    query = query_of(held, model=model)
+    query = msgspec.structs.replace(query_of(held, model=model), timing=timing)
     if difficulty is not None:
         prompt = held.spooled.assignment.messages[-1].content
         query = msgspec.structs.replace(query, difficulty=difficulty.predict(prompt))

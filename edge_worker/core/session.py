@@ -20,9 +20,10 @@ from edge_worker.core import events as e
 from edge_worker.core import outcomes
 from edge_worker.core.answers import AnswerCache
 from edge_worker.core.attempt import HeldJob, Outcome, Phase, SpooledJob
-from edge_worker.core.generation import Broke, Finished, GenerationRequest, Grew
+from edge_worker.core.generation import Broke, Finished, Grew
 from edge_worker.core.health import Heat, HostReading, next_heat
 from edge_worker.core.measuring import Measuring
+from edge_worker.core.pace import Pace
 from edge_worker.core.rules import SessionRules
 from edge_worker.core.telling import REPEAT_MS, Standing, Teller
 from fleet_protocol import messages as m
@@ -67,6 +68,7 @@ class Session:
         self._tokens = 0
         self._tokens_since_ms: int | None = None
         self._measuring = Measuring(speed_due_at_ms=rules.speed_due_at_ms)
+        self._pace = Pace()
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             e.AssignmentReceived: self._on_assignment,
             e.CancelReceived: self._on_cancel,
@@ -271,10 +273,15 @@ class Session:
         held = self._by_id.get(event.id)
         if held is None or held.phase is not Phase.ENCODING:
             return
-        held.prompt_tokens = len(event.tokens)
-        rules = self._rules
+        held.prompt_tokens, held.kept_tokens = len(event.tokens), event.kept_tokens
+        rules, others = self._rules, self._jobs.values()
+        speed, slots = self._teller.info.benchmark, self._heat.slots
         outcome = outcomes.before_generation(
-            held, model=self._model, policy=rules.policy, difficulty=rules.difficulty
+            held,
+            model=self._model,
+            policy=rules.policy,
+            difficulty=rules.difficulty,
+            timing=self._pace.timing(held, others, slots=slots, speed=speed, now_ms=now_ms),
         )
         if outcome is None and self._heat.is_critical:
             outcome = outcomes.when_overheated(held, model=self._model)
@@ -282,16 +289,8 @@ class Session:
             self._finish(held, outcome, now_ms)
             return
         held.phase = Phase.GENERATING
-        assignment = held.spooled.assignment
-        request = GenerationRequest(
-            id=held.id,
-            prompt_tokens=event.tokens,
-            generation=assignment.generation,
-            priority=assignment.priority,
-            stream=assignment.stream,
-            trust=outcomes.trust_in(held, model=self._model, policy=self._rules.policy),
-        )
-        self._teller.out.append(c.StartGeneration(request))
+        trust = outcomes.trust_in(held, model=self._model, policy=rules.policy)
+        self._teller.out.append(c.StartGeneration(held.request(event.tokens, trust=trust)))
 
     def _on_grew(self, event: Grew, now_ms: int) -> None:
         held = self._by_id.get(event.id)
@@ -307,6 +306,7 @@ class Session:
         if held is None or held.phase is not Phase.GENERATING:
             return
         self._count(held, event.tokens)
+        self._pace.note(event)
         outcome = outcomes.after_generation(
             held, event, model=self._model, policy=self._rules.policy
         )

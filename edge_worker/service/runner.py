@@ -118,7 +118,8 @@ class EngineRunner:
         name = order.id if isinstance(order, EncodePrompt) else order.request.id
         try:
             if isinstance(order, EncodePrompt):
-                events.append(PromptEncoded(name, self._engine.encode(order.messages)))
+                tokens = self._engine.encode(order.messages)
+                events.append(PromptEncoded(name, tokens, self._engine.kept_tokens(tokens)))
             else:
                 self._engine.add(order.request)
                 self._inside.add(name)

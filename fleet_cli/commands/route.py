@@ -13,7 +13,7 @@ import click
 
     The prompt is answered as a board would: its length and what the job allows decide first, then
     how sure the model was. Nothing is sent anywhere. Takes what `edge-worker route` takes: --model,
-    --max-tokens, --escalate, --privacy, --config, --json.
+    --max-tokens, --escalate, --privacy, --deadline-ms, --config, --json.
 
     \b
     Examples:

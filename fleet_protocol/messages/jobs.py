@@ -99,15 +99,26 @@ class AnsweredBy(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a job left the board it was assigned to, or never reached one."""
+    """Why a job left the board it was assigned to, or never reached one.
+
+    Attributes:
+        TOO_LONG: Prompt and answer do not fit the context.
+        TOO_SLOW: The board would more likely than not be late for the job's deadline.
+        LOCAL_ERROR: The board could not; also what a reason of a later release is read as.
+    """
 
     REQUESTED = "requested"
     TOO_LONG = "too_long"
+    TOO_SLOW = "too_slow"
     COMPLEX = "complex"
     LOW_CONFIDENCE = "low_confidence"
     UNSUPPORTED = "unsupported"
     OVERHEATED = "overheated"
     LOCAL_ERROR = "local_error"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Reason | None:
+        return cls.LOCAL_ERROR if isinstance(value, str) else None
 
 
 class FinishReason(StrEnum):

@@ -156,6 +156,21 @@ def test_encoding_is_repeatable_and_not_empty(engine: InferenceEngine) -> None:
     assert engine.encode(turns) == engine.encode(turns) != ()
 
 
+def test_of_a_prompt_it_has_not_read_nothing_is_kept_and_never_all_of_one_it_has(
+    engine: InferenceEngine,
+) -> None:
+    prompt = engine.encode([ChatMessage(role=ChatRole.USER, content="is the valve open? " * 5)])
+    assert engine.kept_tokens(prompt) == 0
+    for name in ("first", "again"):
+        kept = engine.kept_tokens(prompt)
+        engine.add(
+            GenerationRequest(id=name, prompt_tokens=prompt, generation=Generation(max_tokens=1))
+        )
+        (end,) = (event for event in drain(engine) if isinstance(event, Finished))
+        assert end.cached_tokens == kept
+    assert engine.kept_tokens(prompt) < len(prompt)
+
+
 def test_an_idle_engine_does_nothing(engine: InferenceEngine) -> None:
     assert engine.is_idle
     assert engine.step() == []

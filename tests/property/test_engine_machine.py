@@ -57,7 +57,7 @@ LONG_SUBMITS = st.builds(
     deadline_ms=st.sampled_from([None, None, 15_000]),
     stream=st.booleans(),
 )
-ANSWERS = st.sampled_from(["done", "failed", "broken", "low_confidence", "overheated"])
+ANSWERS = st.sampled_from(["done", "failed", "broken", "low_confidence", "overheated", "too_slow"])
 LONG_ANSWERS = st.sampled_from(["done", "done", "done", "failed", "low_confidence", "too_long"])
 TROUBLES = [
     "vanish",

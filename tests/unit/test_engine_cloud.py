@@ -150,10 +150,13 @@ def test_a_job_that_may_not_leave_never_reaches_a_provider(
     assert (result_of(desk).text, result_of(desk).degraded) == ("blue", True)
 
 
-def test_an_overheated_board_with_nothing_to_show_gives_way_to_another(desk: Desk) -> None:
+@pytest.mark.parametrize("reason", [m.Reason.OVERHEATED, m.Reason.TOO_SLOW])
+def test_a_hot_or_slow_board_with_nothing_to_show_gives_way_to_another(
+    desk: Desk, reason: m.Reason
+) -> None:
     desk.submit(escalate="never")
     desk.worker("w2")
-    desk.escalated(m.Reason.OVERHEATED, answer=None)
+    desk.escalated(reason, answer=None)
     desk.wake()
     assert desk.receivers(topics.ASSIGN) == ["w2"]
 
@@ -164,6 +167,17 @@ def test_a_board_that_escalates_what_the_cloud_could_not_take_ends_the_job(desk:
     desk.escalated(attempt=2)
     result = result_of(desk)
     assert (result.text, result.degraded, result.code) == ("blue", True, "no_provider")
+
+
+def test_what_was_too_slow_for_one_board_may_be_in_time_on_another(desk: Desk) -> None:
+    desk.submit(deadline_ms=60_000)
+    desk.worker("w2")
+    desk.escalated(m.Reason.TOO_SLOW, answer=None)
+    desk.cloud_failed(2)
+    desk.wake()
+    assert desk.receivers(topics.ASSIGN) == ["w2"]
+    (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert assignment.escalate is m.Escalate.NEVER
 
 
 def test_an_unsupported_job_without_a_cloud_fails(desk: Desk) -> None:

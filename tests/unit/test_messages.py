@@ -115,6 +115,14 @@ def test_a_generation_of_an_earlier_release_has_no_form() -> None:
     assert b"output" not in msgspec.json.encode(m.JobSubmit(prompt="x"))
 
 
+def test_a_reason_of_a_later_release_does_not_cost_the_result() -> None:
+    said = b'{"v":1,"id":"j1","status":"ok","text":"21 C","reason":"too_purple"}'
+    result = msgspec.json.decode(said, type=m.JobResult)
+    assert (result.text, result.reason) == ("21 C", m.Reason.LOCAL_ERROR)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(b'{"v":1,"attempt":1,"reason":7}', type=m.Escalation)
+
+
 def test_exactly_four_states_are_final() -> None:
     final = {status for status in m.JobStatus if status.is_final}
     assert final == {"ok", "failed", "cancelled", "expired"}

@@ -13,7 +13,7 @@ import pytest
 
 from edge_worker.adapters.echo_engine import EchoEngine
 from edge_worker.cli.route import Asked, Explanation, explain
-from edge_worker.core.tuning import Setup
+from edge_worker.core.tuning import Measurement, Setup, Trial
 from edge_worker.loading import LoadedEngine
 from edge_worker.ports import EngineEvent, Finished
 from fleet_protocol.messages import Escalate, Privacy, Reason
@@ -41,13 +41,16 @@ def explained(
     *,
     logprobs: tuple[float, ...] = (-0.1,),
     policy: RoutePolicy = POLICY,
+    measured: Measurement | None = None,
     **changes: object,
 ) -> Explanation:
     engine = DoubtfulEngine(slots=1, context_tokens=policy.context_tokens)
     engine.logprobs = logprobs
     asked = Asked(prompt=prompt, max_tokens=32, escalate=Escalate.AUTO, privacy=Privacy.ANY)
     setup = Setup(variant="default", provider="cpu", threads=1)
-    loaded = LoadedEngine(engine=engine, policy=policy, setup=setup, why="a test")
+    loaded = LoadedEngine(
+        engine=engine, policy=policy, setup=setup, why="a test", measured=measured
+    )
     return explain(loaded, msgspec.structs.replace(asked, **changes))
 
 
@@ -97,6 +100,29 @@ def test_a_prompt_decides_alone_where_nothing_needs_to_be_generated() -> None:
     assert (too_long.before.route, too_long.before.reason) == ("escalate", Reason.TOO_LONG)
     assert kept.before.route == "refuse"
     assert all(found.would_change_it for found in (asked_for, too_long, kept))
+
+
+def test_a_deadline_is_held_against_what_the_board_was_measured_at() -> None:
+    trial = Trial(
+        setup=Setup(variant="default", provider="cpu", threads=1),
+        decode_tok_s=50.0,
+        prefill_tok_s=100.0,
+    )
+    measured = Measurement(of=("a test",), chosen=trial, trials=(), load=0.0, measured_at_ms=0)
+    prompt = "word " * 16  # 20 tokens: 200 ms to read, 20 ms for the first word
+    late = explained(prompt, measured=measured, deadline_ms=219)
+
+    assert (late.before.route, late.before.reason) == ("escalate", Reason.TOO_SLOW)
+    assert late.would_change_it == ("a deadline of 220 ms or more", "escalate = never")
+    assert late.timing is not None
+    assert late.timing.needed_ms == pytest.approx(220)
+    for in_time in (
+        explained(prompt, measured=measured, deadline_ms=221),
+        explained(prompt, measured=measured),
+        explained(prompt, deadline_ms=1),
+        explained(prompt, measured=measured, deadline_ms=1, escalate=Escalate.NEVER),
+    ):
+        assert in_time.before.route == "local"
 
 
 @pytest.mark.parametrize("program", ["edge_worker", "fleet_cli"])
