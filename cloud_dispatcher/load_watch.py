@@ -82,9 +82,12 @@ def _reading(signal: str, load: LoadView) -> tuple[str, str] | None:
     if signal not in load.causes:
         return None
     if signal == "latency":
-        value = f"{load.edge_p50_ms or 0:.0f} ms"
-        to_do = "add boards or slots, or raise engine.overload.latency_ms if they are just slow"
-        return "The boards answer too slowly", f"half of the answers take {value} or more; {to_do}"
+        value = (
+            f"{load.edge_p50_ms or 0:.0f} ms or more, the boards {load.edge_work_p50_ms or 0:.0f}"
+        )
+        to_do = "add boards or slots, or raise engine.overload.latency_ms if that is soon enough"
+        detail = f"half of the answers take {value} of it: jobs wait; {to_do}"
+        return "Answers of the boards come too late", detail
     if signal == "success":
         value = f"{100 * (load.success_share or 0):.0f} %"
         to_do = "`fleet jobs ls --dead` shows why the others were not"

@@ -55,8 +55,10 @@ class Outbox:
         ledger.finished.append(job)
         if job.part is None:
             # A long text takes as long as it is long: that says nothing of the boards.
-            span_ms = None if job.parts else ledger.now_ms - job.received_at_ms
-            ledger.overload.ended(result, span_ms=span_ms, now_ms=ledger.now_ms)
+            now_ms = ledger.now_ms
+            span_ms = None if job.parts else now_ms - job.received_at_ms
+            work_ms = 0 if job.assigned_at_ms is None else now_ms - job.assigned_at_ms
+            ledger.overload.ended(result, span_ms=span_ms, work_ms=work_ms, now_ms=now_ms)
         self.tell(job)
 
     def fail(self, job: Job, *, code: str, message: str) -> None:

@@ -10,9 +10,10 @@ step further down is taken each such while:
 Steps are taken back one by one, each after a longer while in which nothing pressed. A signal that
 fired is silent again only a tenth below its limit, so that nothing flutters.
 
-Boards that are slow, or jobs that fail, while nobody waits for a board are no overload: refusing
-work would help nobody (the boards are just slow, the cloud is just away). So those signals fire an
-alert, but press only while jobs wait; memory always does.
+Boards that are slow are no overload: jobs that wait for them are. So answers are late only if they
+take twice as long as the boards work on them, which a Raspberry Pi 4 does on each for seconds. And
+where nobody waits for a board, refusing work would help nobody (the cloud is just away): latency
+and failures fire an alert, but press only while jobs wait; memory always does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ OVERLOAD: Final = "overload"
 """A job was answered from the library because there was too much to do."""
 STEPS_MOST: Final = 2
 _RELIEF: Final = 0.9
+_LATE: Final = 2.0
+"""Of the time that the boards work on a job: what takes longer in all waited longer than that."""
 _SAMPLES_MOST: Final = 4_096
 
 _SAYS_NOTHING: Final = frozenset(
@@ -65,7 +68,8 @@ class OverloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     Attributes:
         enabled: False: nothing is watched and nothing refused but beyond the queue's limit.
-        latency_ms: Half of the boards' answers may take longer than this, from receipt to result.
+        latency_ms: Half of the boards' answers may take longer than this, from receipt to result;
+            or than twice the time that boards work on half of them, where that is more.
         latency_window_ms: Of the answers of so long.
         success_share: So large a share of the jobs must get an answer; the library's default is
             none.
@@ -108,10 +112,11 @@ class Overload:
         self.refused = 0
         self.shed = 0
         self._settings = settings
-        self._spans: deque[tuple[int, int]] = deque(maxlen=_SAMPLES_MOST)
+        self._spans: deque[tuple[int, int, int]] = deque(maxlen=_SAMPLES_MOST)
         self._ends: deque[tuple[int, bool]] = deque(maxlen=_SAMPLES_MOST)
         self._gauges = {signal: _Gauge(settings.hold_ms) for signal in Signal}
         self._values: dict[Signal, float | None] = dict.fromkeys(Signal)
+        self._work_ms: float | None = None
         self._down_at_ms = 0
         self._calm_since_ms: int | None = None
 
@@ -123,15 +128,24 @@ class Overload:
         """Tell whether jobs of this priority do with the library's answer now."""
         return self.step >= STEPS_MOST and priority < self._settings.spare_below
 
-    def ended(self, result: JobResult, *, span_ms: int | None, now_ms: int) -> None:
-        """Take note of a job's end; `span_ms` None: what it took says nothing of the boards."""
+    def ended(
+        self, result: JobResult, *, span_ms: int | None, now_ms: int, work_ms: int = 0
+    ) -> None:
+        """Take note of a job's end.
+
+        Args:
+            result: Its last word.
+            span_ms: From receipt to result; None: what it took says nothing of the boards.
+            now_ms: May not go back.
+            work_ms: What its board had of that.
+        """
         if result.status is JobStatus.CANCELLED or result.code in _SAYS_NOTHING:
             return
         is_default = result.offline is not None and result.offline.kind == MatchKind.DEFAULT
         self._ends.append((now_ms, result.status is JobStatus.OK and not is_default))
         is_edge = result.answered_by is AnsweredBy.EDGE and not result.degraded
         if is_edge and span_ms is not None:
-            self._spans.append((now_ms, span_ms))
+            self._spans.append((now_ms, span_ms, work_ms))
 
     def look(self, now_ms: int, *, waiting: int, memory_pct: float | None) -> None:
         """Look at the signals and take a step if it is time to; once a second or so.
@@ -145,14 +159,15 @@ class Overload:
         if not settings.enabled:
             return
         success = self._success(now_ms)
+        latency_ms, self._work_ms = self._latency_ms(now_ms)
         self._values = {
-            Signal.LATENCY: self._latency_ms(now_ms),
+            Signal.LATENCY: latency_ms,
             Signal.SUCCESS: success,
             Signal.MEMORY: memory_pct,
         }
         failure = None if success is None else 1.0 - success
-        gauges = self._gauges
-        gauges[Signal.LATENCY].read(self._values[Signal.LATENCY], settings.latency_ms, now_ms)
+        gauges, most_ms = self._gauges, max(settings.latency_ms, _LATE * (self._work_ms or 0.0))
+        gauges[Signal.LATENCY].read(latency_ms, most_ms, now_ms)
         gauges[Signal.SUCCESS].read(failure, 1.0 - settings.success_share, now_ms)
         gauges[Signal.MEMORY].read(memory_pct, settings.memory_pct, now_ms)
         pressing = gauges.values() if waiting else (gauges[Signal.MEMORY],)
@@ -171,6 +186,7 @@ class Overload:
             refused=self.refused,
             shed=self.shed,
             edge_p50_ms=values[Signal.LATENCY],
+            edge_work_p50_ms=self._work_ms,
             success_share=values[Signal.SUCCESS],
             memory_pct=values[Signal.MEMORY],
         )
@@ -189,13 +205,16 @@ class Overload:
             self.step -= 1
             self._calm_since_ms = now_ms
 
-    def _latency_ms(self, now_ms: int) -> float | None:
-        """Return the median, None without answers."""
+    def _latency_ms(self, now_ms: int) -> tuple[float | None, float | None]:
+        """Return the medians of what answers took in all, and on a board; None without answers."""
         spans, since_ms = self._spans, now_ms - self._settings.latency_window_ms
         while spans and spans[0][0] < since_ms:
             spans.popleft()
-        ordered = sorted(span for _, span in spans)
-        return float(ordered[len(ordered) // 2]) if ordered else None
+        if not spans:
+            return None, None
+        middle = len(spans) // 2
+        whole, work = (sorted(span[kind] for span in spans) for kind in (1, 2))
+        return float(whole[middle]), float(work[middle])
 
     def _success(self, now_ms: int) -> float | None:
         """Return the share of jobs that got an answer, None of too few."""

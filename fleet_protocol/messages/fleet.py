@@ -81,6 +81,7 @@ class LoadView(Part, frozen=True, kw_only=True):
         refused: Submissions refused as `busy` since the dispatcher started.
         shed: Accepted jobs that made way for others in a full queue since then.
         edge_p50_ms: Half of the boards' answers took longer lately; None without any.
+        edge_work_p50_ms: The same without the time that the jobs waited for a board.
         success_share: Of the jobs that ended lately, who got an answer; None of too few.
         memory_pct: None where the dispatcher cannot tell.
     """
@@ -92,6 +93,7 @@ class LoadView(Part, frozen=True, kw_only=True):
     refused: Count = 0
     shed: Count = 0
     edge_p50_ms: Measure | None = None
+    edge_work_p50_ms: Measure | None = None
     success_share: Share | None = None
     memory_pct: Measure | None = None
 

@@ -150,3 +150,15 @@ class TestFullQueue:
         desk.done()
         assert desk.sent(topics.RESULT, m.JobResult) == []
         assert desk.receivers(topics.SETTLED) == ["w1"]
+
+
+def test_what_a_job_waited_is_no_work_of_its_board() -> None:
+    desk = Desk()
+    desk.submit()
+    desk.now_ms += 4_000
+    desk.worker()
+    desk.now_ms += 1_000
+    desk.done()
+    desk.handle(e.LoadLooked())
+    load = desk.engine.load()
+    assert (load.edge_p50_ms, load.edge_work_p50_ms) == (5_000, 1_000)

@@ -32,9 +32,12 @@ class Watched:
         self.overload = Overload(settings)
         self.now_ms = 1_000_000
 
-    def ended(self, result: JobResult, *, times: int = 1, span_ms: int = 100) -> None:
+    def ended(
+        self, result: JobResult, *, times: int = 1, span_ms: int = 100, work_ms: int = 50
+    ) -> None:
         for _ in range(times):
-            self.overload.ended(result, span_ms=span_ms, now_ms=self.now_ms)
+            now_ms = self.now_ms
+            self.overload.ended(result, span_ms=span_ms, work_ms=work_ms, now_ms=now_ms)
 
     def second(self, *, waiting: int = 0, memory_pct: float | None = None) -> LoadView:
         self.now_ms += 1_000
@@ -48,12 +51,13 @@ class Watched:
         waiting: int = 0,
         memory_pct: float | None = None,
         span_ms: int | None = None,
+        work_ms: int = 50,
     ) -> list[int]:
         """Return the step after each second, in each of which an answer took `span_ms`."""
         steps = []
         for _ in range(count):
             if span_ms is not None:
-                self.ended(answered(), span_ms=span_ms)
+                self.ended(answered(), span_ms=span_ms, work_ms=work_ms)
             steps.append(self.second(waiting=waiting, memory_pct=memory_pct).step)
         return steps
 
@@ -100,14 +104,30 @@ class TestSteps:
 
 
 class TestSignals:
-    def test_slow_boards_press_where_jobs_wait(self, watched: Watched) -> None:
+    def test_late_answers_press_where_jobs_wait(self, watched: Watched) -> None:
         assert watched.seconds(31, waiting=1, span_ms=1_001)[-1] == 1
         assert watched.overload.view().causes == ("latency",)
 
-    def test_slow_boards_without_a_queue_are_an_alert_and_no_step(self, watched: Watched) -> None:
+    def test_late_answers_without_a_queue_are_an_alert_and_no_step(self, watched: Watched) -> None:
         assert max(watched.seconds(200, span_ms=5_000)) == 0
         view = watched.overload.view()
         assert (view.causes, view.edge_p50_ms) == (("latency",), 5_000.0)
+
+    def test_boards_that_work_for_seconds_on_each_answer_are_slow_and_nothing_more(
+        self, watched: Watched
+    ) -> None:
+        assert max(watched.seconds(200, waiting=3, span_ms=8_000, work_ms=5_000)) == 0
+        view = watched.overload.view()
+        assert (view.causes, view.edge_p50_ms, view.edge_work_p50_ms) == ((), 8_000.0, 5_000.0)
+
+    def test_their_answers_are_late_where_jobs_wait_longer_than_they_are_worked_on(
+        self, watched: Watched
+    ) -> None:
+        assert watched.seconds(31, waiting=3, span_ms=10_001, work_ms=5_000)[-1] == 1
+        watched.seconds(31, waiting=3, span_ms=9_500, work_ms=5_000)
+        assert watched.overload.view().causes == ("latency",)
+        watched.seconds(31, waiting=3, span_ms=8_900, work_ms=5_000)
+        assert watched.overload.view().causes == ()
 
     def test_quick_boards_do_not_press_however_many_wait(self, watched: Watched) -> None:
         assert max(watched.seconds(100, waiting=10_000, span_ms=1_000)) == 0
