@@ -364,7 +364,7 @@ def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ..
         yield "tell", (job.key,)
     elif not saved.status.is_final and not job.status.is_final:
         yield "step", (*_changing(job), job.key)
-    elif not saved.status.is_final and job.status is JobStatus.OK and not job.told:
+    elif not (saved.status.is_final or job.told or job.dead) and job.status is JobStatus.OK:
         yield "finish_ok", (*_changing(job), job.finished_at_ms, job.key)
     else:
         yield "upsert_job", _columns(job)
@@ -403,7 +403,7 @@ def _columns(job: Job) -> tuple[object, ...]:
         job.worker,
         int(job.dead),
         int(job.told),
-        int(job.status in _RARE),
+        int(job.dead or job.status in _RARE),
         _encode(_State(*_state_of(job))),
     )
 

@@ -81,7 +81,7 @@ class AdminDesk:
         """Let a job that ended without an answer start over; attempts go on counting."""
         if job.is_open:
             return _refused(request, "job_open", f"the job is {job.status.value}, nothing to retry")
-        if job.status is JobStatus.OK:
+        if job.status is JobStatus.OK and not job.dead:
             return _refused(request, "job_answered", "the job has its answer; submit a new one")
         if job.part is not None:
             message = f"it is a part of the job {job.part.job}: retry that one"

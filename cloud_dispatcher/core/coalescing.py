@@ -90,8 +90,8 @@ class Coalescer:
             for key in (*group.followers, *(() if led else (group.leader,))):
                 follower = self._ledger.jobs[key]
                 self._ledger.call_off(follower)
-                now_ms = self._ledger.now_ms
-                self._outbox.finish(follower, shared_result(follower, result, now_ms=now_ms))
+                shared = shared_result(follower, result, now_ms=self._ledger.now_ms)
+                self._outbox.finish(follower, shared, dead=job.dead)
             return None
         return self._succeed(question, group) if led else None
 

@@ -69,7 +69,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         cloud_message: The same for people.
         kept: What a board already answered, in case no cloud can.
         result: The one final word; None while the job is open.
-        dead: Failed for good: a dead letter, to be inspected and retried by a person.
+        dead: Failed for good, or got no more than the library's default: a dead letter, to be
+            inspected and retried by a person.
         told: The broker confirmed the result; False with a `result` is the outbox.
         answer_key: What its question has in common with equal ones; None: an answer serves nobody
             else, see `AnswerCache.key_of`.

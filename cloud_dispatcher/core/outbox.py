@@ -156,7 +156,8 @@ class Outbox:
             self.finish(job, kept_result(job, kept, code=code, message=message, now_ms=now_ms))
         elif written is not None:
             found = offline_result(job, written, code=code, message=message, now_ms=now_ms)
-            self.finish(job, found)
+            # The default is a kind word, not an answer: somebody should know of it.
+            self.finish(job, found, dead=written.kind is MatchKind.DEFAULT)
         else:
             none = no_answer(job, status, code=code, message=message, now_ms=now_ms)
             self.finish(job, none, dead=job.part is None)

@@ -168,6 +168,15 @@ async def test_a_dead_letter_that_starts_over_has_no_result_and_is_open_again(
     assert await store.select(JobQuery(dead=True)) == []
 
 
+async def test_a_dead_letter_may_have_an_answer(store: JobStore) -> None:
+    job = make_job()
+    await store.commit([job])
+    dead = finished(job, told=False, dead=True)
+    await store.commit([dead])
+    assert await store.get(job.key) == dead
+    assert await store.select(JobQuery(dead=True)) == [dead]
+
+
 async def test_jobs_are_found_by_their_devices_names_open_or_finished(store: JobStore) -> None:
     mine, done = make_job(), finished(make_job())
     other = make_job(device="d2", id=mine.id)

@@ -110,6 +110,32 @@ def test_that_word_goes_before_the_default_and_before_nothing(known: LibraryAnsw
     assert (result.text, result.answered_by) == ("blue", m.AnsweredBy.EDGE)
 
 
+def test_who_gets_no_more_than_the_default_stays_a_dead_letter() -> None:
+    desk = Desk()
+    default = LibraryAnswer(text="Later.", kind=MatchKind.DEFAULT)
+    desk.engine = Engine(desk.settings, "epoch", offline=lambda _: default)
+    desk.worker(slots=2)
+    for number in (1, 2):  # the second waits for the answer of the first
+        desk.submit(number, prompt="Is it warm?")
+    desk.failed(retryable=False)
+    told = {result.id: result for result in desk.sent(topics.RESULT, m.JobResult)}
+    assert {x.text for x in told.values()} == {"Later."}
+    assert desk.job("K1").dead
+    assert desk.job("K2").dead
+    for key in ("K1", "K2"):
+        desk.confirmed(key)
+    assert desk.admin(m.AdminOp.JOB_RETRY, job="K1").ok
+    desk.done(attempt=2)
+    assert result_of(desk).text == "blue"
+    assert not desk.job("K1").dead
+
+
+def test_what_an_entry_answered_is_not_to_be_retried(desk: Desk) -> None:
+    desk.submit()
+    desk.failed(retryable=False)
+    assert desk.admin(m.AdminOp.JOB_RETRY, job="K1").code == "job_answered"
+
+
 def test_a_job_that_may_be_tried_again_is(desk: Desk) -> None:
     desk.submit()
     desk.escalated(m.Reason.COMPLEX, answer=None)
