@@ -124,7 +124,9 @@ class Intake:
         key = self._ledger.queue.least(below=priority)
         if key is None:
             return False
-        self._outbox.shed(self._ledger.jobs[key])
+        job = self._ledger.jobs[key]
+        # A long text without one of its parts has no answer: it makes way as a whole.
+        self._outbox.shed(job if job.part is None else self._ledger.jobs[job.part.job])
         return True
 
     def _busy(self, message: str, *, retry_after_ms: int) -> JobAck:

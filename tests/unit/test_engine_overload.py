@@ -128,6 +128,17 @@ class TestFullQueue:
         assert (result.id, result.text, result.code) == ("1", "Ask the desk.", "shed")
         assert not desk.job("K1").dead
 
+    def test_a_long_text_makes_way_as_a_whole(self) -> None:
+        desk = Desk(EngineSettings(queue_limit=2))
+        words = "\n\n".join("word " * 900 for _ in range(3))
+        desk.submit(1, prompt=f"What is it?\n\n{words}", split="paragraphs", priority=1)
+        parts = desk.engine.summary().queued - 1
+        assert parts >= 3
+        desk.submit(2, prompt="two", priority=9)
+        (result,) = desk.sent(topics.RESULT, m.JobResult)
+        assert (result.id, result.code) == ("1", "shed")
+        assert (desk.engine.summary().queued, desk.engine.load().shed) == (1, 1)
+
     def test_that_one_made_way_ends_no_equal_job(self) -> None:
         desk = Desk(EngineSettings(queue_limit=2))
         desk.engine = Engine(desk.settings, "epoch", offline=written)
