@@ -11,6 +11,7 @@ from fleet_cli.answers import result_fields
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, age, print_json, print_json_line, print_table, say
 from fleet_client.admin import AdminClient
+from fleet_protocol.errors import RejectedError
 from fleet_protocol.messages import AdminOp, JobStatus, JobView
 
 
@@ -78,10 +79,7 @@ def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
     """Show a job."""
     with AdminClient(connection.broker, connection.admin) as admin:
         found = admin.request(AdminOp.JOB_SHOW, job=_id(job)).jobs
-        parts = tuple(
-            admin.request(AdminOp.JOB_SHOW, job=f"{found[0].job}-{number}").jobs[0]
-            for number in range(found[0].parts)
-        )
+        parts = _parts_of(admin, found[0])
     fields = _fields(found[0])
     if as_json:
         print_json({**fields, "part_jobs": [_fields(part) for part in parts]} if parts else fields)
@@ -93,6 +91,8 @@ def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
     if parts:
         click.echo()
         _print_jobs(parts)
+    if len(parts) < found[0].parts:
+        say(f"{found[0].parts - len(parts)} of its {found[0].parts} parts are no longer kept")
 
 
 @command.command(
@@ -128,6 +128,18 @@ def retry(connection: Connection, /, *, job: str) -> None:
     with AdminClient(connection.broker, connection.admin) as admin:
         reply = admin.request(AdminOp.JOB_RETRY, job=_id(job))
     say(f"job {job}: {reply.message or 'queued again'}")
+
+
+def _parts_of(admin: AdminClient, job: JobView) -> tuple[JobView, ...]:
+    """Return the parts that the dispatcher still keeps: they ended before their job did."""
+    parts = list[JobView]()
+    for number in range(job.parts):
+        try:
+            parts += admin.request(AdminOp.JOB_SHOW, job=f"{job.job}-{number}").jobs
+        except RejectedError as error:
+            if error.code != "unknown_job":
+                raise
+    return tuple(parts)
 
 
 def _id(job: str) -> str:

@@ -172,10 +172,18 @@ class Fleet:
 
         device.wait(are_online, f"{names} online")
 
+    def forget(self, key: str) -> None:
+        """Take a finished job out of the dispatcher's database."""
+        with contextlib.closing(sqlite3.connect(self._database)) as db, db:
+            db.execute("delete from jobs where key = ?", (key,))
+
+    @property
+    def _database(self) -> Path:
+        return next((self.folder / "dispatcher").rglob("*.db"))
+
     def jobs(self, where: str = "1") -> int:
         """Count jobs in the dispatcher's database."""
-        path = next((self.folder / "dispatcher").rglob("*.db"))
-        with contextlib.closing(sqlite3.connect(path)) as db:
+        with contextlib.closing(sqlite3.connect(self._database)) as db:
             return int(db.execute(f"select count(*) from jobs where {where}").fetchone()[0])  # noqa: S608 - the test's own words
 
 

@@ -63,6 +63,9 @@ def test_many_boards_answer_a_text_that_waited_through_the_death_of_the_dispatch
         assert (job["id"], job["status"], job["parts"]) == ("1", "ok", len(by))
         assert {part["job"] for part in job["part_jobs"]} == by
         assert {part["part_of"] for part in job["part_jobs"]} == {job["job"]}
+        running.forget(f"{job['job']}-0")  # as the end of its retention would
+        shown = fleet_command(running, "jobs", "show", job["job"])
+        assert {part["job"] for part in shown["part_jobs"]} == by - {f"{job['job']}-0"}
 
         words = ("--split", "auto", "--system", "Which pumps run?", "--max-tokens", "16", "-")
         asked = fleet_command(running, "ask", *words, text="\n".join(LINES))
