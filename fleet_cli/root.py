@@ -28,6 +28,7 @@ root = LazyGroup(
         "jobs": (f"{_AT}.jobs", "List, show, cancel and retry jobs."),
         "workers": (f"{_AT}.workers", "List, show, drain and resume workers."),
         "route": (f"{_AT}.route", "Explain where a prompt would be answered, and why."),
+        "sim": (f"{_AT}.sim", "Try scheduling policies out on a modelled fleet."),
         "costs": (f"{_AT}.costs", "Show what the cloud cost, budgets and providers."),
         "cache": (f"{_AT}.cache", "Look at, clear and fill the answer cache."),
         "library": (f"{_AT}.library", "Check and ask an offline answer library."),
