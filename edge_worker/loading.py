@@ -341,6 +341,7 @@ def _policy(settings: WorkerSettings, manifest: Manifest, engine: InferenceEngin
         max_difficulty=routing.max_difficulty,
         calibration=routing.calibration,
         refusals=manifest.refusals,
+        languages=manifest.languages,
     )
 
 

@@ -173,6 +173,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens: Most tokens of prompt and answer together.
         memory_mb: Resident memory to expect with one slot.
         stop_tokens: Token ids that end an answer.
+        languages: It was made for these, as ISO 639-1; a worker hands a prompt in a script that
+            none of them is written in to the cloud as `unsupported`.
         opset: Of the default ONNX domain.
         source: Where the weights came from.
         licence: SPDX expression of the weights.

@@ -29,6 +29,7 @@ class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
         min_confidence: Answers below it are escalated, 0..1; 0 trusts every answer.
         calibration: What makes a confidence of the signs of an answer.
         refusals: Answers by which the model says that it should not try.
+        languages: That it was made for, as ISO 639-1; none: nobody said.
     """
 
     context_tokens: int
@@ -37,6 +38,7 @@ class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
     min_confidence: float = 0.0
     calibration: Calibration | None = None
     refusals: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +71,8 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
         supported: Whether the model that the job names is here.
         difficulty: How likely the model is to answer the prompt wrongly, 0..1; None: nobody knows.
         timing: None: there is no deadline, or nobody knows how fast the board is.
+        foreign_script: That most of the prompt is in, though none of the model's languages is
+            written in it (`fleet_protocol.scripts`); None: there is no such script.
     """
 
     prompt_tokens: int
@@ -78,6 +82,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
     supported: bool = True
     difficulty: float | None = None
     timing: Timing | None = None
+    foreign_script: str | None = None
 
     @property
     def may_escalate(self) -> bool:
@@ -129,25 +134,19 @@ def decide(query: RouteQuery, policy: RoutePolicy) -> Route:
 
     In this order: what was requested, what fits, what will be in time, what is supported, what
     looks too hard. A job that may not leave (`privacy` site, `escalate` never) never escalates: it
-    is answered here, or refused if it cannot be. Late is not impossible: such a job is tried.
+    is answered here, or refused if it cannot be. What may only be late or foreign is tried.
     """
     if query.escalate is Escalate.ALWAYS and query.may_escalate:
         return EscalateTo(reason=Reason.REQUESTED, detail="the job asks for the cloud")
     excess = _excess(query, policy)
     if excess:
         return _leave(query, Reason.TOO_LONG, excess)
-    timing = query.timing
-    if timing is not None and timing.needed_ms > timing.left_ms and query.may_escalate:
-        return EscalateTo(reason=Reason.TOO_SLOW, detail=_lateness(timing))
+    late = _lateness(query)
+    if late and query.may_escalate:
+        return EscalateTo(reason=Reason.TOO_SLOW, detail=late)
     if not query.supported:
         return _leave(query, Reason.UNSUPPORTED, "the model that the job names is not here")
-    hardness = query.difficulty
-    if hardness is not None and hardness > policy.max_difficulty and query.may_escalate:
-        return EscalateTo(
-            reason=Reason.COMPLEX,
-            detail=f"difficulty {hardness:.3f} is above {policy.max_difficulty:.3f}",
-        )
-    return LOCAL
+    return _look_at_prompt(query, policy) if query.may_escalate else LOCAL
 
 
 def judge(
@@ -172,6 +171,20 @@ def judge(
     )
 
 
+def _look_at_prompt(query: RouteQuery, policy: RoutePolicy) -> Local | EscalateTo:
+    if query.foreign_script is not None:
+        known = ", ".join(policy.languages)
+        detail = f"the prompt is in {query.foreign_script} script, the model was made for {known}"
+        return EscalateTo(reason=Reason.UNSUPPORTED, detail=detail)
+    hardness = query.difficulty
+    if hardness is not None and hardness > policy.max_difficulty:
+        return EscalateTo(
+            reason=Reason.COMPLEX,
+            detail=f"difficulty {hardness:.3f} is above {policy.max_difficulty:.3f}",
+        )
+    return LOCAL
+
+
 def _excess(query: RouteQuery, policy: RoutePolicy) -> str:
     """Say what does not fit; empty if all does."""
     most = policy.max_prompt_tokens
@@ -186,7 +199,11 @@ def _excess(query: RouteQuery, policy: RoutePolicy) -> str:
     return ""
 
 
-def _lateness(timing: Timing) -> str:
+def _lateness(query: RouteQuery) -> str:
+    """Say what takes more time than there is; empty if nothing does."""
+    timing = query.timing
+    if timing is None or timing.needed_ms <= timing.left_ms:
+        return ""
     parts = {
         "waiting": timing.waiting_ms,
         "reading the prompt": timing.reading_ms,

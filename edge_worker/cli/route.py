@@ -27,6 +27,7 @@ from fleet_protocol.messages import (
     Privacy,
     Reason,
 )
+from fleet_protocol.scripts import foreign_script
 
 _FEATURES_SHOWN: Final = 3
 
@@ -71,6 +72,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Both decisions and what they were taken from.
 
     Attributes:
+        languages: That the model was made for; none: nobody said.
+        foreign_script: That most of the prompt is in, if none of them is written in it.
         timing: What answering takes on this board alone, and the deadline; None: there is none,
             or the board was not measured yet.
         difficulty: Probability of a wrong answer, by the prompt's looks; None: nobody knows.
@@ -84,6 +87,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     prompt_tokens: int
     context_tokens: int
+    languages: tuple[str, ...] = ()
+    foreign_script: str | None = None
     timing: routing.Timing | None = None
     difficulty: float | None = None
     hardest_features: tuple[tuple[str, float], ...] = ()
@@ -126,6 +131,7 @@ def explain(loaded: LoadedEngine, asked: Asked) -> Explanation:
         escalate=asked.escalate,
         privacy=asked.privacy,
         timing=_timing(loaded, tokens, asked),
+        foreign_script=foreign_script(asked.prompt, policy.languages),
         difficulty=None if model is None else model.predict(asked.prompt),
     )
     before = routing.decide(query, policy)
@@ -133,6 +139,8 @@ def explain(loaded: LoadedEngine, asked: Asked) -> Explanation:
         model=f"{engine.model.name} {engine.model.version}",
         prompt_tokens=len(tokens),
         context_tokens=policy.context_tokens,
+        languages=policy.languages,
+        foreign_script=query.foreign_script,
         timing=query.timing,
         difficulty=query.difficulty,
         hardest_features=() if model is None else model.explain(asked.prompt)[:_FEATURES_SHOWN],
@@ -206,6 +214,9 @@ def _before_changes(
         return ("escalate = auto",)
     if route.reason is Reason.TOO_SLOW and query.timing is not None:
         return (f"a deadline of {ceil(query.timing.needed_ms)} ms or more", "escalate = never")
+    if route.reason is Reason.UNSUPPORTED:
+        known = ", ".join(policy.languages)
+        return (f"a prompt in a language of the model ({known})", "escalate = never")
     if route.reason is Reason.COMPLEX:
         return ("a simpler prompt", "escalate = never")
     room = policy.context_tokens - query.prompt_tokens

@@ -12,6 +12,7 @@ from edge_worker.core.generation import Broke, Finished, Trust
 from fleet_protocol import messages as m
 from fleet_protocol import routing, topics
 from fleet_protocol.confidence import confidence
+from fleet_protocol.scripts import foreign_script
 from fleet_protocol.topics import Channel
 
 _NOTE_CHARS: Final = 2_000
@@ -56,10 +57,13 @@ def before_generation(
     A refused job is retryable where another board may have what this one lacks: the model. The
     dispatcher has measured the prompt against the largest context of the fleet itself.
     """
-    query = msgspec.structs.replace(query_of(held, model=model), timing=timing)
-    if difficulty is not None:
-        prompt = held.spooled.assignment.messages[-1].content
-        query = msgspec.structs.replace(query, difficulty=difficulty.predict(prompt))
+    prompt = held.spooled.assignment.messages[-1].content
+    query = msgspec.structs.replace(
+        query_of(held, model=model),
+        timing=timing,
+        foreign_script=foreign_script(prompt, policy.languages),
+        difficulty=None if difficulty is None else difficulty.predict(prompt),
+    )
     match routing.decide(query, policy):
         case routing.Local():
             return None

@@ -85,6 +85,26 @@ def test_a_model_that_is_not_here_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "leaves"),
+    [
+        ({}, True),
+        ({"escalate": Escalate.NEVER}, False),
+        ({"privacy": Privacy.SITE}, False),
+        ({"foreign_script": None}, False),
+    ],
+)
+def test_a_prompt_in_a_foreign_script_is_not_tried_where_it_may_leave(
+    changes: dict[str, object], *, leaves: bool
+) -> None:
+    policy = msgspec.structs.replace(POLICY, languages=("en", "zh"))
+    route = decide(varied(**{"foreign_script": "Thai", **changes}), policy)
+    assert isinstance(route, EscalateTo) is leaves
+    if isinstance(route, EscalateTo):
+        assert route.reason is Reason.UNSUPPORTED
+        assert route.detail == "the prompt is in Thai script, the model was made for en, zh"
+
+
+@pytest.mark.parametrize(
     "bound", [{"privacy": Privacy.SITE}, {"escalate": Escalate.NEVER}], ids=["site", "never"]
 )
 def test_a_job_that_may_not_leave_is_refused_rather_than_escalated(

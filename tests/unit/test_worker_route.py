@@ -102,6 +102,17 @@ def test_a_prompt_decides_alone_where_nothing_needs_to_be_generated() -> None:
     assert all(found.would_change_it for found in (asked_for, too_long, kept))
 
 
+def test_a_prompt_in_no_language_of_the_model_leaves() -> None:
+    policy = msgspec.structs.replace(POLICY, languages=("en", "zh"))
+    found = explained("открой клапан", policy=policy)
+    kept = explained("открой клапан", policy=policy, privacy=Privacy.SITE)
+
+    assert (found.before.route, found.before.reason) == ("escalate", Reason.UNSUPPORTED)
+    assert (found.foreign_script, found.languages) == ("Cyrillic", ("en", "zh"))
+    assert found.would_change_it[0] == "a prompt in a language of the model (en, zh)"
+    assert kept.before.route == "local"
+
+
 def test_a_deadline_is_held_against_what_the_board_was_measured_at() -> None:
     trial = Trial(
         setup=Setup(variant="default", provider="cpu", threads=1),
