@@ -22,7 +22,7 @@ from models.checkpoints.adapter import tensor_name, tensor_of
 from models.checkpoints.checkpoint import layer_weight
 from models.checkpoints.hf_config import PROJECTIONS
 from models.distill.cut import cut_change
-from models.distill.low_rank import LowRank
+from models.distill.low_rank import LowRank, module_name
 from models.distill.plan import Training
 from models.errors import CheckpointError
 
@@ -41,9 +41,6 @@ class Learner(Protocol):
     def unlearnt(self) -> AbstractContextManager[None]:
         """Within it, the decoder is as it was before."""
 
-    def begin_with(self, adapter: LowRank) -> None:
-        """Take an adapter as learnt; raises CheckpointError where it does not fit."""
-
     def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
         """Return what was learnt, as an adapter.
 
@@ -52,25 +49,50 @@ class Learner(Protocol):
         """
 
 
-def make_learner(model: Any, training: Training) -> Learner:
-    """Return the one that a plan asks for."""
-    return WholeLearner(model, training) if training.whole else NarrowLearner(model, training)
+def make_learner(model: Any, training: Training, begin: LowRank | None) -> Learner:
+    """Return the one that a plan asks for; what it begins with is taken as learnt.
+
+    Raises:
+        CheckpointError: The adapter to begin with does not fit the model.
+    """
+    kind = WholeLearner if training.whole else NarrowLearner
+    return kind(model, training, begin)
 
 
 class NarrowLearner:
-    """LoRA: two narrow matrices beside each projection learn, the checkpoint stays as it is."""
+    """LoRA: two narrow matrices beside each projection learn, the checkpoint stays as it is.
 
-    def __init__(self, model: Any, training: Training) -> None:
+    Those of an adapter, where it begins with one: of its matrices, each of its own rank.
+    """
+
+    def __init__(self, model: Any, training: Training, begin: LowRank | None) -> None:
+        self._scale = training.alpha / training.rank
+        learning = _upper(model, training)
+        if begin is None:
+            ranks = {
+                layer_weight(layer, part): training.rank
+                for layer in learning
+                for part in PROJECTIONS
+            }
+        else:
+            _refuse_misfit(begin, _projections(model))
+            ranks = {name: len(down) for name, (down, _) in begin.items()}
+        by_module = {module_name(name): rank for name, rank in ranks.items()}
         config = LoraConfig(
             r=training.rank,
             lora_alpha=training.alpha,
-            target_modules=[module.rpartition(".")[2] for module in PROJECTIONS.values()],
-            layers_to_transform=None if training.layers is None else _upper(model, training),
+            target_modules=list(by_module),
+            rank_pattern=by_module,
+            alpha_pattern={module: self._scale * rank for module, rank in by_module.items()},
             task_type="CAUSAL_LM",
         )
         self._model = get_peft_model(model, config)
-        self._scale = training.alpha / training.rank
         self.decoder = self._model.get_base_model()
+        if begin is not None:
+            self._take(begin)
+        for stored, part in self._model.named_parameters():
+            if part.requires_grad:
+                part.requires_grad_(_layer(tensor_of(stored)[0]) in learning)
         self.learnt = [part for part in self._model.parameters() if part.requires_grad]
 
     def unlearnt(self) -> AbstractContextManager[None]:
@@ -78,20 +100,12 @@ class NarrowLearner:
         without: AbstractContextManager[None] = self._model.disable_adapter()
         return without
 
-    def begin_with(self, adapter: LowRank) -> None:
+    def _take(self, adapter: LowRank) -> None:
         """Take its values as the first ones."""
-        ours = get_peft_model_state_dict(self._model)
         theirs = {}
         for name, (down, up) in adapter.items():
             theirs[tensor_name(name, "A")] = torch.from_numpy(down)
             theirs[tensor_name(name, "B")] = torch.from_numpy(up / self._scale)
-        if {name: part.shape for name, part in ours.items()} != {
-            name: part.shape for name, part in theirs.items()
-        }:
-            raise CheckpointError(
-                "the adapter is of another rank, of other layers, or of another model",
-                hint="give [distill.training] that adapter's rank and layers, or `whole = true`",
-            )
         set_peft_model_state_dict(self._model, theirs)
 
     def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
@@ -112,18 +126,18 @@ class WholeLearner:
     memory. The lower layers stay as they are where the plan says so, and need no gradients.
     """
 
-    def __init__(self, model: Any, training: Training) -> None:
+    def __init__(self, model: Any, training: Training, begin: LowRank | None) -> None:
         self.decoder = model.requires_grad_(requires_grad=False)
         self._rank = training.rank
-        self._modules = {
-            layer_weight(layer, part): model.model.layers[layer].get_submodule(module)
-            for layer in range(model.config.num_hidden_layers)
-            for part, module in PROJECTIONS.items()
-        }
-        learning = set(_upper(model, training))
+        self._modules = _projections(model)
         self._first = {name: _weight(module).clone() for name, module in self._modules.items()}
+        if begin is not None:
+            _refuse_misfit(begin, self._modules)
+            for name, (down, up) in begin.items():
+                _weight(self._modules[name]).add_(torch.from_numpy(up @ down))
+        learning = _upper(model, training)
         for name, module in self._modules.items():
-            module.weight.requires_grad_(int(name.split(".")[1]) in learning)
+            module.weight.requires_grad_(_layer(name) in learning)
         self.learnt = [part for part in model.parameters() if part.requires_grad]
 
     @contextmanager
@@ -137,17 +151,6 @@ class WholeLearner:
         finally:
             for name, module in self._modules.items():
                 module.weight.data = now[name]
-
-    def begin_with(self, adapter: LowRank) -> None:
-        """Add it to the weights; it may be of any rank."""
-        with torch.no_grad():
-            for name, (down, up) in adapter.items():
-                if name not in self._modules or self._first[name].shape != (len(up), down.shape[1]):
-                    raise CheckpointError(
-                        f"the adapter changes {name}, which the model has not in that shape",
-                        hint="name the adapter of this very checkpoint",
-                    )
-                _weight(self._modules[name]).add_(torch.from_numpy(up @ down))
 
     def change(self, sample: Sequence[tuple[Any, Any]]) -> LowRank:
         """Cut the change of every matrix to the rank, by what the sample sends through it."""
@@ -195,11 +198,33 @@ class WholeLearner:
         return {name: power / max(1, count) for name, power in powers.items()}
 
 
-def _upper(model: Any, training: Training) -> list[int]:
+def _upper(model: Any, training: Training) -> range:
     """Return the layers that learn."""
     count = model.config.num_hidden_layers
     learning = count if training.layers is None else min(count, training.layers)
-    return list(range(count - learning, count))
+    return range(count - learning, count)
+
+
+def _projections(model: Any) -> dict[str, Any]:
+    """Return the layers' linear modules by the canonical names of their matrices."""
+    return {
+        layer_weight(layer, part): model.model.layers[layer].get_submodule(module)
+        for layer in range(model.config.num_hidden_layers)
+        for part, module in PROJECTIONS.items()
+    }
+
+
+def _refuse_misfit(adapter: LowRank, modules: Mapping[str, Any]) -> None:
+    for name, (down, up) in adapter.items():
+        if name not in modules or modules[name].weight.shape != (len(up), down.shape[1]):
+            raise CheckpointError(
+                f"the adapter changes {name}, which the model has not in that shape",
+                hint="name the adapter of this very checkpoint",
+            )
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1])
 
 
 def _weight(module: Any) -> Any:

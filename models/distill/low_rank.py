@@ -108,7 +108,7 @@ def _stored(half: Float32Array, form: np.dtype[Any]) -> npt.NDArray[Any]:
 def _config(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
     """Return what PEFT needs to load it; everything else is its default."""
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {_module(name): rank for name, rank in sorted(ranks.items()) if rank != usual}
+    others = {module_name(name): rank for name, rank in sorted(ranks.items()) if rank != usual}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -118,7 +118,7 @@ def _config(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
         "lora_alpha": _plain(scale * usual),
         "lora_dropout": 0.0,
         "r": usual,
-        "target_modules": sorted({_module(name).rpartition(".")[2] for name in ranks}),
+        "target_modules": sorted({module_name(name).rpartition(".")[2] for name in ranks}),
     }
     if others:
         config["rank_pattern"] = others
@@ -126,7 +126,7 @@ def _config(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
     return config
 
 
-def _module(name: str) -> str:
+def module_name(name: str) -> str:
     """Return the end of a matrix's module name, as PEFT's patterns are compared with."""
     return tensor_name(name, "A").removeprefix("base_model.model.model.").rpartition(".lora_")[0]
 

@@ -17,7 +17,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         steps: Updates of the adapter.
         step_tokens: Tokens of prompts and answers an update is computed from, about.
         whole: Let the layers' matrices themselves learn, and cut their change to `rank` in the end;
-            else two narrow matrices beside each of them learn (LoRA).
+            else two narrow matrices beside each of them learn (LoRA): those of the adapter that
+            the run begins with, if there is one.
         rank: Of the two matrices that stand for a change of one; with `megabytes`, the most.
         megabytes: Largest file for the adapter: of the directions of all matrices, those that do
             most are kept, in 8-bit floats. None: `rank` of each, in 16-bit floats.

@@ -125,9 +125,9 @@ class Teaching:
         model = load_student(start.checkpoint)
         teacher = None if taught_by is None else load_student(taught_by)
         with writing(state):
-            trainer = train.Trainer(model, training, state, progress, teacher=teacher)
-            if start.adapter is not None:
-                trainer.begin_with(start.adapter)
+            trainer = train.Trainer(
+                model, training, state, progress, begin=start.adapter, teacher=teacher
+            )
             trainer.run(Lessons(text, training).batches(examples))
         with writing(out), fresh_folder(out) as folder:
             trainer.save_adapter(folder)

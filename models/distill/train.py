@@ -41,6 +41,7 @@ class Trainer:
         folder: Path,
         progress: Progress,
         *,
+        begin: LowRank | None = None,
         teacher: Any | None = None,
     ) -> None:
         """Take a transformers causal model.
@@ -50,13 +51,17 @@ class Trainer:
             training: How.
             folder: Holds the state between runs, and in the end the adapter.
             progress: Told about every saved step.
+            begin: An adapter that is taken as learnt.
             teacher: A transformers causal model of the same vocabulary; None: `model` as it was.
+
+        Raises:
+            CheckpointError: The adapter to begin with does not fit the model.
         """
         torch.manual_seed(training.seed)
         self._training = training
         self._folder = folder
         self._progress = progress
-        self._learner = make_learner(model, training)
+        self._learner = make_learner(model, training, begin)
         self._teacher = teacher
         if teacher is not None:
             teacher.requires_grad_(requires_grad=False).eval()
@@ -137,14 +142,6 @@ class Trainer:
             1, training.steps - training.warmup_steps
         )
         return training.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
-
-    def begin_with(self, adapter: LowRank) -> None:
-        """Take an adapter as learnt.
-
-        Raises:
-            CheckpointError: It does not fit the model, or what of it learns.
-        """
-        self._learner.begin_with(adapter)
 
     def save_adapter(self, folder: Path) -> None:
         """Fill a folder with the two files of an adapter, as PEFT writes it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,12 +15,12 @@ pytest.importorskip("peft", reason="the extra `distill` is not installed")
 
 # They stand behind the question whether torch is here.
 from models.checkpoints.adapter import AdaptedCheckpoint, Adapter  # noqa: E402
-from models.checkpoints.checkpoint import TextParts, layer_weight  # noqa: E402
+from models.checkpoints.checkpoint import Checkpoint, TextParts, layer_weight  # noqa: E402
 from models.checkpoints.gguf_reader import GgufSource  # noqa: E402
 from models.checkpoints.tiny import TinyCheckpoint, write_tiny_gguf  # noqa: E402
 from models.distill.example import Example  # noqa: E402
 from models.distill.lessons import Lesson, Lessons  # noqa: E402
-from models.distill.low_rank import read_low_rank  # noqa: E402
+from models.distill.low_rank import LowRank, read_low_rank  # noqa: E402
 from models.distill.plan import Training  # noqa: E402
 from models.distill.student import load_student  # noqa: E402
 from models.distill.train import Trainer  # noqa: E402
@@ -58,15 +58,32 @@ def batches(text: TextParts, training: Training) -> Iterator[list[Lesson]]:
     return Lessons(text, training).batches(cycle(EXAMPLES))
 
 
-def trainer(tmp_path: Path, folder: str, training: Training) -> Trainer:
+def trainer(
+    tmp_path: Path, folder: str, training: Training, begin: LowRank | None = None
+) -> Trainer:
     student = load_student(source(tmp_path).checkpoint)
-    return Trainer(student, training, tmp_path / folder, SilentProgress())
+    return Trainer(student, training, tmp_path / folder, SilentProgress(), begin=begin)
+
+
+def saved(tmp_path: Path, run: Trainer, name: str) -> Adapter:
+    (tmp_path / name).mkdir()
+    run.save_adapter(tmp_path / name)
+    return Adapter(tmp_path / name)
 
 
 def weights(tmp_path: Path, run: Trainer, name: str) -> AdaptedCheckpoint:
-    (tmp_path / name).mkdir()
-    run.save_adapter(tmp_path / name)
-    return AdaptedCheckpoint(source(tmp_path).checkpoint, Adapter(tmp_path / name))
+    adapter = saved(tmp_path, run, name)
+    return AdaptedCheckpoint(source(tmp_path).checkpoint, adapter)
+
+
+def random_pairs(checkpoint: Checkpoint, ranks: Mapping[str, int]) -> LowRank:
+    random = np.random.default_rng(5)
+    pairs = {}
+    for name, rank in ranks.items():
+        outputs, inputs = checkpoint.weight(name).shape
+        down, up = random.standard_normal((rank, inputs)), random.standard_normal((outputs, rank))
+        pairs[name] = ((down / 8).astype("f4"), (up / 8).astype("f4"))
+    return pairs
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -119,8 +136,8 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path, further: Training) -> Non
     first.run(batches(text, TRAINING))
     weights(tmp_path, first, "adapter")
 
-    second = trainer(tmp_path, "second", further)
-    second.begin_with(read_low_rank(Adapter(tmp_path / "adapter")))
+    begin = read_low_rank(Adapter(tmp_path / "adapter"))
+    second = trainer(tmp_path, "second", further, begin)
 
     batch = next(batches(text, TRAINING))
     assert second.update(batch) == pytest.approx(first.update(batch), abs=0.05)
@@ -143,12 +160,33 @@ def test_what_is_kept_stays_closer_to_the_teacher(tmp_path: Path, plan: Training
     assert moved[1] < moved[0]
 
 
-def test_an_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
-    weights(tmp_path, trainer(tmp_path, "run", TRAINING), "adapter")
-    other = trainer(tmp_path, "other", msgspec.structs.replace(TRAINING, rank=8))
+@pytest.mark.parametrize("further", [TRAINING, WHOLE], ids=["narrow", "whole"])
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path, further: Training) -> None:
+    other = {layer_weight(0, "up"): (np.zeros((2, 3), "f4"), np.zeros((4, 2), "f4"))}
 
-    with pytest.raises(CheckpointError):
-        other.begin_with(read_low_rank(Adapter(tmp_path / "adapter")))
+    with pytest.raises(CheckpointError, match=r"changes layers\.0\.up"):
+        trainer(tmp_path, "run", further, other)
+
+
+def test_the_matrices_of_an_adapter_learn_on_each_at_its_own_rank(tmp_path: Path) -> None:
+    text = source(tmp_path).text_parts()
+    ranks = {layer_weight(0, "up"): 2, layer_weight(1, "up"): 5, layer_weight(1, "o"): 1}
+    begin = random_pairs(source(tmp_path).checkpoint, ranks)
+    upper = msgspec.structs.replace(TRAINING, layers=1)
+
+    run = trainer(tmp_path, "run", upper, begin)
+    run.run(batches(text, upper))
+    weights(tmp_path, run, "adapter")
+
+    learnt = read_low_rank(Adapter(tmp_path / "adapter"))
+    assert {name: len(down) for name, (down, _) in learnt.items()} == ranks
+    moved = {
+        name: float(np.abs(up @ down - begin[name][1] @ begin[name][0]).max())
+        for name, (down, up) in learnt.items()
+    }
+    # In 16 bits; the lower layer was not to learn.
+    assert moved[layer_weight(0, "up")] < 1e-3
+    assert min(moved[layer_weight(1, "up")], moved[layer_weight(1, "o")]) > 1e-2
 
 
 def test_whole_matrices_learn_and_end_as_an_adapter(tmp_path: Path) -> None:
