@@ -17,6 +17,7 @@ from cloud_dispatcher.simulation.arrivals import Demand, read_trace
 from cloud_dispatcher.simulation.comparison import PolicyRow, Trial, rows_of, run_all
 from cloud_dispatcher.simulation.drawing import draw_svg
 from cloud_dispatcher.simulation.figures import Estimate
+from cloud_dispatcher.simulation.oracle import POLICIES
 from cloud_dispatcher.simulation.scenario import Scenario, read_scenario
 from fleet_protocol.errors import ConfigError
 
@@ -42,9 +43,9 @@ def _boards(_context: click.Context, _option: click.Parameter, value: str | None
     "--policy",
     "policies",
     multiple=True,
-    type=click.Choice([str(name) for name in PolicyName]),
+    type=click.Choice(POLICIES),
     help="To compare, the first one being what others are compared with; again for more.  "
-    "[default: all]",
+    "[default: all but the oracle]",
 )
 @click.option(
     "--seeds", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Runs a policy."
@@ -83,7 +84,7 @@ def simulate(
         tried = _changed(read_scenario(scenario), **how)
         demands = None if trace is None else read_trace(trace, tried.arrivals)
         trials = [
-            Trial(scenario=tried, policy=PolicyName(policy), seed=seed, trace=demands)
+            Trial(scenario=tried, policy=str(policy), seed=seed, trace=demands)
             for policy in dict.fromkeys(policies or PolicyName)
             for seed in range(1, seeds + 1)
         ]

@@ -88,7 +88,8 @@ class EdgeLane:
                 self._outbox.expire(job)
                 return True
             kept_by = ledger.conversations.board_of(job.submit, ledger.now_ms)
-            worker = ledger.fleet.pick_worker(need, avoid=job.last_worker, prefer=kept_by)
+            asked = ledger.fleet.policy.ask(need, job)
+            worker = ledger.fleet.pick_worker(asked, avoid=job.last_worker, prefer=kept_by)
             if worker is not None:
                 self._assign(job, worker)
                 return True
@@ -109,13 +110,17 @@ class EdgeLane:
             first_token_at_ms=None,
         )
         ledger.grant(job, worker)
+        ledger.fleet.begin(worker, job.key)
         self.send_assignment(job, worker.id)
 
     # ------------------------------------------------------------ what workers say
 
     def on_started(self, event: StartReceived) -> None:
         """The worker has it: from now on its progress renews the lease."""
-        self._working(event.worker, event.job, event.attempt)
+        before = self._ledger.jobs.get(event.job)
+        job = self._working(event.worker, event.job, event.attempt)
+        if job is not None and before is not None and before.status is JobStatus.ASSIGNED:
+            self._ledger.fleet.started(job, self._ledger.now_ms)
 
     def on_progress(self, event: ProgressReceived) -> None:
         """The worker still works on it."""
@@ -140,6 +145,7 @@ class EdgeLane:
         if job is not None:
             answer, now_ms = event.done.answer, self._ledger.now_ms
             result = edge_result(job, answer, worker=event.worker, now_ms=now_ms)
+            self._ledger.fleet.answered(job, answer, now_ms)
             self._outbox.finish(job, result)
             self._ledger.conversations.answered(job.submit, event.worker, now_ms)
         self.settle(event.worker, event.job, event.done.attempt)

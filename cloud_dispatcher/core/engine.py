@@ -25,8 +25,9 @@ from cloud_dispatcher.core.ledger import LEASED, Ledger
 from cloud_dispatcher.core.offline import OfflineAnswers, no_library
 from cloud_dispatcher.core.outbox import Outbox
 from cloud_dispatcher.core.parts import Parts
+from cloud_dispatcher.core.policies import policy_of
 from cloud_dispatcher.core.roster import Roster
-from cloud_dispatcher.core.scheduler import Policy, WeightedLeastConnections
+from cloud_dispatcher.core.scheduler import Policy
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import Spend
 from fleet_protocol.answer_cache import CachedAnswer
@@ -90,12 +91,12 @@ class Engine:
         Args:
             settings: See there.
             epoch: Name of this run of the dispatcher, as workers are told it.
-            policy: How workers are ranked; None: weighted least connections.
+            policy: How workers are ranked; None: as the settings say.
             tariff: When the cloud costs less.
             offline: What is said where nobody answers.
         """
         self.epoch = epoch
-        self._ledger = Ledger(settings, policy or WeightedLeastConnections())
+        self._ledger = Ledger(settings, policy or policy_of(settings.scheduling))
         self._outbox = Outbox(self._ledger, offline)
         self._edge = EdgeLane(self._ledger, self._outbox)
         self._cloud = CloudLane(self._ledger, self._outbox, self._edge, tariff)

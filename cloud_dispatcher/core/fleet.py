@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.pace import Pace, work_tokens
 from cloud_dispatcher.core.queue import Need
-from cloud_dispatcher.core.scheduler import FreeWorkers, Policy, WorkerLoad
+from cloud_dispatcher.core.scheduler import Policy, WorkerLoad
 from cloud_dispatcher.core.settings import WeightSettings
 from fleet_protocol.answer_cache import build_of
 from fleet_protocol.messages import (
     Benchmark,
     JobKey,
+    LocalAnswer,
     Presence,
     PresenceStatus,
     WorkerId,
@@ -25,14 +28,16 @@ class Worker:
 
     Attributes:
         leases: The attempts it holds, each with the moment the assignment was last sent.
+        company: For attempts given out in this run, how many it held with them at that moment.
+        pace: What was learned of its speed.
         is_silent: Not heard of for too long: as good as offline until it is.
         is_held_back: An operator drains it; on top of what it says of itself.
         turn: See `WorkerLoad`.
     """
 
     __slots__ = (
-        "bandwidth", "capacity", "compute", "id", "info", "is_held_back", "is_silent", "leases",
-        "presence", "seen_at_ms", "state", "turn", "weight",
+        "bandwidth", "capacity", "company", "compute", "id", "info", "is_held_back", "is_silent",
+        "leases", "pace", "presence", "seen_at_ms", "state", "turn", "weight",
     )  # fmt: skip
 
     def __init__(self, worker_id: WorkerId, weight: WeightSettings) -> None:
@@ -44,6 +49,8 @@ class Worker:
         self.is_silent = False
         self.is_held_back = False
         self.leases: dict[JobKey, int] = {}
+        self.company: dict[JobKey, int] = {}
+        self.pace = Pace()
         self.capacity = 0
         self.turn = 0
         self.compute, self.bandwidth, self.weight = weigh(None, weight)
@@ -118,10 +125,10 @@ class Fleet:
     """All workers. Every change that touches a worker's load files it anew with the scheduler."""
 
     def __init__(self, settings: WeightSettings, policy: Policy) -> None:
+        self.policy = policy
         self._settings = settings
-        self._policy = policy
         self._workers: dict[WorkerId, Worker] = {}
-        self._free = FreeWorkers()
+        self._free = policy.pool()
         self._turns = 0
         self._contexts: dict[str | None, int] | None = None
         self._builds: frozenset[str] | None = None
@@ -202,8 +209,17 @@ class Fleet:
         worker.capacity = 0 if info is None else info.slots + info.prefetch
         benchmark = None if info is None else info.benchmark
         worker.compute, worker.bandwidth, worker.weight = weigh(benchmark, self._settings)
+        speed_tok_s = 0.0 if benchmark is None else benchmark.decode_tok_s
+        worker.pace.declared_ms = 1_000 / speed_tok_s if speed_tok_s > 0.0 else None
         self._contexts = self._builds = None
         self._file(worker)
+
+    def set_state(self, worker: Worker, state: WorkerState) -> None:
+        """Take note of a heartbeat."""
+        worker.state = state
+        if worker.pace.is_hot is not bool(state.throttled):
+            worker.pace.is_hot = bool(state.throttled)
+            self._file(worker)
 
     def set_silent(self, worker: Worker) -> None:
         """Treat a worker as offline until it is heard of again."""
@@ -226,7 +242,34 @@ class Fleet:
         """Count an attempt as held no more. Unknown ones are ignored."""
         worker = self._workers.get(worker_id)
         if worker is not None and worker.leases.pop(key, None) is not None:
+            worker.company.pop(key, None)
             self._file(worker)
+
+    def begin(self, worker: Worker, key: JobKey) -> None:
+        """Take note that a lease was given out just now: what it takes is learned from."""
+        worker.company[key] = len(worker.leases)
+
+    def started(self, job: Job, now_ms: int) -> None:
+        """Learn how long the word that an attempt was begun took."""
+        worker = self._learner(job)
+        if worker is not None and job.assigned_at_ms is not None:
+            worker.pace.started(now_ms - job.assigned_at_ms)
+
+    def answered(self, job: Job, answer: LocalAnswer, now_ms: int) -> None:
+        """Learn from an answer to a leased job, before the lease is released."""
+        worker, usage = self._learner(job), answer.usage
+        tokens = work_tokens(usage.prompt_tokens, usage.completion_tokens)
+        if worker is None or worker.info is None or answer.cached or tokens <= 0.0:
+            return
+        if job.assigned_at_ms is not None:
+            worker.pace.answered(
+                answer.model,
+                now_ms - job.assigned_at_ms,
+                tokens,
+                jobs=(worker.company[job.key] + len(worker.leases) + 1) // 2,
+                slots=worker.info.slots,
+            )
+        self.policy.answered(job, usage)
 
     def pick_worker(
         self, need: Need, *, avoid: WorkerId | None, prefer: WorkerId | None = None
@@ -247,9 +290,17 @@ class Fleet:
         """Whether any worker has a free slot."""
         return len(self._free) > 0
 
+    def _learner(self, job: Job) -> Worker | None:
+        """Return the holder of a lease that was given out in this run."""
+        worker = None if job.worker is None else self._workers.get(job.worker)
+        return worker if worker is not None and job.key in worker.company else None
+
     def _file(self, worker: Worker) -> None:
         if worker.is_free:
-            load = WorkerLoad(worker.weight, len(worker.leases), worker.turn)
-            self._free.file(worker.id, self._policy.rank(load), worker.serves)
+            slots = 1 if worker.info is None else worker.info.slots
+            load = WorkerLoad(
+                worker.weight, len(worker.leases), worker.turn, slots=slots, pace=worker.pace
+            )
+            self._free.file(worker.id, load, worker.serves)
         else:
             self._free.strike(worker.id)

@@ -24,10 +24,12 @@ class Need(NamedTuple):
         model: Name of the model it must have; None: any.
         tokens: Least context, rounded down to a power of two so that there are few kinds of need;
             the exact count is the worker's to make. 0 for all that is small.
+        work: Class of the work by which a policy ranks workers; 0: it does not look at it.
     """
 
     model: str | None
     tokens: int
+    work: int = 0
 
 
 def need_of(job: Job) -> Need:

@@ -60,7 +60,7 @@ class Roster:
 
     def on_state(self, event: StateReceived) -> None:
         """A heartbeat."""
-        self._ledger.heard(event.worker).state = event.state
+        self._ledger.fleet.set_state(self._ledger.heard(event.worker), event.state)
 
     def on_held(self, event: HeldReceived) -> None:
         """Compare what a worker holds with what it was given, and bring both together.

@@ -8,6 +8,7 @@ import msgspec
 
 from cloud_dispatcher.core.conversations import ConversationSettings
 from cloud_dispatcher.core.overload import OverloadSettings
+from cloud_dispatcher.core.policies import SchedulingSettings
 from cloud_dispatcher.core.spending import BudgetSettings
 from fleet_protocol.answer_cache import is_cacheable
 from fleet_protocol.messages import Caching, JobSubmit
@@ -122,6 +123,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     result_unheard_max: Annotated[int, msgspec.Meta(ge=1)] = 4
     result_tells_max: Annotated[int, msgspec.Meta(ge=1)] = 8
     weight: WeightSettings = msgspec.field(default_factory=WeightSettings)
+    scheduling: SchedulingSettings = msgspec.field(default_factory=SchedulingSettings)
     retry: RetrySettings = msgspec.field(default_factory=RetrySettings)
     budget: BudgetSettings = msgspec.field(default_factory=BudgetSettings)
     overload: OverloadSettings = msgspec.field(default_factory=OverloadSettings)

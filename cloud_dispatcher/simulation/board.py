@@ -61,6 +61,7 @@ class Board:
         speed: Share of its true speed that it works at.
         plan: Serial of its last change: whatever was planned for an earlier one is void.
         busy_ms: Slots in use, summed over time.
+        coming: Jobs that are on their way to it.
         inbox: What waits at the broker for it: (worthless after, what to do).
         outbox: What it could not say yet.
     """
@@ -75,6 +76,7 @@ class Board:
         self.plan = 0
         self.busy_ms = 0.0
         self.rows: dict[m.JobKey, Row] = {}
+        self.coming: set[m.JobKey] = set()
         self.inbox: list[tuple[int, Callable[[], None]]] = []
         self.outbox: list[e.AnyEvent] = []
         self._running: list[tuple[float, m.JobKey]] = []

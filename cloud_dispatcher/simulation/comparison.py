@@ -9,18 +9,23 @@ from multiprocessing import get_context
 
 import msgspec
 
-from cloud_dispatcher.core.policies import PolicyName, policy_of
 from cloud_dispatcher.simulation.arrivals import Demand
 from cloud_dispatcher.simulation.figures import TAIL, Estimate, Figures, estimate, figures_of, ratio
+from cloud_dispatcher.simulation.oracle import policy_named
 from cloud_dispatcher.simulation.scenario import Scenario
 from cloud_dispatcher.simulation.world import World
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One run to be made."""
+    """One run to be made.
+
+    Attributes:
+        policy: One of `oracle.POLICIES`.
+        trace: Recorded jobs, instead of drawn ones.
+    """
 
     scenario: Scenario
-    policy: PolicyName
+    policy: str
     seed: int
     trace: list[Demand] | None = None
 
@@ -52,7 +57,7 @@ def run_trial(trial: Trial) -> Figures:
     # Every job is a few short-lived values without cycles.
     gc.set_threshold(100_000, 20, 20)
     world = World(trial.scenario, trial.seed, trace=trial.trace)
-    outcome = world.play(policy_of(trial.policy, trial.scenario.engine))
+    outcome = world.play(policy_named(trial.policy, trial.scenario.engine.scheduling, world))
     return figures_of(outcome, warm_up=trial.scenario.warm_up)
 
 

@@ -35,6 +35,11 @@ class BoardKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     prefetch: Annotated[int, msgspec.Meta(ge=0, le=256)] = 1
     source: str = "as the scenario says"
 
+    @property
+    def read_cost(self) -> float:
+        """Reading a prompt token over writing one."""
+        return self.decode_tok_s / self.prefill_tok_s
+
 
 KINDS: Final[dict[str, BoardKind]] = {
     "pi4": BoardKind(

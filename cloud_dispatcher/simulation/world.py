@@ -109,6 +109,11 @@ class World:
         """Return what a job asks."""
         return self.demands[int(key[1:])]
 
+    def tokens_of(self, key: m.JobKey, board: Board) -> float:
+        """Return the work of a job on a board, in tokens written."""
+        demand = self.demand_of(key)
+        return demand.answer_tokens + board.kind.read_cost * demand.prompt_tokens
+
     # ------------------------------------------------------------ time
 
     def _live(self) -> None:
@@ -138,6 +143,7 @@ class World:
         message = send.message
         if isinstance(message, m.Assignment):
             board = self.boards[m.WorkerId(send.ids[0])]
+            board.coming.add(m.JobKey(message.job))
             self._tell(board, send.expiry_ms, self._assign, board, message)
         elif isinstance(message, m.WorkerCancel):
             board = self.boards[m.WorkerId(send.ids[0])]
@@ -213,11 +219,11 @@ class World:
 
     def _assign(self, board: Board, assignment: m.Assignment) -> None:
         key, attempt = m.JobKey(assignment.job), assignment.attempt
-        demand, kind = self.demand_of(key), board.kind
-        reading = demand.prompt_tokens * kind.decode_tok_s / kind.prefill_tok_s
+        demand = self.demand_of(key)
+        board.coming.discard(key)
         usage = m.Usage(prompt_tokens=demand.prompt_tokens, completion_tokens=demand.answer_tokens)
         answer = m.LocalAnswer(text="simulated", model=MODEL.name, usage=usage)
-        row = Row(key, attempt, demand.answer_tokens + reading, answer)
+        row = Row(key, attempt, self.tokens_of(key, board), answer)
         board.take(row, self.now_ms)
         self._plan(self.now_ms + STARTED_MS, self._renew, board, row, assignment.lease_ms)
         self._expect(board)
@@ -266,6 +272,7 @@ class World:
         unsaid, board.outbox = board.outbox, []
         for event in unsaid:
             self._say(board, event)
+        board.coming.clear()
         waiting, board.inbox = board.inbox, []
         for until_ms, act in waiting:
             if until_ms > self.now_ms:
@@ -299,6 +306,6 @@ def _boards(scenario: Scenario, seed: int) -> list[Board]:
 def _demands(scenario: Scenario, seed: int, boards: Any) -> list[Demand]:
     kinds = [board.kind for board in boards]
     capacity_tok_s = sum(kind.decode_tok_s * batch_gain(kind.slots) for kind in kinds)
-    cost = sum(kind.decode_tok_s / kind.prefill_tok_s for kind in kinds) / len(kinds)
+    cost = sum(kind.read_cost for kind in kinds) / len(kinds)
     random = Random(f"{seed} arrivals")
     return draw(scenario.arrivals, capacity_tok_s=capacity_tok_s, cost=cost, random=random)

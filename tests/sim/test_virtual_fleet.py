@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloud_dispatcher.core.scheduler import Policy, RoundRobin, WeightedLeastConnections
+from cloud_dispatcher.core.policies import RoundRobin, WeightedLeastConnections
+from cloud_dispatcher.core.scheduler import Policy
 from fleet_protocol.messages import JobStatus
 from tests.sim.virtual_fleet import Run, VirtualFleet
 

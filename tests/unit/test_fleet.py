@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.fleet import Fleet, Worker, weigh
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.policies import (
+    PolicyName,
+    RoundRobin,
+    SchedulingSettings,
+    WeightedLeastConnections,
+)
 from cloud_dispatcher.core.queue import Need
-from cloud_dispatcher.core.scheduler import WeightedLeastConnections
-from cloud_dispatcher.core.settings import WeightSettings
+from cloud_dispatcher.core.settings import EngineSettings, WeightSettings
 from fleet_protocol.messages import (
+    Activity,
     Benchmark,
+    DeviceId,
+    JobId,
     JobKey,
+    JobStatus,
+    JobSubmit,
+    LocalAnswer,
     ModelInfo,
     Presence,
     PresenceStatus,
+    Usage,
     WorkerId,
     WorkerInfo,
+    WorkerState,
 )
 
 SETTINGS = WeightSettings()
@@ -111,3 +127,73 @@ def test_the_fleet_knows_its_largest_context_by_model() -> None:
     assert fleet.find(second.id) is None
     assert fleet.pick_worker(Need("big", 0), avoid=None) is None
     assert fleet.pick_worker(Need("small", 512), avoid=None) is first
+
+
+def leased(key: str = "K", *, assigned_at_ms: int = 0) -> Job:
+    submit = JobSubmit(prompt="x")
+    return Job(
+        key=JobKey(key),
+        device=DeviceId("d"),
+        id=JobId("j"),
+        submit=submit,
+        received_at_ms=0,
+        status=JobStatus.ASSIGNED,
+        worker=WorkerId("w"),
+        assigned_at_ms=assigned_at_ms,
+    )
+
+
+def said(tokens: int, *, cached: bool = False) -> LocalAnswer:
+    usage = Usage(completion_tokens=tokens)
+    return LocalAnswer(text="x", model="small", usage=usage, cached=cached)
+
+
+def test_an_answer_teaches_the_fleet_how_fast_its_worker_is() -> None:
+    fleet, (worker,) = fleet_of("w", slots=2)
+    fleet.lease(worker, JobKey("K"), 0)
+    fleet.begin(worker, JobKey("K"))
+    fleet.answered(leased(), said(40), 410)
+    assert worker.pace.ms_per_token("small", unknown_ms=1.0) == pytest.approx(10.0, rel=0.05)
+
+
+def test_the_word_that_it_began_teaches_how_far_away_a_worker_is() -> None:
+    fleet, (worker,) = fleet_of("w")
+    for number in range(30):
+        key = str(number)
+        fleet.lease(worker, JobKey(key), 0)
+        fleet.begin(worker, JobKey(key))
+        fleet.started(leased(key), 330)
+        fleet.release(worker.id, JobKey(key))
+    assert worker.pace.link_ms == pytest.approx(80.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("begun", "cached"), [(False, False), (True, True)])
+def test_leases_of_an_earlier_run_and_cached_answers_teach_nothing(
+    *, begun: bool, cached: bool
+) -> None:
+    fleet, (worker,) = fleet_of("w", slots=2)
+    fleet.lease(worker, JobKey("K"), 0)
+    if begun:
+        fleet.begin(worker, JobKey("K"))
+    fleet.answered(leased(), said(40, cached=cached), 410)
+    fleet.release(worker.id, JobKey("K"))
+    assert worker.pace.ms_per_token("small", unknown_ms=1.0) == 1.0
+    assert not worker.company
+
+
+def test_a_throttled_heartbeat_changes_which_pace_counts() -> None:
+    fleet, (worker,) = fleet_of("w")
+    state = WorkerState(ts=0, seq=0, status=Activity.HOT, cpu_pct=0, mem_pct=0, inflight=0)
+    fleet.set_state(worker, replace(state, throttled=True))
+    assert worker.pace.is_hot
+    fleet.set_state(worker, state)
+    assert not worker.pace.is_hot
+
+
+def test_the_settings_name_the_policy() -> None:
+    scheduling = SchedulingSettings(policy=PolicyName.ROUND_ROBIN)
+    engine = Engine(EngineSettings(scheduling=scheduling), "epoch")
+    assert isinstance(engine._ledger.fleet.policy, RoundRobin)
+    assert isinstance(
+        Engine(EngineSettings(), "epoch")._ledger.fleet.policy, WeightedLeastConnections
+    )
