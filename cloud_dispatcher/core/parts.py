@@ -190,9 +190,9 @@ class Parts:
             self._show(parent, members)
         if any(member.is_open for member in members):
             return []
-        if len(members) > 1:
+        if len({_text(member) for member in members}) > 1:
             return self._merge(parent, members)
-        jobs = self._ledger.jobs
+        jobs = self._ledger.jobs  # One answer, or the same from each part: nothing to merge.
         family = [jobs[key] for key in self._families[parent.key]]
         last = members[0].result
         if last is not None:

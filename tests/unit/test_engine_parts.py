@@ -102,11 +102,21 @@ def test_nobody_is_told_of_parts_and_all_are_let_go_with_the_result(desk: Desk) 
         sends = [x for x in desk.commands if isinstance(x, c.Send) and x.ids[0] == "d1"]
         assert all(send.ids == ("d1", "1") for send in sends)
         assert not desk.job(f"K1-{number}").told
-        answer(desk, f"K1-{number}", "a")
+        answer(desk, f"K1-{number}", f"a{number}")
     assert all(part.told for part in parts_of(desk))
     desk.confirmed()
     assert desk.engine.summary().queued == 0
     assert not desk.engine._ledger.jobs
+
+
+def test_parts_that_all_have_the_same_answer_are_not_merged(desk: Desk) -> None:
+    split(desk)
+    for number in (1, 0, 2):
+        assert desk.sent(topics.RESULT, m.JobResult) == []
+        answer(desk, f"K1-{number}", "no fault")
+    (result,) = desk.sent(topics.RESULT, m.JobResult)
+    assert (result.id, result.text, result.usage.completion_tokens) == ("1", "no fault", 6)
+    assert len(parts_of(desk)) == 3
 
 
 def test_what_fits_a_board_is_not_cut(desk: Desk) -> None:
@@ -176,15 +186,15 @@ def test_answers_too_long_for_one_board_are_merged_in_rounds(desk: Desk) -> None
     split(desk, prompt="What runs?\n\n" + "\n\n".join(PARAGRAPHS * 2), max_tokens=300)
     texts = parts_of(desk)
     for part in texts:
-        answer(desk, part.key, "word " * 150)
+        answer(desk, part.key, f"{part.key} {'word ' * 150}")
     merges = parts_of(desk)[len(texts) :]
     assert len(merges) > 1
-    for merge in merges:
-        answer(desk, merge.key, "short")
+    for number, merge in enumerate(merges):
+        answer(desk, merge.key, f"short {number}")
     last = parts_of(desk)[-1]
     assert last.part is not None
     assert (last.part.round, last.part.start, last.part.end) == (2, 0, len(merges))
-    assert said_to(last).endswith("\n\n".join(["short"] * len(merges)))
+    assert said_to(last).endswith("\n\n".join(f"short {number}" for number in range(len(merges))))
     answer(desk, last.key, "done")
     assert desk.sent(topics.RESULT, m.JobResult)[0].text == "done"
 
@@ -248,7 +258,7 @@ def test_what_the_cloud_took_for_a_part_is_on_the_jobs_bill(desk: Desk) -> None:
         )
     )
     for number in (0, 2, 3):
-        answer(desk, f"K1-{number}", "a")
+        answer(desk, f"K1-{number}", f"a{number}")
     (result,) = desk.sent(topics.RESULT, m.JobResult)
     assert (result.answered_by, result.cost_usd) == (m.AnsweredBy.EDGE, 0.5)
     assert [spend.cost_usd for spend in desk.spends] == [0.5]
@@ -258,7 +268,7 @@ def test_a_long_text_says_nothing_of_how_quick_the_boards_are(desk: Desk) -> Non
     split(desk)
     desk.now_ms += 60_000
     for number in range(4):
-        answer(desk, f"K1-{number}", "a")
+        answer(desk, f"K1-{number}", f"a{number}")
     desk.handle(e.LoadLooked())
     load = desk.engine.load()
     assert load.edge_p50_ms is None
