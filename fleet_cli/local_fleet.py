@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import IO, Self
 
 import msgspec
@@ -46,6 +47,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
         kind: Which one to start; None: Mosquitto where it is installed, else the embedded one.
         port: Where it shall listen; None: a free one, remembered in the folder.
         simulates_cloud: Answer escalations with a simulator.
+        config: The dispatcher's settings, a TOML file; None: its defaults.
     """
 
     workers: int = 3
@@ -56,6 +58,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
     kind: BrokerKind | None = None
     port: int | None = None
     simulates_cloud: bool = False
+    config: Path | None = None
 
     @property
     def worker_ids(self) -> tuple[str, ...]:
@@ -186,11 +189,12 @@ class LocalFleet:
             extra["EDGEFLEET_DISPATCHER_PROVIDER__BASE_URL"] = f"http://127.0.0.1:{port}"
             extra["DEEPSEEK_API_KEY"] = "simulated"
             self._tell("the cloud is SIMULATED: its answers say so and mean nothing")
-        elif not os.environ.get("DEEPSEEK_API_KEY"):
+        elif self._plan.config is None and not os.environ.get("DEEPSEEK_API_KEY"):
             self._tell("no DEEPSEEK_API_KEY is set: nothing can be escalated to the cloud")
         words = ("cloud_dispatcher", "run", "--broker", _bare_url(context.broker))
         data = ("--data", str(self._folder.dispatcher))
-        self._start("dispatcher", (*words, *data), environment(extra))
+        config = ("--config", str(self._plan.config)) if self._plan.config else ()
+        self._start("dispatcher", (*words, *data, *config), environment(extra))
         return context
 
     def _start_worker(self, worker: str, broker: BrokerSettings) -> None:

@@ -9,11 +9,14 @@ import click
 
 from fleet_cli.answers import exit_code_of_result, origin, result_fields
 from fleet_cli.connection import Connection, connection_options
+from fleet_cli.deferral import defer_option, patience_s, timeout_help
 from fleet_cli.forms import form_options
 from fleet_cli.output import print_json, say
 from fleet_client.client import FleetClient, JobHandle
 from fleet_client.options import JobOptions
 from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat, Split
+
+_USUAL_S = 120.0
 
 
 @click.command(
@@ -29,6 +32,7 @@ from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat, 
       fleet ask --schema command.json "Turn on the kitchen light." | jq .device
       journalctl -n 1 | fleet ask --system "Answer ERROR or OK." -
       fleet ask --split auto --system "What went wrong?" - < day.log
+      fleet ask --defer offpeak --escalate always - < report.txt
     """
 )
 @connection_options
@@ -56,12 +60,17 @@ from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat, 
     show_default=True,
     help="Whether a long text is answered in parts, and their answers merged.",
 )
+@defer_option
 @form_options
 @click.option("--max-tokens", type=click.IntRange(1, 4_096), default=64, show_default=True)
 @click.option("--system", metavar="TEXT", help="Instruction that goes before the question.")
 @click.option("--model", metavar="NAME", help="Model to use; the fleet's default otherwise.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0.1, 86_400), default=120.0, show_default=True
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 86_400),
+    show_default=timeout_help(_USUAL_S),
+    help="Seconds; the answer is worth nothing afterwards.",
 )
 def command(
     connection: Connection,
@@ -71,10 +80,11 @@ def command(
     stream: bool,
     as_json: bool,
     system: str | None,
-    timeout_s: float,
+    timeout_s: float | None,
     **options: str | int | OutputFormat | None,
 ) -> int:
     """Ask; `-` reads the question from standard input."""
+    wait_s = patience_s(timeout_s, defer=str(options["defer"]), usual_s=_USUAL_S)
     text = sys.stdin.read() if question == "-" else question
     turns = [{"role": "user", "content": text}]
     if system:
@@ -82,13 +92,13 @@ def command(
     wanted: JobOptions = {
         **options,  # type: ignore[typeddict-item]  # click has checked names and types
         "stream": stream and not as_json,
-        "deadline_ms": int(timeout_s * 1_000),
+        "deadline_ms": int(wait_s * 1_000),
     }
-    give_up_at_s = time.monotonic() + timeout_s
+    give_up_at_s = time.monotonic() + wait_s
     with FleetClient(
         connection.broker, connection.device, client_id=connection.client_id
     ) as client:
-        handle = client.submit(turns, accept_timeout_s=timeout_s, **wanted)
+        handle = client.submit(turns, accept_timeout_s=timeout_s or _USUAL_S, **wanted)
         try:
             if wanted["stream"]:
                 _show_growing(handle, give_up_at_s - time.monotonic())

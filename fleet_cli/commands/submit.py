@@ -12,6 +12,7 @@ import msgspec
 
 from fleet_cli.answers import origin, result_fields
 from fleet_cli.connection import Connection, connection_options
+from fleet_cli.deferral import defer_option, patience_s, timeout_help
 from fleet_cli.exits import ExitCode
 from fleet_cli.forms import form_options
 from fleet_cli.output import print_json_line, say
@@ -21,6 +22,7 @@ from fleet_protocol.errors import BusClosedError, FleetError, RejectedError
 from fleet_protocol.messages import JobResult, JobStatus, OutputFormat
 
 _OPTIONS = frozenset(JobOptions.__annotations__)
+_USUAL_S = 600.0
 
 
 @click.command(
@@ -35,10 +37,12 @@ _OPTIONS = frozenset(JobOptions.__annotations__)
       fleet submit -f jobs.jsonl --wait --jsonl > results.jsonl
       echo '{"id": "1", "prompt": "Name a color."}' | fleet submit -f - --wait
       fleet submit -f events.jsonl --choices ok,fault --wait
+      fleet submit -f reports.jsonl --defer offpeak
     """
 )
 @connection_options
 @click.option("-f", "--file", "file", type=click.File(), required=True, help="`-` is stdin.")
+@defer_option
 @form_options
 @click.option("--wait", is_flag=True, help="Wait for the results, not only for acceptance.")
 @click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
@@ -53,8 +57,7 @@ _OPTIONS = frozenset(JobOptions.__annotations__)
     "--timeout",
     "timeout_s",
     type=click.FloatRange(0.1, 86_400),
-    default=600.0,
-    show_default=True,
+    show_default=timeout_help(_USUAL_S),
     help="Seconds for each job.",
 )
 def command(connection: Connection, /, *, file: TextIO, window: int, **how: Any) -> int:
@@ -77,15 +80,19 @@ class _Run:
         *,
         wait: bool,
         jsonl: bool,
-        timeout_s: float,
+        defer: str,
+        timeout_s: float | None,
         output: OutputFormat | None,
     ) -> None:
-        """`output` is for the lines that name no form of their own."""
+        """`defer` and `output` are for the lines that name none of their own."""
         self._client = client
         self._waits = wait
         self._as_jsonl = jsonl
-        self._timeout_s = timeout_s
-        self._options = {} if output is None else {"output": output}
+        self._accept_s = timeout_s or _USUAL_S
+        self._timeout_s = patience_s(timeout_s, defer=defer, usual_s=_USUAL_S)
+        self._options: dict[str, Any] = {"defer": defer}
+        if output is not None:
+            self._options["output"] = output
         self._printing = threading.Lock()
         self.succeeded = 0
         self.failed = 0
@@ -120,7 +127,7 @@ class _Run:
             handle = self._client.submit(
                 "" if question is None else question,
                 job_id=None if job_id is None else str(job_id),
-                accept_timeout_s=self._timeout_s,
+                accept_timeout_s=self._accept_s,
                 **(self._options | wanted),
             )
             job_id = handle.id

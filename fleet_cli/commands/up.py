@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -33,6 +34,7 @@ from fleet_protocol.manifest import DEFAULT_MODEL
       fleet up --broker-kind mosquitto --port 1883
       fleet up --broker mqtt://broker.lan:1883      use a broker that runs already
       fleet up --engine echo --simulated-cloud      no model, no account: to try things
+      fleet up --config dispatcher.toml             providers, budgets, tenants of your own
     """
 )
 @connection_options
@@ -48,6 +50,11 @@ from fleet_protocol.manifest import DEFAULT_MODEL
     help="Broker to start.",
 )
 @click.option("--port", type=click.IntRange(1, 65_535), help="Its port.  [a free one, kept]")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The dispatcher's settings (TOML).",
+)
 @click.option("--simulated-cloud", is_flag=True, help="Answer escalations with a simulator.")
 @click.option("--json", "as_json", is_flag=True, help="When up, print one JSON object.")
 def command(connection: Connection, /, *, as_json: bool, **how: Any) -> None:

@@ -353,6 +353,17 @@ def test_a_part_that_keeps_crashing_is_named_with_its_last_words(tmp_path: Path)
     assert running(str(tmp_path)) == []
 
 
+def test_the_dispatcher_takes_settings_of_ones_own(tmp_path: Path) -> None:
+    config = tmp_path / "dispatcher.toml"
+    config.write_text(
+        '[provider]\nname = "one"\nbase_url = "http://127.0.0.1:9"\napi_key_env = ""\n'
+        '[[backup]]\nname = "two"\nbase_url = "http://127.0.0.1:9"\napi_key_env = ""\n'
+    )
+    with Up(tmp_path / "data", "--workers", "0", "--config", str(config)) as fleet:
+        costs = fleet.object("costs")
+    assert [endpoint["name"] for endpoint in costs["endpoints"]] == ["one", "two"]
+
+
 def test_mosquitto_may_be_the_broker(tmp_path: Path, mosquitto: object) -> None:
     del mosquitto  # asked for because it knows what to do where none is installed
     with Up(tmp_path / "data", "--workers", "1", "--broker-kind", "mosquitto") as up:
