@@ -2,8 +2,9 @@
 
 Both have a first provider that has a bad evening (`bench/evening.py`) and a backup that refuses one
 call in ten. Calls come at random instants, the same for both; each side has providers of its own
-with the very same fortune. The Router is set up as its documentation suggests: fallbacks, as many
-retries as we make, its own cooldowns. On the first run it is installed into an environment of its
+with the very same fortune. Ours is asked as the dispatcher asks it: again where it invites that
+(`[engine.retry]`). The Router is set up as its documentation suggests: fallbacks, as many retries
+as we make, its own cooldowns. On the first run it is installed into an environment of its
 own, as it needs another release of the OpenAI client than we do.
 """
 
@@ -29,10 +30,12 @@ from bench.report import Aim, report
 from cloud_dispatcher.adapters.providers import ProviderSettings, build_provider
 from cloud_dispatcher.adapters.simulated_answers import Step
 from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek
+from cloud_dispatcher.core.cloud_lane import PROVIDER_OPEN
 from cloud_dispatcher.core.commands import CompletionRequest
+from cloud_dispatcher.core.settings import RetrySettings
 from cloud_dispatcher.ports import Completion, CompletionProvider, ProviderError
 from edge_worker.adapters.artefact import cache_folder
-from fleet_protocol.messages import ChatMessage, ChatRole, Generation
+from fleet_protocol.messages import ChatMessage, ChatRole, Generation, JobKey
 
 LITELLM = "litellm==1.106.2"
 WHOLE = Evening(jobs=600, length_s=300.0, outage_s=(100.0, 160.0))
@@ -92,7 +95,7 @@ async def play_ours(first_url: str, backup_url: str, instants: list[float]) -> E
     async def one(number: int, at_s: float) -> tuple[bool, float]:
         await asyncio.sleep(max(0.0, at_s - (time.perf_counter() - begun)))
         asked_at = time.perf_counter()
-        is_answered = await ask_chain(chain, number)
+        is_answered = await ask_lane(chain, number)
         return is_answered, time.perf_counter() - asked_at
 
     try:
@@ -101,22 +104,39 @@ async def play_ours(first_url: str, backup_url: str, instants: list[float]) -> E
         await chain.close()
 
 
-async def ask_chain(chain: CompletionProvider, number: int) -> bool:
-    """Put one question; return whether it was answered."""
+async def ask_lane(chain: CompletionProvider, number: int) -> bool:
+    """Put one question by the dispatcher's rule (`core.retry`); return whether it was answered."""
+    rule, tries = RetrySettings(), 0
+    give_up_at = time.perf_counter() + DEADLINE_S
+    while (left_s := give_up_at - time.perf_counter()) > 0:
+        error = await ask_chain(chain, number, timeout_s=left_s)
+        if error is None:
+            return True
+        tries += error.code != PROVIDER_OPEN  # then nobody was asked
+        if error.retry_after_ms is None or tries >= rule.cloud_max_attempts:
+            return False
+        await asyncio.sleep(max(error.retry_after_ms, rule.backoff_ms) / 1_000)
+    return False
+
+
+async def ask_chain(
+    chain: CompletionProvider, number: int, *, timeout_s: float
+) -> ProviderError | None:
+    """Put one question once; return why there is no answer."""
     request = CompletionRequest(
-        job=f"{number:026d}",
+        job=JobKey(f"{number:026d}"),
         attempt=1,
         messages=(ChatMessage(role=ChatRole.USER, content=f"question {number}"),),
         generation=Generation(max_tokens=64),
-        timeout_ms=int(DEADLINE_S * 1_000),
+        timeout_ms=int(timeout_s * 1_000),
     )
     try:
         async for part in chain.stream(request):
             if isinstance(part, Completion):
-                return True
-    except ProviderError:
-        return False
-    return False
+                return None
+    except ProviderError as error:
+        return error
+    raise AssertionError("a call ends with an answer or an error")
 
 
 class Router:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
@@ -25,6 +27,8 @@ from fleet_protocol.messages import EndpointView
 
 log = structlog.get_logger()
 
+_CLOSED: Final = "provider_open"
+
 
 class _Run:
     """One request on its way through the chain.
@@ -32,7 +36,9 @@ class _Run:
     Attributes:
         round: From 1; in each, every endpoint is asked once at most.
         tried: Places of those asked in this round.
-        out: Places of those that are not asked again.
+        asked: How many calls of each place failed.
+        out: Places of those that would fail again.
+        wordy: Places of those that answered JSON mode with blanks.
         place: Where the error comes from that is being raised.
         cost_usd: What failed calls cost.
     """
@@ -43,7 +49,9 @@ class _Run:
         self.text = Continuity()
         self.round = 1
         self.tried: set[int] = set()
+        self.asked: Counter[int] = Counter()
         self.out: set[int] = set()
+        self.wordy: set[int] = set()
         self.hopeful: set[int] = set()
         self.last: ProviderError | None = None
         self.place = 0
@@ -62,14 +70,15 @@ class _Run:
         self.cost_usd += error.cost_usd
         error.cost_usd = self.cost_usd
         self.tried.add(place)
+        self.asked[place] += error.code != _CLOSED  # then nobody was asked
         if error.retry_after_ms is None:
             self.out.add(place)
         else:
             self.hopeful.add(place)
         output = self.request.generation.output
         if error.code == "provider_blank" and output is not None and output.is_json:
-            # JSON mode is known to answer with blanks: the instructions alone may do better.
-            self.request = replace(self.request, in_words=True)
+            # Its JSON mode is known for that: the instructions alone may do better.
+            self.wordy.add(place)
 
 
 class ProviderChain:
@@ -124,6 +133,8 @@ class ProviderChain:
                 for another call. `provider_open`: all are left alone for now.
         """
         run = _Run(request)
+        for link in self._links:
+            link.want()
         while True:
             place = self._choose(run)
             if place is None:
@@ -146,20 +157,31 @@ class ProviderChain:
         return [link.sight(now_ms, is_out=i in skip) for i, link in enumerate(self._links)]
 
     def _choose(self, run: _Run) -> int | None:
-        return chain.choose(self._sights(run.out | run.tried), patient=not run.tried)
+        skip = run.out | run.tried | self._spent(run)
+        return chain.choose(self._sights(skip), patient=not run.tried)
+
+    def _spent(self, run: _Run) -> set[int]:
+        """Return the places of those that were asked as often as one job may."""
+        return {place for place, calls in run.asked.items() if calls >= self._backoff.attempts}
 
     async def _pause(self, run: _Run) -> None:
         """Wait for the next round, or raise why there is none."""
-        sights = self._sights(run.out)
-        soonest_ms = chain.pause_ms(sights)
+        spent = self._spent(run)
+        left = self._sights(run.out | spent)
+        soonest_ms = chain.pause_ms(left)
+        is_over = soonest_ms is None
+        if soonest_ms is None:
+            soonest_ms = chain.pause_ms(self._sights(run.out))
         if soonest_ms is None and run.last is not None:
             raise run.last
-        backoff_ms = self._backoff.pause_ms(run.round, luck=self._luck())
-        pause_ms = max(soonest_ms or 0, backoff_ms if run.tried else 0)
+        backoff_ms = self._backoff.pause_ms(run.round, luck=self._luck()) if run.tried else 0
+        pause_ms = max(soonest_ms or 0, backoff_ms)
         error = run.last or self._closed(pause_ms)
         error.retry_after_ms = pause_ms
         is_late = loop_ms() + pause_ms >= run.deadline_ms
-        if is_late or run.round >= self._backoff.attempts or chain.is_closed(sights):
+        # A breaker is not waited for, unless it is ready by the end of a pause made anyway.
+        is_closed = chain.is_closed(left) and pause_ms > backoff_ms
+        if is_over or is_late or is_closed:
             raise error
         log.warning(
             "provider.retrying",
@@ -188,7 +210,8 @@ class ProviderChain:
         try:
             after_s = self._hedge_after_ms / 1_000
             await asyncio.wait({calls[place].spoken}, timeout=after_s)
-            other = chain.choose(self._sights(run.out | {place}), patient=False)
+            skip = run.out | self._spent(run) | {place}
+            other = chain.choose(self._sights(skip), patient=False)
             if other is not None and not calls[place].spoken.done():
                 log.info("provider.hedged", job=run.request.job, second=self._links[other].name)
                 calls[other] = self._pumped(other, run)
@@ -229,9 +252,14 @@ class ProviderChain:
 
         def make() -> CompletionRequest:
             remaining_ms = max(1, run.deadline_ms - loop_ms())
-            others = self._sights(run.out | run.tried | {place})
+            others = self._sights(run.out | run.tried | self._spent(run) | {place})
             has_other = chain.choose(others, patient=False) is not None
             patience_ms = chain.patience_ms(remaining_ms, has_other=has_other)
-            return replace(run.request, timeout_ms=remaining_ms, first_content_ms=patience_ms)
+            return replace(
+                run.request,
+                timeout_ms=remaining_ms,
+                first_content_ms=patience_ms,
+                in_words=place in run.wordy,
+            )
 
         return self._links[place].call(make, deadline_ms=run.deadline_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -17,7 +18,7 @@ from cloud_dispatcher.core.breaker import Breaker, BreakerState, Ticket
 from cloud_dispatcher.core.chain import Sight
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import Completion, CompletionPart, ProviderError
-from fleet_protocol.messages import EndpointView
+from fleet_protocol.messages import ChatMessage, ChatRole, EndpointView, Generation, JobKey
 
 log = structlog.get_logger()
 
@@ -33,6 +34,8 @@ _SLOW_MS: Final = 10_000
 """A call that was given up after so long without a word speaks against its endpoint, too."""
 _DENIED_MS: Final = 60_000
 """How long a refused key is not tried again."""
+_WANTED_MS: Final = 30_000
+"""So long after the last job that would have used it, nobody finds out about an endpoint."""
 
 
 class Endpoint(Protocol):
@@ -71,7 +74,9 @@ class Link:
         self._luck = luck
         self._throttled = 0
         self._model = ""
+        self._wanted_at_ms = 0
         self._watch: asyncio.Task[None] | None = None
+        self._probe: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"Link({self._endpoint!r}, {self.breaker!r})"
@@ -90,6 +95,11 @@ class Link:
             is_out=is_out,
         )
 
+    def want(self) -> None:
+        """Take note that a job would use it: where it is left alone, that is worth finding out."""
+        self._wanted_at_ms = loop_ms()
+        self._find_out()
+
     def view(self, now_ms: int) -> EndpointView:
         """Return what an operator sees."""
         return EndpointView(
@@ -102,10 +112,11 @@ class Link:
         )
 
     async def close(self) -> None:
-        """Close the connections; nobody asks for the balance any more."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        """Close the connections; nobody asks for the balance any more, or how it is."""
+        tasks = [task for task in (self._watch, self._probe) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._endpoint.close()
 
     async def call(
@@ -145,7 +156,7 @@ class Link:
                     self._account.thrive()
                     self.breaker.succeed(ticket, loop_ms())
                 else:
-                    self._blame(ticket, error, silent_ms=0 if spoke else loop_ms() - began_ms)
+                    self._blame(ticket, error, took_ms=loop_ms() - began_ms, spoke=spoke)
                 self._tell(before)
 
     def _begin(self) -> Ticket:
@@ -157,7 +168,9 @@ class Link:
         self._tell(before)
         return ticket
 
-    def _blame(self, ticket: Ticket, error: ProviderError | None, *, silent_ms: int) -> None:
+    def _blame(
+        self, ticket: Ticket, error: ProviderError | None, *, took_ms: int, spoke: bool
+    ) -> None:
         """Decide what a call without an answer says of the endpoint; None: it was given up."""
         now_ms = loop_ms()
         code = "provider_timeout" if error is None else error.code
@@ -174,8 +187,9 @@ class Link:
             self._throttle(error)
         elif code in _ALIVE:
             self.breaker.succeed(ticket, now_ms)
-        elif code in _BLAMED and (not is_final or silent_ms >= _SLOW_MS):
-            self.breaker.fail(ticket, now_ms, code)
+        elif code in _BLAMED and (not is_final or (took_ms >= _SLOW_MS and not spoke)):
+            self.breaker.fail(ticket, now_ms, code, took_ms=took_ms)
+            self._find_out()
         else:
             self.breaker.abandon(ticket)
 
@@ -192,17 +206,58 @@ class Link:
         self._model = model
 
     def _tell(self, before: BreakerState) -> None:
-        """Log a change of the breaker."""
+        """Log a change of the breaker; what probes find is for those who look closely."""
         breaker, now_ms = self.breaker, loop_ms()
-        if breaker.state is not before:
-            tell = log.warning if breaker.state is BreakerState.OPEN else log.info
-            tell(
-                f"breaker.{breaker.state.value}",
-                provider=self.name,
-                code=breaker.reason,
-                openings=breaker.openings,
-                ready_in_ms=breaker.ready_at_ms(now_ms) - now_ms,
-            )
+        if breaker.state is before:
+            return
+        tell = log.debug
+        if before is BreakerState.CLOSED:
+            tell = log.warning
+        elif breaker.state is BreakerState.CLOSED:
+            tell = log.info
+        tell(
+            f"breaker.{breaker.state.value}",
+            provider=self.name,
+            code=breaker.reason,
+            ready_in_ms=breaker.ready_at_ms(now_ms) - now_ms,
+        )
+
+    # ---------------------------------------------------------------- after failures
+
+    def _find_out(self) -> None:
+        """Ask it ourselves while it is left alone, so that no job has to wait for its failures."""
+        if self._is_in_doubt and (self._probe is None or self._probe.done()):
+            probe = self._until_well()
+            self._probe = asyncio.create_task(probe, name=f"probe-{self.name}")
+
+    @property
+    def _is_in_doubt(self) -> bool:
+        is_wanted = loop_ms() - self._wanted_at_ms < _WANTED_MS
+        is_left_alone = self.breaker.state is not BreakerState.CLOSED
+        return is_wanted and is_left_alone and self.breaker.reason in _BLAMED
+
+    async def _until_well(self) -> None:
+        least_ms = self.settings.breaker.open_ms
+        while self._is_in_doubt:
+            wait_ms = self.breaker.ready_at_ms(loop_ms()) - loop_ms()
+            await asyncio.sleep(max(wait_ms, least_ms) / 1_000)
+            if self._is_in_doubt and self.breaker.ready_at_ms(loop_ms()) <= loop_ms():
+                with contextlib.suppress(ProviderError):
+                    await self._ask_how_it_is()
+
+    async def _ask_how_it_is(self) -> None:
+        """Make a call of some twenty tokens; the breaker learns what came of it."""
+        timeout_ms = int(self.settings.first_content_timeout_s * 1_000)
+        request = CompletionRequest(
+            job=JobKey("probe"),
+            attempt=1,
+            messages=(ChatMessage(role=ChatRole.USER, content="Say OK."),),
+            generation=Generation(max_tokens=4),
+            timeout_ms=timeout_ms,
+        )
+        async with aclosing(self.call(lambda: request, deadline_ms=loop_ms() + timeout_ms)) as call:
+            async for _ in call:
+                pass
 
     # ---------------------------------------------------------------- an empty account
 
@@ -229,7 +284,7 @@ class Link:
                 has_balance = False
             before = self.breaker.state
             if has_balance:
-                self.breaker.close(loop_ms())
+                self.breaker.close()
             elif before is BreakerState.OPEN:
                 rest_ms = 0 if has_balance is None else 2 * self._poll_ms
                 self.breaker.trip(loop_ms(), _NO_BALANCE, for_ms=rest_ms)

@@ -119,21 +119,32 @@ async def stage(
 async def errors_in_a_row() -> None:
     async with stage(backup=True) as on:
         on.first.script(*[Step(status=500)] * 25)
-        calls = []
-        while on.first.calls < 25:
-            before = on.first.calls
+        for job in range(1, 6):
             assert (await on.ask()).provider == "backup"
-            calls.append(on.first.calls - before)
-            if on.state == "open":
-                assert (await on.ask()).provider == "backup"
-                assert on.first.calls == before + calls[-1]
-                await on.until_ready()
-        assert calls == [1] * 25
-        pauses_s = [line["ready_in_ms"] // 1_000 for line in on.logged("breaker.open")]
-        assert pauses_s[:3] == [1, 2, 3]
-        assert max(pauses_s) == 5
+            assert on.first.calls == job
+        assert on.state == "open"
+        while on.first.calls < 25:
+            outcome = await on.ask()
+            assert (outcome.provider, outcome.took_s) == ("backup", 0.0)
+            before = on.first.calls
+            await asyncio.sleep(0.25)
+            assert on.first.calls <= before + 1
+        await asyncio.sleep(0.5)
+        assert (on.first.calls, on.state) == (26, "closed")
+        assert {line["ready_in_ms"] for line in on.logged("breaker.open")} == {250}
         assert (await on.ask()).provider == "deepseek"
-        assert on.state == "closed"
+
+
+async def slow_errors_in_a_row() -> None:
+    async with stage(backup=True) as on:
+        on.first.script(fallback=Step(keep_alive_s=0.4, cut_after_chars=0))
+        for _ in range(6):
+            assert (await on.ask()).provider == "backup"
+        before = on.first.calls
+        await asyncio.sleep(25)
+        assert 5 <= on.first.calls - before <= 7
+        await asyncio.sleep(3_600)
+        assert on.first.calls - before <= 9
 
 
 async def errors_without_a_backup() -> None:
@@ -141,12 +152,17 @@ async def errors_without_a_backup() -> None:
         on.first.script(fallback=Step(status=500))
         first = await on.ask()
         assert (first.code, on.first.calls, first.took_s) == ("provider_unavailable", 3, 3.0)
-        await on.ask()
-        third = await on.ask()
-        assert (third.code, third.took_s, on.first.calls) == ("provider_open", 0.0, 5)
+        assert first.error is not None
+        assert first.error.retry_after_ms is not None
+        second = asyncio.create_task(on.ask())
+        await asyncio.sleep(1.1)
+        assert on.state == "open"
+        third = await on.ask(prompt="How cold is it?")
+        assert (third.code, third.took_s) == ("provider_open", 0.0)
         assert third.error is not None
         assert third.error.retry_after_ms is not None
         assert 0 < third.error.retry_after_ms <= 1_000
+        assert (await second).code in {"provider_unavailable", "provider_open"}
 
 
 async def too_many_with_a_date() -> None:
@@ -233,7 +249,7 @@ async def cut_and_superseded() -> None:
 
 async def nothing_but_keep_alives() -> None:
     async with stage() as on:
-        on.first.script(Step(keep_alive_s=240))
+        on.first.script(Step(keep_alive_s=300))
         outcome = await on.ask()
         assert (outcome.provider, on.first.calls) == ("deepseek", 2)
         assert 61 <= outcome.took_s < 62
@@ -241,7 +257,7 @@ async def nothing_but_keep_alives() -> None:
 
 async def keep_alives_with_a_backup() -> None:
     async with stage(backup=True) as on:
-        on.first.script(Step(keep_alive_s=240))
+        on.first.script(Step(keep_alive_s=300))
         outcome = await on.ask(timeout_s=60)
         assert (outcome.provider, round(outcome.took_s)) == ("backup", 30)
 
@@ -313,6 +329,25 @@ async def blank_json() -> None:
         alone = await on.ask(output=OutputFormat(json_schema=schema))
         assert alone.whole is not None
         assert blank_usd > alone.whole.cost_usd
+
+
+async def blank_json_with_a_backup() -> None:
+    async with stage(backup=True) as on:
+        on.first.script(Step(blank=True))
+        outcome = await on.ask(output=OutputFormat(json=True))
+        assert outcome.whole is not None
+        assert (outcome.provider, outcome.whole.misfit) == ("backup", "")
+        assert on.backup.requests[0].response_format.type == "json_object"
+
+
+async def nobody_there() -> None:
+    async with stage(backup=True) as on:
+        await on.first.__aexit__()
+        outcome = await on.ask()
+        assert (outcome.provider, outcome.took_s) == ("backup", 0.0)
+        for _ in range(4):
+            await on.ask()
+        assert (on.state, on.chain.endpoints[0].code) == ("open", "provider_unavailable")
 
 
 async def blank_text() -> None:
@@ -410,16 +445,27 @@ class Situation(NamedTuple):
 SITUATIONS = (
     Situation(
         "25 times HTTP 500 in a row, with a backup",
-        "The backup answers every job at once. After 5 failures the endpoint is left alone for "
-        "1 s, after each failed probe 1 s longer (5 s at most); the first good probe puts it "
-        "back.",
+        "The backup answers every job at once. After 5 failures no job is sent there; a call of "
+        "our own, of some twenty tokens, finds out every 250 ms, and the first good one puts the "
+        "endpoint back.",
         errors_in_a_row,
+    ),
+    Situation(
+        "Failures that take their time, with a backup",
+        "The same, every ten times as long as a failure takes (5 s at most), and only while jobs "
+        "come: 30 s after the last one nobody asks.",
+        slow_errors_in_a_row,
     ),
     Situation(
         "HTTP 500 without a backup",
         "3 calls with jittered pauses (up to 1 s, 2 s). Once the breaker is open, `provider_open` "
         "within no time, with the span after which to come again.",
         errors_without_a_backup,
+    ),
+    Situation(
+        "Nobody listens at an endpoint's address, with a backup",
+        "The backup answers every job at once; after 5 such calls the endpoint is left alone.",
+        nobody_there,
     ),
     Situation(
         "429 with Retry-After: 7",
@@ -462,12 +508,12 @@ SITUATIONS = (
         cut_and_superseded,
     ),
     Situation(
-        "Keep-alives for minutes, no content",
+        "Keep-alives for 5 minutes, no content",
         "Given up after `first_content_timeout_s` (60 s), then called again.",
         nothing_but_keep_alives,
     ),
     Situation(
-        "Keep-alives for minutes, with a backup",
+        "Keep-alives for 5 minutes, with a backup",
         "Given up after half of the time that is left; the backup has the other half.",
         keep_alives_with_a_backup,
     ),
@@ -503,6 +549,11 @@ SITUATIONS = (
         "Called again without JSON mode, the form asked for in words and checked; the blanks are "
         "on the bill of the job.",
         blank_json,
+    ),
+    Situation(
+        "Blank answer in JSON mode, with a backup",
+        "The backup is asked in JSON mode: the blanks speak against the first one's alone.",
+        blank_json_with_a_backup,
     ),
     Situation("Blank answer", "Called again; nobody saw the blanks.", blank_text),
     Situation(

@@ -152,6 +152,69 @@ def test_a_balance_that_cannot_be_asked_for_is_asked_for_again() -> None:
     run_virtually(story())
 
 
+def test_an_endpoint_that_is_left_alone_takes_no_attempt_from_the_others() -> None:
+    async def story() -> None:
+        down = [failing(errors.refused(503)) for _ in range(5 + 20)]  # 20 probes: 5 s
+        first, second = endpoint(*down), endpoint(name="second")
+        chain = chain_of(first, second)
+        for _ in range(5):
+            assert (await ask(chain)).provider == "second"
+        assert chain.endpoints[0].state == "open"
+        second.script(*[failing(errors.refused(503)) for _ in range(3)])  # after 0, 1 and 3 s
+        assert (await ask(chain)).provider == "first"
+        await chain.close()
+
+    run_virtually(story())
+
+
+def test_each_endpoint_is_asked_as_often_as_one_job_may_and_no_more() -> None:
+    async def story() -> None:
+        down = [failing(errors.refused(503)) for _ in range(9)]
+        first, second = endpoint(*down), endpoint(*down, name="second")
+        chain = chain_of(first, second)
+        with pytest.raises(ProviderError) as caught:
+            await ask(chain)
+        assert caught.value.code == "provider_unavailable"
+        assert (len(first.requests), len(second.requests)) == (3, 3)
+        await chain.close()
+
+    run_virtually(story())
+
+
+def test_nobody_asks_an_endpoint_that_no_job_would_use() -> None:
+    async def story() -> None:
+        down = [failing(errors.refused(503)) for _ in range(1_000)]
+        first = endpoint(*down)
+        chain = chain_of(first, endpoint(name="second"))
+        for _ in range(5):
+            await ask(chain)
+        await asyncio.sleep(3_600)
+        asked = len(first.requests)
+        assert 5 + 100 < asked <= 5 + 120, "every 250 ms, for half a minute"
+        await asyncio.sleep(3_600)
+        assert len(first.requests) == asked
+        assert (await ask(chain)).provider == "second"
+        await asyncio.sleep(0.3)
+        assert len(first.requests) > asked, "now one would"
+        await chain.close()
+
+    run_virtually(story())
+
+
+def test_a_probe_leaves_no_task_behind() -> None:
+    async def story() -> None:
+        first = endpoint(*[failing(errors.refused(503))] * 5, HANGS)
+        chain = chain_of(first, endpoint(name="second"))
+        for _ in range(5):
+            await ask(chain)
+        await first.until_inflight(1)
+        await chain.close()
+        assert first.inflight == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtually(story())
+
+
 def test_endpoints_of_one_account_share_its_slots() -> None:
     async def story() -> None:
         shared = {"account": "us", "max_concurrency": 1}
