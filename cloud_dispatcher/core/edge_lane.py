@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from cloud_dispatcher.core.ejection import NO_FAULT
 from cloud_dispatcher.core.events import (
     DoneReceived,
     FailureReceived,
@@ -142,6 +143,7 @@ class EdgeLane:
         """The worker answered: if the attempt is current, that is the result."""
         job = self.current(event.worker, event.job, event.done.attempt)
         self._ledger.heard(event.worker)
+        self._ledger.fleet.worked(event.worker)
         if job is not None:
             answer, now_ms = event.done.answer, self._ledger.now_ms
             result = edge_result(job, answer, worker=event.worker, now_ms=now_ms)
@@ -155,6 +157,8 @@ class EdgeLane:
         failure = event.failure
         job = self.current(event.worker, event.job, failure.attempt)
         self._ledger.heard(event.worker)
+        if failure.retryable and failure.code not in NO_FAULT:
+            self._ledger.fleet.failed(event.worker, self._ledger.now_ms)
         if job is not None and failure.retryable:
             self.give_back(job, lapsed=False, code=failure.code, message=failure.message)
         elif job is not None:
@@ -224,6 +228,8 @@ class EdgeLane:
     def lease_over(self, job: Job) -> None:
         """Take back an attempt that was not heard of, unless nobody can be heard at all."""
         if self._ledger.is_linked:
+            if job.worker is not None:
+                self._ledger.fleet.failed(job.worker, self._ledger.now_ms)
             self.give_back(job, lapsed=True)
         else:
             self._ledger.renew(job, job.status)

@@ -144,11 +144,10 @@ class Engine:
 
     def next_wake_at_ms(self) -> int | None:
         """Return when `TimePassed` is due next; None: never, unless something else happens."""
-        job_ms = self._ledger.job_alarms.next_at_ms()
-        worker_ms = self._ledger.worker_alarms.next_at_ms()
-        if job_ms is None or worker_ms is None:
-            return worker_ms if job_ms is None else job_ms
-        return min(job_ms, worker_ms)
+        ledger = self._ledger
+        job_ms, worker_ms = ledger.job_alarms.next_at_ms(), ledger.worker_alarms.next_at_ms()
+        due_ms = (job_ms, worker_ms, ledger.fleet.outliers.sweep_at_ms)
+        return min((at_ms for at_ms in due_ms if at_ms is not None), default=None)
 
     def find_open(self, device: DeviceId, job_id: JobId) -> Job | None:
         """Return the job of this name that is open or whose result is not confirmed."""
@@ -257,6 +256,7 @@ class Engine:
 
     def _on_escalation(self, event: e.EscalationReceived) -> None:
         said = event.escalation
+        self._ledger.fleet.worked(event.worker)
         if said.reason is Reason.TOO_LONG:
             parts = self._parts.too_long(event.worker, event.job, said.attempt)
             if parts:
@@ -308,6 +308,7 @@ class Engine:
 
     def _on_time_passed(self, _: e.TimePassed) -> None:
         ledger = self._ledger
+        ledger.fleet.sweep(ledger.now_ms)
         for worker_id in ledger.worker_alarms.take(ledger.now_ms, limit=_DUE_MOST):
             self._roster.silent(worker_id)
         for key in ledger.job_alarms.take(ledger.now_ms, limit=_DUE_MOST):

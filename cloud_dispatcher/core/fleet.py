@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cloud_dispatcher.core.ejection import EjectionSettings, Outliers, Standing
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.pace import Pace, work_tokens
 from cloud_dispatcher.core.queue import Need
@@ -30,6 +31,7 @@ class Worker:
         leases: The attempts it holds, each with the moment the assignment was last sent.
         company: For attempts given out in this run, how many it held with them at that moment.
         pace: What was learned of its speed.
+        standing: Whether it is trusted with jobs, after failures in a row.
         is_silent: Not heard of for too long: as good as offline until it is.
         is_held_back: An operator drains it; on top of what it says of itself.
         turn: See `WorkerLoad`.
@@ -37,7 +39,7 @@ class Worker:
 
     __slots__ = (
         "bandwidth", "capacity", "company", "compute", "id", "info", "is_held_back", "is_silent",
-        "leases", "pace", "presence", "seen_at_ms", "state", "turn", "weight",
+        "leases", "pace", "presence", "seen_at_ms", "standing", "state", "turn", "weight",
     )  # fmt: skip
 
     def __init__(self, worker_id: WorkerId, weight: WeightSettings) -> None:
@@ -51,6 +53,7 @@ class Worker:
         self.leases: dict[JobKey, int] = {}
         self.company: dict[JobKey, int] = {}
         self.pace = Pace()
+        self.standing = Standing.IN
         self.capacity = 0
         self.turn = 0
         self.compute, self.bandwidth, self.weight = weigh(None, weight)
@@ -71,9 +74,14 @@ class Worker:
             len(self.leases) < self.capacity
             and not self.is_silent
             and not self.is_held_back
+            and (self.standing is Standing.IN or self._may_be_tried)
             and self.presence is not None
             and self.presence.status is PresenceStatus.ONLINE
         )
+
+    @property
+    def _may_be_tried(self) -> bool:
+        return self.standing is Standing.PROBING and not self.leases
 
     @property
     def has_open_slot(self) -> bool:
@@ -104,6 +112,7 @@ class Worker:
             seen_at_ms=self.seen_at_ms,
             info=self.info,
             state=self.state,
+            left_alone=self.standing is Standing.OUT,
         )
 
 
@@ -124,8 +133,14 @@ def weigh(benchmark: Benchmark | None, settings: WeightSettings) -> tuple[float,
 class Fleet:
     """All workers. Every change that touches a worker's load files it anew with the scheduler."""
 
-    def __init__(self, settings: WeightSettings, policy: Policy) -> None:
+    def __init__(
+        self,
+        settings: WeightSettings,
+        policy: Policy,
+        ejection: EjectionSettings = EjectionSettings(),  # noqa: B008 - frozen
+    ) -> None:
         self.policy = policy
+        self.outliers = Outliers(ejection)
         self._settings = settings
         self._workers: dict[WorkerId, Worker] = {}
         self._free = policy.pool()
@@ -193,6 +208,7 @@ class Fleet:
     def remove(self, worker_id: WorkerId) -> None:
         """Forget a worker that holds no lease any more."""
         self._workers.pop(worker_id, None)
+        self.outliers.forget(worker_id)
         self._free.strike(worker_id)
         self._contexts = self._builds = None
 
@@ -271,6 +287,21 @@ class Fleet:
             )
         self.policy.answered(job, usage)
 
+    def failed(self, worker_id: WorkerId, now_ms: int) -> None:
+        """Take note that an attempt failed by its worker's fault, or was not heard of again."""
+        self.outliers.failed(worker_id, now_ms, present=self._count_present)
+        self._judge(worker_id)
+
+    def worked(self, worker_id: WorkerId) -> None:
+        """Take note that a worker did what it should."""
+        self.outliers.worked(worker_id)
+        self._judge(worker_id)
+
+    def sweep(self, now_ms: int) -> None:
+        """Let those be tried again that were left alone for long enough."""
+        for worker_id in self.outliers.sweep(now_ms):
+            self._judge(worker_id)
+
     def pick_worker(
         self, need: Need, *, avoid: WorkerId | None, prefer: WorkerId | None = None
     ) -> Worker | None:
@@ -289,6 +320,15 @@ class Fleet:
     def has_free(self) -> bool:
         """Whether any worker has a free slot."""
         return len(self._free) > 0
+
+    def _count_present(self) -> int:
+        return sum(w.status is not PresenceStatus.OFFLINE for w in self._workers.values())
+
+    def _judge(self, worker_id: WorkerId) -> None:
+        worker, standing = self._workers.get(worker_id), self.outliers.standing(worker_id)
+        if worker is not None and worker.standing is not standing:
+            worker.standing = standing
+            self._file(worker)
 
     def _learner(self, job: Job) -> Worker | None:
         """Return the holder of a lease that was given out in this run."""

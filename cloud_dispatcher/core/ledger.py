@@ -60,7 +60,7 @@ class Ledger:
         self.chunks: dict[JobKey, int] = {}
         self.finished: list[Job] = []
         self.queue = JobQueue()
-        self.fleet = Fleet(settings.weight, policy)
+        self.fleet = Fleet(settings.weight, policy, settings.ejection)
         self.conversations = Conversations(settings.conversations)
         self.budget = Budget(settings.budget)
         self.overload = Overload(settings.overload)

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from cloud_dispatcher.core.conversations import ConversationSettings
+from cloud_dispatcher.core.ejection import EjectionSettings
 from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.policies import SchedulingSettings
 from cloud_dispatcher.core.spending import BudgetSettings
@@ -124,6 +125,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     result_tells_max: Annotated[int, msgspec.Meta(ge=1)] = 8
     weight: WeightSettings = msgspec.field(default_factory=WeightSettings)
     scheduling: SchedulingSettings = msgspec.field(default_factory=SchedulingSettings)
+    ejection: EjectionSettings = msgspec.field(default_factory=EjectionSettings)
     retry: RetrySettings = msgspec.field(default_factory=RetrySettings)
     budget: BudgetSettings = msgspec.field(default_factory=BudgetSettings)
     overload: OverloadSettings = msgspec.field(default_factory=OverloadSettings)

@@ -282,6 +282,7 @@ class WorkerView(Part, frozen=True, kw_only=True):
         compute: Measured decode tokens/s over the reference board's, clipped to 0..1.
         bandwidth: Measured Mbit/s over the reference link's, clipped to 0..1.
         inflight: The dispatcher's own count of leases.
+        left_alone: It failed again and again: it gets no job for a while.
     """
 
     worker: Id
@@ -294,6 +295,7 @@ class WorkerView(Part, frozen=True, kw_only=True):
     seen_at_ms: InstantMs | None = None
     info: WorkerInfo | None = None
     state: WorkerState | None = None
+    left_alone: bool = False
 
 
 class CostRow(Part, frozen=True, kw_only=True):
