@@ -35,6 +35,7 @@ from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.core.settings import RetrySettings
 from cloud_dispatcher.ports import Completion, CompletionProvider, ProviderError
 from edge_worker.adapters.artefact import cache_folder
+from fleet_protocol.log import set_up_logging
 from fleet_protocol.messages import ChatMessage, ChatRole, Generation, JobKey
 
 LITELLM = "litellm==1.106.2"
@@ -63,7 +64,8 @@ async def play(evening: Evening, player: Player) -> dict[str, float]:
         ends = await player(first.base_url, backup.base_url, instants)
         await night
         took = sorted(took_s for _, took_s in ends)
-        answered = sum(is_answered for is_answered, _ in ends)
+        # Nobody waits any more for what comes after the deadline, whoever it comes from.
+        answered = sum(is_answered and took_s <= DEADLINE_S for is_answered, took_s in ends)
         return {
             "success_share": answered / len(ends),
             "mean_s": statistics.mean(took),
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under two minutes, not five")
     parser.add_argument("--json", action="store_true", help="only the JSON object")
     options = parser.parse_args()
+    set_up_logging(level="error")  # what the chain says of each failure is no news here
     python = prepare_router()
     ours, theirs = asyncio.run(compare(QUICK if options.quick else WHOLE, python))
     report(
