@@ -69,7 +69,10 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def admin(self) -> str:
-        """An operator's id that no other process has."""
+        """Our operator's id: the MQTT user where there is one, else one no other process has."""
+        user = self.broker.user
+        if user is not None and re.match(ID_PATTERN, user):
+            return user
         return f"{_clean(f'cli-{_user()}')[:27]}-{secrets.token_hex(4)}"
 
     @property

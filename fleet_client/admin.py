@@ -46,7 +46,7 @@ class AdminClient:
 
     Args:
         broker: Settings, or a URL.
-        admin: Our id below `admin/`; also the MQTT client id. Give each process its own.
+        admin: Our id below `admin/`: the MQTT user where there is one, for an ACL binds it to that.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class AdminClient:
             settings,
             self,
             LinkOptions(
-                client_id=admin,
+                # Of its own: one operator may run several commands at a time.
+                client_id=f"{admin[:27]}-{secrets.token_hex(4)}",
                 filters=(topics.filter(ADMIN_REPLY, admin),),
                 connect_timeout_s=connect_timeout_s,
             ),

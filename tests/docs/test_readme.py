@@ -93,6 +93,7 @@ def typed_commands() -> Iterator[tuple[str, list[str]]]:
         ROOT / "docs" / "distill.md",
         ROOT / "docs" / "providers.md",
         ROOT / "docs" / "routing.md",
+        ROOT / "docs" / "security.md",
         ROOT / "docs" / "simulation.md",
     )
     for block in re.findall(r"^```.*?$(.*?)^```", "".join(p.read_text() for p in pages), LINES):

@@ -232,8 +232,10 @@ def test_the_ids_of_the_command_line_can_stand_in_topics() -> None:
         assert re.match(ID_PATTERN, name)
 
 
-def test_the_device_is_the_mqtt_user_where_there_is_one() -> None:
-    assert resolve({"broker": "mqtt://ann:pw@h:1"}, {}).device == "ann"
+def test_device_and_admin_are_the_mqtt_user_where_there_is_one() -> None:
+    connection = resolve({"broker": "mqtt://ann:pw@h:1"}, {})
+    assert connection.device == connection.admin == "ann"
+    assert connection.client_id != "ann"
 
 
 def test_a_password_in_the_environment_is_used() -> None:
