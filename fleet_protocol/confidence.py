@@ -2,21 +2,28 @@
 
 Two signs of doubt and one of a loop: how unlikely the chosen tokens were on the mean, how unlikely
 the worst of them was, and how much the text repeats itself, as a looping model is *sure* of what it
-repeats. The factory fits what they say about one model (`manifest.Calibration`), a worker computes
-with it. Entropies, the lead over the second best token and features of the prompt were measured
-beside them, and told the default model's right answers from its wrong ones no better.
+repeats. Values (JSON, a number) and words are weighed apart where a model's calibration does so:
+most tokens of a value are its form, and certain, so that a mean that is not quite nothing says
+more of it than of a sentence. The factory fits what they say about one model
+(`manifest.Calibration`), a worker computes with it. Entropies, the lead over the second best token,
+features of the prompt and whether a second, sampled answer is the same were measured beside them,
+and told the default model's right answers from its wrong ones no better.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import exp, sqrt
 from typing import NamedTuple
 
-from fleet_protocol.manifest import Calibration
+from fleet_protocol.manifest import Calibration, DoubtWeights
 
 SHINGLE_CHARS = 12
 """Length of the text pieces whose repetition is counted; shorter ones repeat in any language."""
+
+KIND_CHARS = 2
+"""So many, blanks before them aside, tell values from words: a minus alone may be a dash."""
 
 NOVELTY_EXPECTED = 0.6
 """Share of different shingles below which an answer counts as repeating itself.
@@ -24,6 +31,7 @@ NOVELTY_EXPECTED = 0.6
 Plain prose has more than 0.9; a JSON list of objects with the same keys about 0.6.
 """
 
+_VALUE = re.compile(r"\s*(?:[\[{]|[-+\u2212]?\d)")
 _LARGEST_ODDS = 700.0
 """The exponential of more is no number any longer."""
 _HALF_CHARS = SHINGLE_CHARS // 2
@@ -70,11 +78,16 @@ def confidence(
     signs = read_signs(text, logprobs)
     if calibration is None:
         return exp(-(signs.mean**2)) * (1.0 - signs.repeated)
-    return _probability_of_right(signs, calibration)
+    return _probability_of_right(signs, _weights_for(text, calibration))
+
+
+def is_value(text: str) -> bool:
+    """Tell whether an answer is JSON or begins with a number; else it is words."""
+    return _VALUE.match(text) is not None
 
 
 def best_possible(
-    surprise: float, worst: float, *, most_tokens: int, calibration: Calibration
+    surprise: float, worst: float, *, most_tokens: int, calibration: Calibration, begun: str = ""
 ) -> float:
     """Return a confidence that no answer which began so can exceed, however it goes on.
 
@@ -82,24 +95,36 @@ def best_possible(
         surprise: Sum of -log p over the tokens so far, in nats.
         worst: The largest -log p so far.
         most_tokens: That the answer can come to have.
-        calibration: None of its weights of doubt may be negative: doubt must not raise confidence.
+        calibration: One that `may_bound`.
+        begun: Its text so far, or the first characters of that.
     """
     signs = Signs(sqrt(max(0.0, surprise) / most_tokens), sqrt(max(0.0, worst)), 0.0)
-    return _probability_of_right(signs, calibration)
-
-
-def log_odds_of_wrong(signs: Signs, calibration: Calibration) -> float:
-    """Return the natural logarithm of P(wrong) / P(right)."""
-    return (
-        calibration.bias
-        + calibration.mean * signs.mean
-        + calibration.worst * signs.worst
-        + calibration.repeated * signs.repeated
+    if calibration.values is None or len(begun.lstrip()) >= KIND_CHARS:
+        return _probability_of_right(signs, _weights_for(begun, calibration))
+    return max(
+        _probability_of_right(signs, calibration),
+        _probability_of_right(signs, calibration.values),
     )
 
 
-def _probability_of_right(signs: Signs, calibration: Calibration) -> float:
-    return 1.0 / (1.0 + exp(min(_LARGEST_ODDS, log_odds_of_wrong(signs, calibration))))
+def log_odds_of_wrong(signs: Signs, weights: Calibration | DoubtWeights) -> float:
+    """Return the natural logarithm of P(wrong) / P(right)."""
+    return (
+        weights.bias
+        + weights.mean * signs.mean
+        + weights.worst * signs.worst
+        + weights.repeated * signs.repeated
+    )
+
+
+def _weights_for(text: str, calibration: Calibration) -> Calibration | DoubtWeights:
+    if calibration.values is None or not is_value(text):
+        return calibration
+    return calibration.values
+
+
+def _probability_of_right(signs: Signs, weights: Calibration | DoubtWeights) -> float:
+    return 1.0 / (1.0 + exp(min(_LARGEST_ODDS, log_odds_of_wrong(signs, weights))))
 
 
 def novelty(text: str) -> float:

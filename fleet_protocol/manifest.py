@@ -59,6 +59,15 @@ class GoldenPrompt(msgspec.Struct, frozen=True, kw_only=True):
     hidden_tokens: int = 0
 
 
+class DoubtWeights(msgspec.Struct, frozen=True, kw_only=True):
+    """What the signs of an answer say, as in `Calibration`."""
+
+    bias: float
+    mean: float
+    worst: float
+    repeated: float
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """What the signs of an answer say about this model (`fleet_protocol.confidence`).
 
@@ -72,6 +81,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         kept_right_share: Of the right answers that it keeps, 0..1, on answers left out of the fit.
         kept_wrong_share: Wrong ones among those that it keeps, 0..1, on answers left out.
         auc: How often a wrong answer is trusted less than a right one, on answers left out.
+        values: The four numbers for answers that are values, JSON or a number
+            (`confidence.is_value`), in place of those above; None: those hold for every answer.
     """
 
     bias: float
@@ -84,6 +95,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     kept_right_share: float
     kept_wrong_share: float
     auc: float
+    values: DoubtWeights | None = None
+
+    @property
+    def may_bound(self) -> bool:
+        """Whether doubt never raises confidence, so that an answer's beginning bounds it."""
+        weights = (self,) if self.values is None else (self, self.values)
+        return all(min(part.mean, part.worst, part.repeated) >= 0 for part in weights)
 
 
 class Routing(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from edge_worker.core.sampling import (
 from edge_worker.core.speculation import DraftPace, PromptLookup
 from edge_worker.core.stopping import AnswerText, StopRule
 from edge_worker.ports import Finished, GenerationRequest
+from fleet_protocol.confidence import KIND_CHARS
 
 
 class Row:
@@ -70,6 +71,7 @@ class Row:
         self._logprobs: list[float] = []
         self._trust = request.trust
         self._surprise = self._worst = 0.0
+        self._begun = ""
         self._gave_up = False
         self._lookup: PromptLookup | None = None
         self._pace = DraftPace(most_tokens=draft_tokens) if draft_tokens else None
@@ -103,8 +105,10 @@ class Row:
     def _is_lost(self) -> bool:
         if self._trust is None:
             return False
-        most = self.answer.most_tokens
-        return self._trust.is_lost(self._surprise, self._worst, most_tokens=most)
+        if len(self._begun) < KIND_CHARS:
+            self._begun = self.answer.text.lstrip()[:KIND_CHARS]
+        most, begun = self.answer.most_tokens, self._begun
+        return self._trust.is_lost(self._surprise, self._worst, most_tokens=most, begun=begun)
 
     def _note(self, logprob: float) -> None:
         self._logprobs.append(logprob)

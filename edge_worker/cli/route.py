@@ -16,7 +16,7 @@ from edge_worker.core.pace import Pace
 from edge_worker.loading import LoadedEngine, Measuring, load_engine
 from edge_worker.ports import Broke, Finished, GenerationRequest, InferenceEngine
 from fleet_protocol import routing
-from fleet_protocol.confidence import Signs, confidence, read_signs
+from fleet_protocol.confidence import Signs, confidence, is_value, read_signs
 from fleet_protocol.errors import FleetError
 from fleet_protocol.messages import (
     ChatMessage,
@@ -59,11 +59,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of this board's model, and how far it is trusted."""
+    """The answer of this board's model, and how far it is trusted.
+
+    Attributes:
+        value: It is JSON or a number, not words: a calibration may weigh its doubts apart.
+    """
 
     text: str
     tokens: int
     finish: FinishReason
+    value: bool
     signs: Signs
     confidence: float
 
@@ -160,6 +165,7 @@ def explain(loaded: LoadedEngine, asked: Asked) -> Explanation:
             text=ended.text,
             tokens=ended.tokens,
             finish=ended.finish,
+            value=is_value(ended.text),
             signs=read_signs(ended.text, ended.logprobs),
             confidence=trusted,
         ),
@@ -252,7 +258,7 @@ def _show(found: Explanation) -> None:
         click.echo(f"answer      {said.text!r} ({said.tokens} tokens, {said.finish.value})")
         click.echo(
             f"doubt       {said.signs.mean:.2f} on the mean, {said.signs.worst:.2f} at worst, "
-            f"{said.signs.repeated:.0%} repeated"
+            f"{said.signs.repeated:.0%} repeated, as a {'value' if said.value else 'text'}"
         )
         click.echo(
             f"confidence  {said.confidence:.3f}; answers below {found.min_confidence:.3f} leave"

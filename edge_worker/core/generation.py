@@ -21,9 +21,12 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration
     least: float
 
-    def is_lost(self, surprise: float, worst: float, *, most_tokens: int) -> bool:
+    def is_lost(self, surprise: float, worst: float, *, most_tokens: int, begun: str = "") -> bool:
         """Tell whether an answer with these doubts will be sent away, however it goes on."""
-        best = best_possible(surprise, worst, most_tokens=most_tokens, calibration=self.calibration)
+        fitted = self.calibration
+        best = best_possible(
+            surprise, worst, most_tokens=most_tokens, calibration=fitted, begun=begun
+        )
         return best < self.least
 
 

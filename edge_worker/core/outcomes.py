@@ -89,7 +89,7 @@ def trust_in(held: HeldJob, *, model: str, policy: routing.RoutePolicy) -> Trust
     fitted = policy.calibration
     if fitted is None or not query_of(held, model=model).may_escalate:
         return None
-    if min(fitted.mean, fitted.worst, fitted.repeated) < 0:
+    if not fitted.may_bound:
         return None
     return Trust(calibration=fitted, least=policy.min_confidence)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from fleet_protocol.confidence import Signs, read_signs
+from fleet_protocol.confidence import Signs, is_value, read_signs
 from fleet_protocol.errors import ConfigError
 from models.difficulty.data import LabelledDataError, read_rows
 from models.evaluate.checks import is_right
@@ -39,6 +39,7 @@ class LabelledAnswer(msgspec.Struct, frozen=True, kw_only=True):
         refused: Whether it said that it should not try: such a job leaves for that.
         mean: Sign of doubt, as `fleet_protocol.confidence` has it; so are the next two. None: not
             known.
+        value: Whether the answer is a value, not words (`confidence.is_value`); None: not known.
         tokens: Generated.
         strong_right: Whether the model in the cloud answers it rightly; where nobody asked it, it
             is taken to.
@@ -52,6 +53,7 @@ class LabelledAnswer(msgspec.Struct, frozen=True, kw_only=True):
     mean: _Root | None = None
     worst: _Root | None = None
     repeated: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    value: bool | None = None
     tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     strong_right: bool = True
 
@@ -87,6 +89,7 @@ def label_answers(
                 mean=round(signs.mean, 5),
                 worst=round(signs.worst, 5),
                 repeated=round(signs.repeated, 5),
+                value=is_value(text),
                 tokens=len(said.tokens),
             )
         )

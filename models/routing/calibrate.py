@@ -8,17 +8,17 @@ risk control (arXiv 2208.02814).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fleet_protocol.manifest import Calibration, Routing
+from fleet_protocol.manifest import Calibration, DoubtWeights, Routing
 from models.difficulty.assess import assign_folds, auc
 from models.difficulty.build import FitSettings, fit_difficulty
 from models.difficulty.data import Labelled
 from models.difficulty.fit import BoolArray, Float64Array, Folds, Logistic, fit_logistic, sigmoid
 from models.progress import Progress
-from models.routing.answers import LabelledAnswer, LabelledAnswersError
+from models.routing.answers import LEAST_OF_EACH, LabelledAnswer, LabelledAnswersError
 
 FOLDS: Final = 5
 SEED: Final = 7
@@ -28,6 +28,10 @@ _RIGHT_LOST: Final = 0.01
 """Share of the right answers that may be lost to what their prompts look like."""
 _WRONG_SENT: Final = 0.8
 """Least share of wrong answers among prompts that are not even tried."""
+
+
+_Fitted: TypeAlias = tuple[Logistic, Logistic | None]
+"""For words, or all answers; and for values, if they are weighed apart."""
 
 
 class Kept(NamedTuple):
@@ -62,26 +66,27 @@ def calibrate(
     settings = FitSettings(name=f"{model}-difficulty", model=model, folds=FOLDS, seed=SEED)
     hardness = fit_difficulty(labelled, settings, progress)
     rows, is_wrong = signs_of(answers)
+    are_values = values_of(answers)
     too_hard = hardest(hardness.left_out, is_wrong)
     is_tried = hardness.left_out <= too_hard
     tried = [answer for answer, stays in zip(answers, is_tried, strict=True) if stays]
     rows, still_wrong = rows[is_tried], is_wrong[is_tried]
+    are_values = are_values[is_tried]
     prompts = [answer.prompt for answer in tried]
     folds = assign_folds(prompts, still_wrong, folds=FOLDS, seed=SEED)
-    fitted = _fit(rows, still_wrong)
-    weights = fitted.weights / fitted.scales
-    bias = fitted.bias - float(weights @ fitted.means)
-    trusted = 1.0 - sigmoid(fitted.log_odds(rows))
-    left_out, kept = _left_out(rows, still_wrong, folds, error_rate=error_rate)
-    mean, worst, repeated = (round(float(weight), _DIGITS) for weight in weights)
+    words, values = fitted = _fit(rows, still_wrong, are_values)
+    trusted = 1.0 - sigmoid(_log_odds(fitted, rows, are_values))
+    left_out, kept = _left_out(rows, still_wrong, are_values, folds, error_rate=error_rate)
+    weights = _weights(words)
     right = int((~is_wrong).sum())
     return Routing(
         min_confidence=round(threshold(trusted, still_wrong, error_rate=error_rate), _DIGITS),
         calibration=Calibration(
-            bias=round(bias, _DIGITS),
-            mean=mean,
-            worst=worst,
-            repeated=repeated,
+            bias=weights.bias,
+            mean=weights.mean,
+            worst=weights.worst,
+            repeated=weights.repeated,
+            values=None if values is None else _weights(values),
             answers=len(tried),
             right_share=round(1.0 - float(still_wrong.mean()), _DIGITS),
             error_rate=error_rate,
@@ -122,6 +127,18 @@ def signs_of(answers: Sequence[LabelledAnswer]) -> tuple[Float64Array, BoolArray
     return rows, np.array([not answer.right for answer in answers], np.bool_)
 
 
+def values_of(answers: Sequence[LabelledAnswer]) -> BoolArray:
+    """Return which answers are values; none, where too few of them or of the others would be left.
+
+    Nor are they where it is not known of every answer.
+    """
+    found = np.array([answer.value is True for answer in answers], np.bool_)
+    right = np.array([answer.right for answer in answers], np.bool_)
+    counts = [int((part & same).sum()) for part in (found, ~found) for same in (right, ~right)]
+    is_known = all(answer.value is not None for answer in answers)
+    return found if is_known and min(counts) >= LEAST_OF_EACH else np.zeros_like(found)
+
+
 def threshold(trusted: Float64Array, is_wrong: BoolArray, *, error_rate: float) -> float:
     """Return the lowest confidence to keep, so that the stated share of the kept is wrong at most.
 
@@ -155,6 +172,7 @@ def kept_by(trusted: Float64Array, is_wrong: BoolArray, least: float) -> Kept:
 def _left_out(
     rows: Float64Array,
     is_wrong: BoolArray,
+    are_values: BoolArray,
     folds: Folds,
     *,
     error_rate: float,
@@ -164,13 +182,41 @@ def _left_out(
     kept = np.zeros(len(rows), np.bool_)
     for fold in range(int(folds.max()) + 1):
         out = folds == fold
-        fitted = _fit(rows[~out], is_wrong[~out])
-        seen = 1.0 - sigmoid(fitted.log_odds(rows[~out]))
-        least = threshold(seen, is_wrong[~out], error_rate=error_rate)
-        log_odds[out] = fitted.log_odds(rows[out])
+        fitted = _fit(rows[~out], is_wrong[~out], are_values[~out])
+        found = _log_odds(fitted, rows, are_values)
+        least = threshold(1.0 - sigmoid(found[~out]), is_wrong[~out], error_rate=error_rate)
+        log_odds[out] = found[out]
         kept[out] = 1.0 - sigmoid(log_odds[out]) >= least
     return log_odds, kept_by(kept.astype(np.float64), is_wrong, 1.0)
 
 
-def _fit(rows: Float64Array, is_wrong: BoolArray) -> Logistic:
-    return fit_logistic(rows, is_wrong.astype(np.float64), strength=_STRENGTH)
+def _fit(rows: Float64Array, is_wrong: BoolArray, are_values: BoolArray) -> _Fitted:
+    if not are_values.any():
+        return _fit_doubt(rows, is_wrong), None
+    words = _fit_doubt(rows[~are_values], is_wrong[~are_values])
+    return words, _fit_doubt(rows[are_values], is_wrong[are_values])
+
+
+def _fit_doubt(rows: Float64Array, is_wrong: BoolArray) -> Logistic:
+    """Fit so that no sign lowers doubt: one that would is left out, the strongest first."""
+    labels, used = is_wrong.astype(np.float64), rows
+    while True:
+        fitted = fit_logistic(used, labels, strength=_STRENGTH)
+        lowest = int(fitted.weights.argmin())
+        if fitted.weights[lowest] >= 0:
+            return fitted
+        used = used.copy()
+        used[:, lowest] = 0.0
+
+
+def _log_odds(fitted: _Fitted, rows: Float64Array, are_values: BoolArray) -> Float64Array:
+    words, values = fitted
+    found = words.log_odds(rows)
+    return found if values is None else np.where(are_values, values.log_odds(rows), found)
+
+
+def _weights(fitted: Logistic) -> DoubtWeights:
+    weights = fitted.weights / fitted.scales
+    mean, worst, repeated = (round(float(weight), _DIGITS) for weight in weights)
+    bias = round(fitted.bias - float(weights @ fitted.means), _DIGITS)
+    return DoubtWeights(bias=bias, mean=mean, worst=worst, repeated=repeated)

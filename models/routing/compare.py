@@ -15,7 +15,7 @@ from fleet_protocol.prompt_features import prompt_features
 from models.difficulty.assess import assign_folds
 from models.difficulty.fit import BoolArray, Float64Array, Folds, left_out, sigmoid
 from models.routing.answers import LabelledAnswer
-from models.routing.calibrate import FOLDS, SEED, Kept, kept_by, signs_of, threshold
+from models.routing.calibrate import FOLDS, SEED, Kept, kept_by, signs_of, threshold, values_of
 from models.routing.curves import Curve, measure_curve
 
 NAIVE_CHARS: Final = 512
@@ -75,9 +75,12 @@ def compare_rules(answers: Sequence[LabelledAnswer], *, error_rate: float) -> Ro
     if all(answer.signs is not None for answer in answers):
         signs, _ = signs_of(answers)
         refused = np.array([answer.refused for answer in answers], np.bool_)
+        are_values = np.zeros_like(refused)
+        are_values[~refused] = values_of([answer for answer in answers if not answer.refused])
         both = np.hstack([signs, features])
-        scores["confidence"] = _after(refused, signs, ~is_right, folds)
-        scores["both"] = _after(refused, both, ~is_right, folds)
+        parts = [are_values & ~refused, ~are_values & ~refused]
+        scores["confidence"] = _after(signs, ~is_right, folds, parts=parts)
+        scores["both"] = _after(both, ~is_right, folds, parts=parts)
     tokens = np.array([answer.tokens for answer in answers], np.float64)
     rules = {}
     for name, score in scores.items():
@@ -97,11 +100,16 @@ def _fit_left_out(rows: Float64Array, is_wrong: BoolArray, folds: Folds) -> Floa
 
 
 def _after(
-    refused: BoolArray, rows: Float64Array, is_wrong: BoolArray, folds: Folds
+    rows: Float64Array, is_wrong: BoolArray, folds: Folds, *, parts: Sequence[BoolArray]
 ) -> Float64Array:
-    """Return log-odds of a wrong answer where there is one; a refusal leaves before all others."""
+    """Return log-odds of a wrong answer, each part fitted by itself.
+
+    What is in none of them, a refusal, leaves before all others.
+    """
     found = np.full(len(rows), _SURELY)
-    found[~refused] = _fit_left_out(rows[~refused], is_wrong[~refused], folds[~refused])
+    for part in parts:
+        if part.any():
+            found[part] = _fit_left_out(rows[part], is_wrong[part], folds[part])
     return found
 
 

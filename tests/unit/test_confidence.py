@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from math import exp, log
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_protocol.confidence import SHINGLE_CHARS, confidence, novelty
-from fleet_protocol.manifest import Calibration
+from fleet_protocol.confidence import SHINGLE_CHARS, confidence, is_value, novelty
+from fleet_protocol.manifest import Calibration, DoubtWeights
 
 PROSE = (
     "A thermostat measures the temperature of a room and switches the heating on when it falls "
@@ -69,9 +70,10 @@ def test_it_is_between_0_and_1(text: str, logprobs: list[float], kind: str | Non
     assert 0.0 <= confidence(text, logprobs, kind and calibration(bias=900.0)) <= 1.0
 
 
-def calibration(bias: float = -2.0) -> Calibration:
+def calibration(bias: float = -2.0, values: DoubtWeights | None = None) -> Calibration:
     return Calibration(
         bias=bias,
+        values=values,
         mean=1.5,
         worst=1.0,
         repeated=3.0,
@@ -100,3 +102,36 @@ def test_calibrated_one_doubtful_token_or_a_loop_lowers_it() -> None:
 
 def test_calibrated_no_answer_deserves_no_confidence_either() -> None:
     assert confidence(" ", [0.0], calibration()) == 0.0
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', " [1]", "21", "-4.5 C", "\n+3", "12:30"])
+def test_json_and_numbers_are_values(text: str) -> None:
+    assert is_value(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "-", "- 5 pumps", "yes", "About 5.", '"21"', "二"])
+def test_all_else_is_words(text: str) -> None:
+    assert not is_value(text)
+
+
+def test_values_are_weighed_by_their_own_weights_and_words_as_ever() -> None:
+    values = DoubtWeights(bias=-4.0, mean=20.0, worst=0.0, repeated=0.0)
+    both, alone = calibration(values=values), calibration()
+    logprobs = [-0.01, -0.49]
+
+    assert confidence("open", logprobs, both) == confidence("open", logprobs, alone)
+    assert confidence("21", logprobs, both) == pytest.approx(1 / (1 + exp(-4.0 + 20.0 * 0.5)))
+
+
+def test_a_calibration_of_an_earlier_release_has_one_set_of_weights() -> None:
+    said = msgspec.json.encode(calibration()).replace(b',"values":null', b"")
+    assert b'"values"' not in said
+    assert msgspec.json.decode(said, type=Calibration) == calibration()
+
+
+def test_doubt_that_raises_confidence_bounds_nothing() -> None:
+    good = DoubtWeights(bias=-4.0, mean=20.0, worst=0.0, repeated=0.0)
+    bad = msgspec.structs.replace(good, worst=-0.1)
+    assert calibration(values=good).may_bound
+    assert not calibration(values=bad).may_bound
+    assert not msgspec.structs.replace(calibration(values=good), mean=-1.0).may_bound

@@ -16,7 +16,7 @@ from edge_worker.core.generation import Finished, GenerationRequest, Trust
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from fleet_protocol.confidence import best_possible, confidence
-from fleet_protocol.manifest import Calibration
+from fleet_protocol.manifest import Calibration, DoubtWeights
 from fleet_protocol.routing import RoutePolicy
 from tests.contract import tiny_model
 from tests.unit.session_lab import SessionLab, finished
@@ -25,9 +25,18 @@ PROMPTS = [[3, 5, 8], [13, 21], [34, 55, 7, 9], [11], [12, 40, 41], [60, 61], [5
 LENGTH = 24
 
 
-def calibration(bias: float = -2.0, mean: float = 1.0, worst: float = 1.0) -> Calibration:
+VALUES = DoubtWeights(bias=-3.0, mean=2.0, worst=0.5, repeated=0.0)
+
+
+def calibration(
+    bias: float = -2.0,
+    mean: float = 1.0,
+    worst: float = 1.0,
+    values: DoubtWeights | None = None,
+) -> Calibration:
     return Calibration(
         bias=bias,
+        values=values,
         mean=mean,
         worst=worst,
         repeated=1.0,
@@ -43,17 +52,31 @@ def calibration(bias: float = -2.0, mean: float = 1.0, worst: float = 1.0) -> Ca
 LOGPROBS = st.lists(st.floats(-9.0, 0.0), min_size=1, max_size=12)
 
 
-@given(LOGPROBS, st.lists(st.floats(-9.0, 0.0), max_size=12), st.integers(0, 9))
+@given(
+    LOGPROBS,
+    st.lists(st.floats(-9.0, 0.0), max_size=12),
+    st.integers(0, 9),
+    st.tuples(st.text(" -5{a", max_size=4), st.text(" -5{a", min_size=1, max_size=4)),
+    st.sampled_from([None, VALUES]),
+)
 def test_no_continuation_is_trusted_more_than_what_is_possible(
-    begun: list[float], more: list[float], room: int
+    begun: list[float],
+    more: list[float],
+    room: int,
+    texts: tuple[str, str],
+    values: DoubtWeights | None,
 ) -> None:
-    fitted, whole = calibration(), [*begun, *more]
+    fitted, whole = calibration(values=values), [*begun, *more]
 
     best = best_possible(
-        -sum(begun), -min(begun), most_tokens=len(whole) + room, calibration=fitted
+        -sum(begun),
+        -min(begun),
+        most_tokens=len(whole) + room,
+        calibration=fitted,
+        begun=texts[0],
     )
 
-    assert confidence("an answer", whole, fitted) <= best + 1e-12
+    assert confidence("".join(texts), whole, fitted) <= best + 1e-12
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +105,12 @@ def answer_all(artefact: Artefact, trust: Trust | None) -> dict[str, Finished]:
     return ends
 
 
-def test_exactly_answers_that_would_leave_are_given_up(artefact: Artefact) -> None:
+@pytest.mark.parametrize("values", [None, VALUES], ids=["alike", "apart"])
+def test_exactly_answers_that_would_leave_are_given_up(
+    artefact: Artefact, values: DoubtWeights | None
+) -> None:
     whole = answer_all(artefact, None)
-    fitted = calibration(bias=-4.0)
+    fitted = calibration(bias=-4.0, values=values)
     trusted = sorted(confidence(end.text, end.logprobs, fitted) for end in whole.values())
     trust = Trust(calibration=fitted, least=trusted[len(trusted) // 2])
 
@@ -122,7 +148,15 @@ def test_a_job_that_may_not_leave_gets_its_whole_answer(changes: dict[str, Any])
     assert lab.engine[lab.start(**changes)].trust is None
 
 
-@pytest.mark.parametrize("fitted", [None, calibration(mean=-1.0), calibration(worst=-0.1)])
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        None,
+        calibration(mean=-1.0),
+        calibration(worst=-0.1),
+        calibration(values=msgspec.structs.replace(VALUES, worst=-0.1)),
+    ],
+)
 def test_without_a_calibration_that_bounds_it_all_is_generated(fitted: Calibration | None) -> None:
     policy = RoutePolicy(context_tokens=100, min_confidence=0.5, calibration=fitted)
     lab = SessionLab(policy=policy)

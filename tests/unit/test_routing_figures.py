@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -16,7 +17,7 @@ from fleet_protocol.confidence import Signs, log_odds_of_wrong
 from models.cli import cli
 from models.errors import ExitCode
 from models.progress import SilentProgress
-from models.routing.answers import LabelledAnswer, LabelledAnswersError, read_answers
+from models.routing.answers import LEAST_OF_EACH, LabelledAnswer, LabelledAnswersError, read_answers
 from models.routing.calibrate import calibrate, hardest, kept_by, threshold
 from models.routing.compare import compare_rules
 from models.routing.curves import gap_recovered, measure_curve
@@ -108,10 +109,69 @@ def test_a_calibration_finds_the_odds_that_answers_were_drawn_with() -> None:
     assert fitted.worst == pytest.approx(1.5, abs=0.3)
     assert log_odds_of_wrong(Signs(0, 0, 0), fitted) == pytest.approx(-5.0, abs=0.3)
     assert fitted.repeated == 0.0
+    assert fitted.values is None
     assert fitted.kept_wrong_share == pytest.approx(0.05, abs=0.01)
     assert 0 < routing.min_confidence < 1
     # The prompts say nothing: all are tried.
     assert (routing.difficulty, routing.max_difficulty) == (None, 1.0)
+
+
+def of_both_kinds(count: int = 240) -> list[LabelledAnswer]:
+    """Words as `drawn`; of values, only the mean says anything: -3 + 8 x mean."""
+    random = np.random.default_rng(5)
+    means = random.exponential(0.5, count)
+    wrong = random.random(count) < 1 / (1 + np.exp(3 - 8 * means))
+    values = [
+        LabelledAnswer(
+            prompt=f"value {number}?",
+            right=not is_wrong,
+            value=True,
+            mean=float(mean),
+            worst=float(mean + random.exponential(0.5)),
+        )
+        for number, (mean, is_wrong) in enumerate(zip(means, wrong, strict=True))
+    ]
+    return [*(msgspec.structs.replace(answer, value=False) for answer in drawn(count)), *values]
+
+
+def test_values_and_words_are_fitted_apart() -> None:
+    answers = of_both_kinds()
+    routing = calibrate(answers, error_rate=0.1, model="tiny", progress=SilentProgress())
+
+    fitted = routing.calibration
+    assert fitted is not None
+    assert fitted.values is not None
+    assert fitted.values.mean > 2 * fitted.mean
+    assert fitted.values.worst < fitted.worst
+    # Without a word on the kind all are weighed alike.
+    alike = [msgspec.structs.replace(answer, value=None) for answer in answers]
+    apart, together = (
+        compare_rules(same, error_rate=0.1).rules["confidence"].curve.auc.value
+        for same in (answers, alike)
+    )
+    assert together < apart
+
+
+def test_too_few_values_are_weighed_with_the_words() -> None:
+    answers = [
+        msgspec.structs.replace(answer, value=number < LEAST_OF_EACH)
+        for number, answer in enumerate(drawn(200))
+    ]
+    routing = calibrate(answers, error_rate=0.1, model="tiny", progress=SilentProgress())
+    assert routing.calibration is not None
+    assert routing.calibration.values is None
+
+
+def test_a_sign_that_would_lower_doubt_is_left_out() -> None:
+    answers = [
+        msgspec.structs.replace(answer, mean=2.0 - min(2.0, answer.mean or 0.0))
+        for answer in drawn(200)
+    ]
+    routing = calibrate(answers, error_rate=0.1, model="tiny", progress=SilentProgress())
+    assert routing.calibration is not None
+    assert routing.calibration.mean == 0.0
+    assert routing.calibration.worst > 0
+    assert routing.calibration.may_bound
 
 
 def test_prompts_that_are_answered_wrongly_for_their_looks_are_not_tried() -> None:
