@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +9,13 @@ from typing import Final
 
 import msgspec
 
+from fleet_pki.passwords import hash_password
 from fleet_protocol.errors import ConfigError
 
 LOOPBACK: Final = "127.0.0.1"
 
 # Below what a program takes (6 MiB): the embedded broker does not heed a client's own limit.
 _PAYLOAD_MAX_BYTES: Final = 5 * 1_048_576
-_PBKDF2_ROUNDS: Final = 101
 
 
 class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +95,7 @@ def write_mosquitto(folder: Path, *, port: int, options: BrokerOptions) -> Path:
         # changes its user no longer dies with its parent.
         lines.append("user root")
     if options.passwords:
-        hashes = [f"{user}:{_hash(word)}" for user, word in options.passwords.items()]
+        hashes = [f"{user}:{hash_password(word)}" for user, word in options.passwords.items()]
         lines.append(f"password_file {_write(folder / 'passwords', hashes)}")
     if options.acl is not None:
         lines.append(f"acl_file {_write(folder / 'acl', [options.acl])}")
@@ -119,20 +117,6 @@ def _persistence(folder: Path, *, is_wanted: bool) -> list[str]:
         "autosave_interval 1",
         "autosave_on_changes true",
     ]
-
-
-def _hash(password: str) -> str:
-    """Return a password as Mosquitto >= 2.0 stores it: `$7$rounds$salt$hash`, PBKDF2-SHA512."""
-    salt = os.urandom(12)
-    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _PBKDF2_ROUNDS)
-    return "$".join(
-        (
-            "",
-            "7",
-            str(_PBKDF2_ROUNDS),
-            *(base64.b64encode(part).decode() for part in (salt, digest)),
-        )
-    )
 
 
 def _write(path: Path, lines: list[str]) -> Path:

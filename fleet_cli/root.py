@@ -32,6 +32,8 @@ root = LazyGroup(
         "costs": (f"{_AT}.costs", "Show what the cloud cost, budgets and providers."),
         "cache": (f"{_AT}.cache", "Look at, clear and fill the answer cache."),
         "library": (f"{_AT}.library", "Check and ask an offline answer library."),
+        "pki": (f"{_AT}.pki", "Run the fleet's authority: certificates, renewal, revocation."),
+        "enroll": (f"{_AT}.enroll", "Give a worker, device or person an identity."),
         "acl": (f"{_AT}.acl", "Write and try out who may say and hear what."),
         "watch": (f"{_AT}.watch", "Follow the fleet live."),
         "doctor": (f"{_AT}.doctor", "Check this machine and the fleet, with a fix for each fault."),

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "fleet_protocol",
     "fleet_client",
+    "fleet_pki",
     "fleet_cli",
     "cloud_dispatcher",
     "edge_worker",
@@ -64,6 +65,8 @@ def test_the_house_keeps_its_floors(house: Path) -> None:
         ("edge_worker/app.py", "import openai", "no web server"),
         ("models/graphs/builder.py", "import models.proof", "factory's floors"),
         ("models/distill/ask.py", "import openai", "import an LLM client"),
+        ("fleet_pki/registry.py", "import fleet_client", "CLI stands on"),
+        ("fleet_cli/pki.py", "import cryptography", "Only the authority"),
         ("fleet_protocol/codec.py", "import mqtt5", "only the mqtt modules"),
     ],
 )

@@ -1,0 +1,177 @@
+"""`fleet pki`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from fleet_cli.output import NOTHING, print_json, print_table, say
+from fleet_cli.pki import Authority, PkiFolder, Secret, now_ms, pki_option, write_file
+from fleet_pki.authority import found
+from fleet_pki.files import PUBLIC_MODE, read_file, read_secret
+from fleet_pki.registry import Member
+from fleet_protocol.topics import Role
+
+
+class MemberView(msgspec.Struct, frozen=True, kw_only=True):
+    """An identity as an operator sees it: none of its secrets."""
+
+    id: str
+    role: Role
+    secret: Secret
+    active: bool
+    enrolled_at_ms: int
+    expires_at_ms: int | None
+    revoked_at_ms: int | None
+
+
+@click.group(
+    help="""Run the fleet's authority: who belongs to it, and by which certificates.
+
+    docs/security.md tells the whole way.
+
+    \b
+    Examples:
+      fleet pki init --name hall-7
+      fleet pki ls
+      fleet pki revoke pi-3
+    """
+)
+def command() -> None:
+    """Group the verbs."""
+
+
+@command.command(
+    help="""Make the authority of a new fleet: a root, and an issuing authority that it signs.
+
+    Only this needs the root's key: put the folder `root` away on a medium of its own. Everybody
+    trusts the root, so a lost issuing key can be replaced with it, a lost root cannot.
+
+    \b
+    Examples:
+      fleet pki init
+      fleet pki init --pki /etc/edgefleet/pki --name hall-7 --root-passphrase-file pass
+    """
+)
+@pki_option
+@click.option("--name", default="edgefleet", show_default=True, help="Stands in certificates.")
+@click.option(
+    "--root-passphrase-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Its first line encrypts the root's key.",
+)
+def init(*, pki: PkiFolder, name: str, root_passphrase_file: Path | None) -> None:
+    """Make an authority."""
+    passphrase = None
+    if root_passphrase_file is not None:
+        passphrase = read_secret(root_passphrase_file).encode()
+    found(pki, name, now_ms=now_ms(), passphrase=passphrase)
+    say(f"made {pki}")
+    say(f"next:  put {pki.root_key.parent} away, then `fleet enroll dispatcher dispatcher`")
+
+
+@command.command(
+    help="""List who is enrolled, by what they are known, and until when.
+
+    \b
+    Examples:
+      fleet pki ls
+      fleet pki ls --json | jq '.members[] | select(.active | not)'
+    """
+)
+@pki_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ls(*, pki: PkiFolder, as_json: bool) -> None:
+    """List members."""
+    with Authority(pki) as authority:
+        views = [_view(member) for member in authority.members()]
+    if as_json:
+        print_json({"members": views})
+        return
+    rows = [
+        (
+            view.id,
+            view.role,
+            "active" if view.active else "revoked",
+            view.secret,
+            _day(view.expires_at_ms),
+        )
+        for view in views
+    ]
+    print_table(("id", "role", "state", "secret", "expires (UTC)"), rows, empty="nobody")
+
+
+@command.command(
+    help="""Take everything from an identity: certificates, password and token.
+
+    It gets no new certificate from now on. The broker turns it away after `fleet pki broker`.
+
+    \b
+    Examples:
+      fleet pki revoke pi-3
+    """
+)
+@click.argument("name", metavar="ID")
+@pki_option
+def revoke(name: str, *, pki: PkiFolder) -> None:
+    """Revoke an identity."""
+    with Authority(pki) as authority:
+        authority.revoke(name, now_ms=now_ms())
+    say(f"revoked {name}; next: let the broker know with `fleet pki broker`")
+
+
+@command.command(
+    help="""Sign a board's certificate request (CSR) for its one-time token.
+
+    The key stays on the board: carry the request here and the certificate back. The common name
+    must be the id for which the token was made. Once only; the same request again gets the same
+    certificate.
+
+    \b
+    Examples:
+      openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc \\
+        -keyout key.pem -subj /CN=pi-1 -out pi-1.csr      on the board
+      fleet pki sign pi-1.csr --token-file pi-1/token --out pi-1/cert.pem
+    """
+)
+@click.argument("request", type=click.Path(path_type=Path))
+@click.option(
+    "--token-file", type=click.Path(path_type=Path), required=True, help="As enrolment wrote it."
+)
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), required=True)
+@pki_option
+def sign(request: Path, *, token_file: Path, out: Path, pki: PkiFolder) -> None:
+    """Redeem a token."""
+    wanted = read_file(request, hint="name the board's certificate request")
+    token = read_secret(token_file)
+    with Authority(pki) as authority:
+        chain = authority.redeem(token, wanted, now_ms=now_ms())
+    write_file(out, chain, mode=PUBLIC_MODE)
+    say(f"wrote {out}")
+
+
+def _view(member: Member) -> MemberView:
+    secret = Secret.TOKEN
+    if member.password_hash is not None:
+        secret = Secret.PASSWORD
+    elif member.expires_at_ms is not None or not member.is_active:
+        secret = Secret.CERTIFICATE
+    return MemberView(
+        id=member.identity.id,
+        role=member.identity.role,
+        secret=secret,
+        active=member.is_active,
+        enrolled_at_ms=member.enrolled_at_ms,
+        expires_at_ms=member.expires_at_ms,
+        revoked_at_ms=member.revoked_at_ms,
+    )
+
+
+def _day(at_ms: int | None) -> str:
+    if at_ms is None:
+        return NOTHING
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(at_ms / 1_000))

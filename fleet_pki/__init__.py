@@ -1,0 +1,1 @@
+"""Identities of a fleet: an authority that issues, renews and revokes certificates."""

@@ -1,0 +1,143 @@
+"""`fleet pki` and `fleet enroll`: what a person types, and what is left on the disk."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from fleet_cli.__main__ import run
+from fleet_cli.exits import ExitCode
+from fleet_pki import certificates as c
+
+
+@pytest.fixture(autouse=True)
+def pki(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEFLEET_PKI", str(tmp_path / "pki"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "pki"
+
+
+@pytest.fixture
+def _made(pki: Path) -> None:
+    assert run(["pki", "init"]) == ExitCode.OK
+    assert (pki / "ca.pem").exists()
+
+
+def members(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
+    capsys.readouterr()
+    assert run(["pki", "ls", "--json"]) == ExitCode.OK
+    return {one["id"]: one for one in json.loads(capsys.readouterr().out)["members"]}
+
+
+def test_without_an_authority_the_next_step_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["enroll", "worker", "pi-1"]) == ExitCode.USAGE
+    assert "fleet pki init" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_made")
+def test_no_secret_is_printed_and_all_of_them_are_their_owners_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["worker", "w1"], ["worker", "w2", "--token"], ["device", "d1", "--password"]):
+        assert run(["enroll", *words]) == ExitCode.OK
+        assert run(["enroll", *words, "--again", "--json"]) == ExitCode.OK
+    told = "".join(capsys.readouterr())
+    secrets = [tmp_path / "w1/key.pem", tmp_path / "w2/token", tmp_path / "d1/password"]
+    for path in secrets:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        for line in path.read_text().splitlines():
+            assert line not in told or line.startswith("-----")
+
+
+@pytest.mark.usefixtures("_made")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "role,id,secret\nworker,w1,token\ndevice,d1,password\nviewer,v1,\n",
+        """{"role":"worker","id":"w1","secret":"token"}
+{"role":"device","id":"d1","secret":"password"}
+{"role":"viewer","id":"v1"}
+""",
+    ],
+)
+def test_a_list_is_enrolled_at_once(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("list").write_text(text)
+    assert run(["enroll", "--list", "list", "--out", "keys"]) == ExitCode.OK
+    names = {str(p.relative_to(tmp_path / "keys")) for p in Path("keys").absolute().glob("*/*")}
+    assert names == {
+        *("w1/token", "w1/ca.pem", "d1/password", "d1/ca.pem"),
+        *("v1/key.pem", "v1/cert.pem", "v1/ca.pem"),
+    }
+    found = members(capsys)
+    assert {name: one["secret"] for name, one in found.items()} == {
+        "w1": "token", "d1": "password", "v1": "certificate",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("_made")
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("worker,w1,\nworker,w 2,\n", "line 3"),
+        ("worker,w1,\nworker,w1,\n", "w1"),
+        ("worker,w1,\nviewer,v1,password\n", "passwords are for devices"),
+        ("worker,w1,\nworker,taken,\n", "taken"),
+    ],
+)
+def test_a_list_with_a_mistake_enrols_nobody(
+    rows: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("keys/taken").mkdir(parents=True)
+    Path("list").write_text(f"role,id,secret\n{rows}")
+    assert run(["enroll", "--list", "list", "--out", "keys"]) != ExitCode.OK
+    assert told in capsys.readouterr().err
+    assert members(capsys) == {}
+    assert [path.name for path in Path("keys").iterdir()] == ["taken"]
+
+
+@pytest.mark.usefixtures("_made")
+def test_a_board_gets_a_certificate_for_a_key_that_stays_on_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["enroll", "worker", "pi-1", "--token"]) == ExitCode.OK
+    key = c.new_key()
+    Path("pi-1.csr").write_bytes(c.make_request("pi-1", key))
+    words = ["pki", "sign", "pi-1.csr", "--token-file", "pi-1/token", "--out", "cert.pem"]
+    assert run(words) == ExitCode.OK
+    certificate = c.read_certificate(Path("cert.pem").read_bytes())
+    assert c.key_digest(certificate.public_key()) == c.key_digest(key.public_key())  # type: ignore[arg-type]
+    Path("pi-1.csr").write_bytes(c.make_request("pi-1", c.new_key()))
+    assert run(words) == ExitCode.JOB_FAILED
+    assert "used already" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_made")
+def test_a_secret_that_others_can_read_is_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["enroll", "worker", "pi-1", "--token"]) == ExitCode.OK
+    Path("pi-1.csr").write_bytes(c.make_request("pi-1", c.new_key()))
+    Path("pi-1/token").chmod(0o644)
+    words = ["pki", "sign", "pi-1.csr", "--token-file", "pi-1/token", "--out", "cert.pem"]
+    assert run(words) == ExitCode.USAGE
+    assert "chmod 600" in capsys.readouterr().err
+    assert not Path("cert.pem").exists()
+
+
+@pytest.mark.usefixtures("_made")
+def test_a_revoked_identity_is_listed_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["enroll", "worker", "pi-1"]) == ExitCode.OK
+    assert run(["pki", "revoke", "pi-1"]) == ExitCode.OK
+    assert not members(capsys)["pi-1"]["active"]
+    assert run(["pki", "revoke", "pi-9"]) == ExitCode.JOB_FAILED
+    assert "not enrolled" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_made")
+@pytest.mark.parametrize("span", ["3", "0h", "h", "1y", "-1d"])
+def test_a_span_has_a_number_and_a_unit(span: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["enroll", "worker", "pi-1", "--valid", span]) == ExitCode.USAGE
+    assert "72h" in capsys.readouterr().err
