@@ -55,6 +55,7 @@ class EdgeLane:
         ledger = self._ledger
         queue, fleet = ledger.queue, ledger.fleet
         if ledger.is_linked:
+            queue.age(ledger.now_ms)
             while queue.has_ready and fleet.has_free and self._assign_next():
                 pass
 

@@ -59,7 +59,7 @@ class Ledger:
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
         self.chunks: dict[JobKey, int] = {}
         self.finished: list[Job] = []
-        self.queue = JobQueue()
+        self.queue = JobQueue(settings.ageing_ms)
         self.fleet = Fleet(settings.weight, policy, settings.ejection)
         self.conversations = Conversations(settings.conversations)
         self.budget = Budget(settings.budget)
@@ -120,11 +120,12 @@ class Ledger:
     def enqueue(self, job: Job, *, save: bool = True) -> None:
         """Let a job with status `queued` wait for a slot."""
         self.put(job, save=save)
-        self.queue.add(job, now_ms=self.now_ms)
+        tenant = self.budget.tenant_of(job.device)
+        self.queue.add(job, now_ms=self.now_ms, tenant=tenant)
 
     def grant(self, job: Job, worker: Worker, *, save: bool = True) -> None:
         """Let a worker hold a job whose value already says so."""
-        self.queue.remove(job.key)
+        self.queue.take(job.key, now_ms=self.now_ms)
         self.fleet.lease(worker, job.key, self.now_ms)
         self.put(job, save=save)
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
-from typing import Final, NamedTuple, TypeAlias
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from cloud_dispatcher.core.job import Job
-from fleet_protocol.messages import JobKey
+from cloud_dispatcher.core.turns import Ranked, Turns
+from fleet_protocol.messages import DeviceId, JobKey
 from fleet_protocol.routing import least_prompt_tokens
 
 _PRIORITIES: Final = 10
 _SMALL_TOKENS: Final = 256
 _NEVER_MS: Final = 2**62
+_RISE_MOST: Final = 200
+"""Flows that are counted a level up at once; the rest are due as soon as somebody looks again."""
 
-_Rank: TypeAlias = tuple[int, int, int, JobKey]
+_Rank: TypeAlias = tuple[Any, ...]
 
 
 class Need(NamedTuple):
@@ -39,16 +43,93 @@ def need_of(job: Job) -> Need:
     return Need(submit.model, 0 if tokens < 2 * _SMALL_TOKENS else 1 << tokens.bit_length() - 1)
 
 
-class JobQueue:
-    """Waiting jobs by priority (9 first), deadline, time of receipt, key.
+class _FlowName(NamedTuple):
+    need: Need
+    tenant: str
+    device: DeviceId
+    priority: int
 
-    Jobs with different needs wait in lanes of their own, so that one that fits no free worker
-    never blocks another that does. A job whose retry pause is not over is counted but not ready.
+
+class _Flow:
+    """Ready jobs of one device that have a priority and a need in common, most urgent first.
+
+    Attributes:
+        since_ms: When the one that is first now came to be, or was last counted a level up.
+        level: Its priority, and one more for each time that it waited for so long.
+        turn: The device's turn among those of its tenant.
     """
 
+    __slots__ = ("jobs", "level", "name", "since_ms", "turn")
+
+    def __init__(self, name: _FlowName) -> None:
+        self.name = name
+        self.jobs: Ranked[JobKey] = Ranked()
+        self.level = name.priority
+        self.since_ms = 0
+        self.turn = 0
+
+
+class _Level:
+    """The flows of a lane that count as equally important: tenants take turns, then devices do."""
+
     def __init__(self) -> None:
-        self._lanes: dict[Need, list[_Rank]] = {}
-        self._ready: dict[JobKey, tuple[Need, _Rank]] = {}
+        self.tenants: Ranked[str] = Ranked()
+        self._flows: dict[str, Ranked[_Flow]] = {}
+
+    def file(self, flow: _Flow, turns: Turns) -> None:
+        """Let a flow be here, its first job being what it is now."""
+        tenant = flow.name.tenant
+        flows = self._flows.get(tenant)
+        if flows is None:
+            flows = self._flows[tenant] = Ranked()
+            self.tenants.put(tenant, (turns.turn(tenant), tenant))
+        flows.put(flow, (flow.turn, *flow.jobs.first()[0]))
+
+    def strike(self, flow: _Flow) -> None:
+        """Let a flow not be here."""
+        tenant = flow.name.tenant
+        flows = self._flows[tenant]
+        flows.discard(flow)
+        if not flows:
+            del self._flows[tenant]
+            self.tenants.discard(tenant)
+
+    def served(self, tenant: str, turns: Turns) -> None:
+        """Let a tenant that had a turn wait for its next one."""
+        if tenant in self.tenants:
+            self.tenants.put(tenant, (turns.turn(tenant), tenant))
+
+    def first(self) -> tuple[_Rank, JobKey]:
+        """Return the rank, among all lanes, of the best job, and the job."""
+        (turn, _), tenant = self.tenants.first()
+        rank, _ = self._flows[tenant].first()
+        return (turn, *rank), rank[-1]
+
+
+class JobQueue:
+    """Waiting jobs by priority (9 first); among equals tenants take turns, and their devices do.
+
+    Of devices with equal turns, and of a device's own jobs, the one with the nearest deadline comes
+    first, then the one received first. A device's first job counts a priority higher each time that
+    it has waited for so long, up to 9: so nobody waits for ever, and who submits much gains nothing
+    by it, for only the first one ages.
+
+    Jobs with different needs wait in lanes of their own, so that one that fits no free worker
+    never blocks another that does. A job whose pause is not over is counted but not ready.
+
+    Args:
+        ageing_ms: So long a device's first job waits until it counts a priority higher.
+    """
+
+    def __init__(self, ageing_ms: int = 30_000) -> None:
+        self._ageing_ms = ageing_ms
+        self._lanes: dict[Need, dict[int, _Level]] = {}
+        self._flows: dict[_FlowName, _Flow] = {}
+        # By `since_ms`, oldest first; those that cannot rise are not in it.
+        self._rising: OrderedDict[_Flow, None] = OrderedDict()
+        self._tenants = Turns()
+        self._devices: dict[str, Turns] = {}
+        self._ready: dict[JobKey, _Flow] = {}
         self._pausing: dict[JobKey, int] = {}
         # By the order in which they came to wait; a dict, for any may leave at any time.
         self._by_priority: list[dict[JobKey, None]] = [{} for _ in range(_PRIORITIES)]
@@ -56,37 +137,65 @@ class JobQueue:
     def __len__(self) -> int:
         return len(self._ready) + len(self._pausing)
 
+    def __contains__(self, key: JobKey) -> bool:
+        return key in self._ready or key in self._pausing
+
     @property
     def has_ready(self) -> bool:
         """Whether any job could be given out now."""
         return bool(self._lanes)
 
-    def __contains__(self, key: JobKey) -> bool:
-        return key in self._ready or key in self._pausing
-
-    def add(self, job: Job, *, now_ms: int) -> None:
-        """Let a job wait; it is ready unless its `not_before_ms` is still to come."""
+    def add(self, job: Job, *, now_ms: int, tenant: str = "") -> None:
+        """Let a job wait; one that waits already is filed anew."""
         self.remove(job.key)
         priority = job.submit.priority
         self._by_priority[priority][job.key] = None
         if job.not_before_ms > now_ms:
             self._pausing[job.key] = priority
             return
-        need, rank = need_of(job), _rank(job)
-        self._ready[job.key] = (need, rank)
-        lane = self._lanes.setdefault(need, [])
-        heappush(lane, rank)
+        name = _FlowName(need_of(job), tenant, job.device, priority)
+        flow = self._flows.get(name)
+        if flow is not None:
+            self._ready[job.key] = flow
+            flow.jobs.put(job.key, _urgency(job))
+            self._refile(flow)
+            return
+        flow = self._flows[name] = self._ready[job.key] = _Flow(name)
+        flow.jobs.put(job.key, _urgency(job))
+        self._tenants.enter(tenant)
+        self._devices.setdefault(tenant, Turns()).enter(job.device)
+        self._begin(flow, now_ms)
 
     def remove(self, key: JobKey) -> None:
         """Let a job no longer wait. Unknown ones are ignored."""
-        entry = self._ready.pop(key, None)
-        if entry is not None:
-            del self._by_priority[-entry[1][0]][key]
-            self._trim(entry[0])
+        flow = self._ready.pop(key, None)
+        if flow is None:
+            priority = self._pausing.pop(key, None)
+            if priority is not None:
+                del self._by_priority[priority][key]
             return
-        priority = self._pausing.pop(key, None)
-        if priority is not None:
-            del self._by_priority[priority][key]
+        del self._by_priority[flow.name.priority][key]
+        flow.jobs.discard(key)
+        if flow.jobs:
+            self._refile(flow)
+        else:
+            self._end(flow)
+
+    def take(self, key: JobKey, *, now_ms: int) -> None:
+        """Let a job no longer wait because a worker has it: its device had a turn."""
+        flow = self._ready.get(key)
+        if flow is None:
+            self.remove(key)
+            return
+        name = flow.name
+        level = self._lanes[name.need][flow.level]
+        self._tenants.took(name.tenant)
+        self._devices[name.tenant].took(name.device)
+        self.remove(key)
+        if flow.jobs:
+            self._strike(flow)
+            self._begin(flow, now_ms)
+        level.served(name.tenant, self._tenants)
 
     def ahead_of(self, priority: int) -> int:
         """Return how many wait with this priority or a higher one."""
@@ -99,28 +208,68 @@ class JobQueue:
                 return next(reversed(waiting))
         return None
 
+    def age(self, now_ms: int) -> None:
+        """Let those count a priority higher that have waited for long enough."""
+        for _ in range(min(len(self._rising), _RISE_MOST)):
+            flow = next(iter(self._rising))
+            if now_ms - flow.since_ms < self._ageing_ms:
+                return
+            self._strike(flow)
+            flow.level += 1
+            flow.since_ms = now_ms
+            self._file(flow)
+
     def heads(self) -> Iterator[tuple[Need, JobKey]]:
         """Yield the best ready job of each lane, the best of all first."""
-        tops = [(lane[0], need) for need, lane in self._lanes.items()]
-        for rank, need in sorted(tops, key=lambda top: top[0]) if len(tops) > 1 else tops:
-            yield need, rank[3]
+        tops = [(*self._first(lane), need) for need, lane in self._lanes.items()]
+        for _, key, need in sorted(tops, key=itemgetter(0)) if len(tops) > 1 else tops:
+            yield need, key
 
-    def _trim(self, need: Need) -> None:
-        """Keep a waiting job on top of the lane, and the lane from holding mostly ghosts."""
+    @staticmethod
+    def _first(lane: dict[int, _Level]) -> tuple[_Rank, JobKey]:
+        level = max(lane)
+        rank, key = lane[level].first()
+        return (-level, *rank), key
+
+    def _begin(self, flow: _Flow, now_ms: int) -> None:
+        """Let the wait of a flow's first job begin."""
+        flow.level, flow.since_ms = flow.name.priority, now_ms
+        flow.turn = self._devices[flow.name.tenant].turn(flow.name.device)
+        self._file(flow)
+
+    def _end(self, flow: _Flow) -> None:
+        """Let a flow be gone that has no job left."""
+        name = flow.name
+        self._strike(flow)
+        del self._flows[name]
+        self._tenants.leave(name.tenant)
+        self._devices[name.tenant].leave(name.device)
+
+    def _file(self, flow: _Flow) -> None:
+        lane = self._lanes.setdefault(flow.name.need, {})
+        level = lane.get(flow.level)
+        if level is None:
+            level = lane[flow.level] = _Level()
+        level.file(flow, self._tenants)
+        if flow.level < _PRIORITIES - 1:
+            self._rising[flow] = None
+
+    def _refile(self, flow: _Flow) -> None:
+        """File a flow whose first job may be another one now."""
+        self._lanes[flow.name.need][flow.level].file(flow, self._tenants)
+
+    def _strike(self, flow: _Flow) -> None:
+        need = flow.name.need
         lane = self._lanes[need]
-        while lane and not self._is_waiting(lane[0]):
-            heappop(lane)
-        if not lane:
-            del self._lanes[need]
-        elif len(lane) > 2 * len(self._ready) + 1_024:
-            lane[:] = [rank for rank in lane if self._is_waiting(rank)]
-            heapify(lane)
-
-    def _is_waiting(self, rank: _Rank) -> bool:
-        entry = self._ready.get(rank[3])
-        return entry is not None and entry[1] is rank
+        level = lane[flow.level]
+        level.strike(flow)
+        if not level.tenants:
+            del lane[flow.level]
+            if not lane:
+                del self._lanes[need]
+        self._rising.pop(flow, None)
 
 
-def _rank(job: Job) -> _Rank:
+def _urgency(job: Job) -> _Rank:
     deadline_ms = _NEVER_MS if job.deadline_at_ms is None else job.deadline_at_ms
-    return (-job.submit.priority, deadline_ms, job.received_at_ms, job.key)
+    return (deadline_ms, job.received_at_ms, job.key)

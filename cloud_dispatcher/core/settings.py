@@ -97,6 +97,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         deferred_spread_ms: These begin spread over so much of the cheaper hours, not all at once.
         queue_limit: Jobs waiting for a slot; beyond it one of lower priority makes way, or the
             submission is refused as `busy`.
+        ageing_ms: What waits so long counts a priority higher, again and again up to 9; of each
+            device only the job that is its next.
         busy_retry_ms: What a refused device is told to wait, at least.
         cloud_timeout_ms: Longest provider call.
         cloud_grace_ms: A call that did not even report its time-out by then counts as failed.
@@ -115,6 +117,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     deferred_deadline_ms: _SpanMs = 86_400_000
     deferred_spread_ms: _SpanMs = 1_800_000
     queue_limit: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    ageing_ms: _SpanMs = 30_000
     busy_retry_ms: _SpanMs = 2_000
     cloud_timeout_ms: _SpanMs = 60_000
     cloud_grace_ms: _SpanMs = 5_000

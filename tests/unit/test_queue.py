@@ -10,11 +10,16 @@ from fleet_protocol.messages import DeviceId, JobId, JobKey, JobSubmit
 
 
 def job(
-    key: str, *, priority: int = 5, deadline_ms: int | None = None, received_ms: int = 0
+    key: str,
+    *,
+    priority: int = 5,
+    deadline_ms: int | None = None,
+    received_ms: int = 0,
+    device: str = "d",
 ) -> Job:
     return Job(
         key=JobKey(key),
-        device=DeviceId("d"),
+        device=DeviceId(device),
         id=JobId(key),
         submit=JobSubmit(prompt="hello", priority=priority),
         received_at_ms=received_ms,
@@ -22,11 +27,14 @@ def job(
     )
 
 
-def drained(queue: JobQueue) -> list[str]:
+def drained(queue: JobQueue, *, now_ms: int = 0, each_ms: int = 0) -> list[str]:
+    """Give all ready jobs to a worker, one after another."""
     keys = []
-    while heads := list(queue.heads()):
-        keys.append(heads[0][1])
-        queue.remove(heads[0][1])
+    while first := next(queue.heads(), None):
+        keys.append(str(first[1]))
+        queue.take(first[1], now_ms=now_ms)
+        now_ms += each_ms
+        queue.age(now_ms)
     return keys
 
 
@@ -96,11 +104,101 @@ def test_the_least_is_the_last_that_came_of_the_lowest_priority() -> None:
     assert queue.least(below=10) is None
 
 
-def test_cancelled_jobs_do_not_pile_up_in_a_lane() -> None:
+def test_cancelled_jobs_do_not_pile_up() -> None:
     queue = JobQueue()
     queue.add(job("A", priority=9), now_ms=0)
+    queue.add(job("A2", device="d2"), now_ms=0)
     for number in range(5_000):
-        queue.add(job(f"B{number}"), now_ms=0)
-        queue.remove(JobKey(f"B{number}"))
-    assert len(queue._lanes[Need(None, 0)]) < 2_000
-    assert drained(queue) == ["A"]
+        for device in ("d1", f"e{number}"):
+            queue.add(job(f"B{number}-{device}", device=device), now_ms=0)
+            if number:
+                queue.remove(JobKey(f"B{number}-{device}"))
+    lane = queue._lanes[Need(None, 0)]
+    ghosts = sum(len(each._heap) for level in lane.values() for each in level._flows.values())
+    ghosts += sum(len(flow.jobs._heap) for flow in queue._flows.values())
+    assert ghosts < 1_000
+    assert drained(queue) == ["A", "A2", "B0-d1", "B0-e0"]
+
+
+def test_a_device_that_submits_much_does_not_make_others_wait() -> None:
+    queue = JobQueue()
+    for number in range(1_000):
+        queue.add(job(f"A{number:04}", device="loud", deadline_ms=number), now_ms=0)
+    for _ in range(100):
+        queue.take(next(queue.heads())[1], now_ms=0)
+    for number in range(3):
+        queue.add(job(f"B{number}", device="quiet", deadline_ms=9_999), now_ms=0)
+    order = drained(queue)
+    assert [order.index(f"B{number}") for number in range(3)] == [1, 3, 5]
+    loud = [key for key in order if key.startswith("A")]
+    assert loud == sorted(loud), "a device's own jobs keep their order"
+
+
+def test_tenants_take_turns_and_so_do_the_devices_of_each() -> None:
+    queue = JobQueue()
+    for number in range(60):
+        for device in range(5):
+            queue.add(job(f"A{device}-{number}", device=f"a{device}"), now_ms=0, tenant="large")
+        queue.add(job(f"B-{number}", device="b"), now_ms=0, tenant="small")
+    first = drained(queue)[:100]
+    assert sum(key.startswith("B") for key in first) == 50
+    assert [sum(key.startswith(f"A{device}") for key in first) for device in range(5)] == [10] * 5
+
+
+def test_who_was_away_saves_no_turns_up() -> None:
+    queue = JobQueue()
+    for number in range(100):
+        queue.add(job(f"A{number:03}", device="a"), now_ms=0)
+        queue.take(JobKey(f"A{number:03}"), now_ms=0)
+    for number in range(10):
+        queue.add(job(f"C{number}", device="c"), now_ms=0)
+        queue.add(job(f"A9{number}", device="a"), now_ms=0)
+    first = drained(queue)[:10]
+    assert sum(key.startswith("A") for key in first) in {4, 5}
+
+
+def test_what_waits_counts_a_priority_higher_each_time() -> None:
+    queue = JobQueue(ageing_ms=1_000)
+    queue.add(job("old", priority=2), now_ms=0)
+    queue.add(job("fresh", priority=4, deadline_ms=1, device="e"), now_ms=0)
+    for now_ms in (999, 1_000, 1_999, 2_000, 2_999):
+        queue.age(now_ms)
+    # Both rose by two: what came first stays as much more important as it was.
+    assert next(queue.heads())[1] == "fresh"
+    queue.take(JobKey("fresh"), now_ms=2_999)
+    queue.add(job("later", priority=5, deadline_ms=1, device="f"), now_ms=2_999)
+    assert next(queue.heads())[1] == "later"
+    queue.age(3_000)
+    queue.age(4_000 - 1)
+    queue.take(JobKey("later"), now_ms=3_999)
+    queue.add(job("even later", priority=4, device="g"), now_ms=3_999)
+    assert drained(queue, now_ms=3_999) == ["old", "even later"]
+
+
+def test_only_the_first_job_of_a_device_ages() -> None:
+    queue = JobQueue(ageing_ms=1_000)
+    for number in range(50):
+        queue.add(job(f"A{number:02}", device="loud"), now_ms=0)
+    for now_ms in range(1_000, 5_000, 1_000):
+        queue.age(now_ms)
+    queue.add(job("B", device="quiet"), now_ms=5_000)
+    assert drained(queue, now_ms=5_000)[:2] == ["A00", "B"]
+
+
+def test_nobody_waits_for_ever_however_much_is_more_important() -> None:
+    """Two jobs come for each that can be done, all more urgent, each of a device of its own."""
+    queue = JobQueue(ageing_ms=1_000)
+    queue.add(job("least", priority=0, deadline_ms=10**9), now_ms=0)
+    for turn in range(400):
+        now_ms = turn * 100
+        for number in range(2):
+            name = f"{turn}-{number}"
+            fresh = job(name, priority=9, deadline_ms=now_ms + 1_000, device=name)
+            queue.add(fresh, now_ms=now_ms)
+        queue.age(now_ms)
+        first = next(queue.heads())[1]
+        if first == "least":
+            assert now_ms >= 9_000
+            return
+        queue.take(first, now_ms=now_ms)
+    raise AssertionError("starved")
