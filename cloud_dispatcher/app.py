@@ -14,6 +14,10 @@ from typing import Final
 
 import msgspec
 
+from cloud_dispatcher.adapters.http.gateway import build_gateway
+from cloud_dispatcher.adapters.http.inside import Inside
+from cloud_dispatcher.adapters.http.server import serving
+from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.memory_linux import LinuxMemory
 from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
@@ -76,10 +80,34 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
             tariff = _tariff(settings)
             engine = Engine(settings.engine, epoch, tariff=tariff, offline=library.answer)
             service = DispatcherService(engine, outside, settings.housekeeping)
-            with _stopped_by_signals(service.stop):
-                await service.run()
+            inside = Inside(
+                local=service.local,
+                store=store,
+                is_ready=lambda: service.is_ready,
+                has_cloud=lambda: bool(provider.endpoints),
+                workers=engine.workers,
+                clock=clock,
+            )
+            await _serve(service, inside, settings.gateway)
     finally:
         await provider.close()
+
+
+async def _serve(service: DispatcherService, inside: Inside, settings: GatewaySettings) -> None:
+    """Run until a signal. The gateway ends first, while jobs can still end with it."""
+    if settings.port is None:
+        with _stopped_by_signals(service.stop):
+            await service.run()
+        return
+    stopping = asyncio.Event()
+    with _stopped_by_signals(stopping.set):
+        async with serving(build_gateway(inside, settings), settings):
+            running = asyncio.create_task(service.run(), name="dispatcher")
+            told = asyncio.create_task(stopping.wait(), name="stop-signal")
+            await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+        service.stop()
+        await running
 
 
 def _provider(settings: DispatcherSettings, environ: Mapping[str, str]) -> CompletionProvider:

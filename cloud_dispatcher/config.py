@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
 from cloud_dispatcher.adapters.store_sqlite import Synchronous
 from cloud_dispatcher.core.settings import EngineSettings
@@ -70,6 +71,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         backup: Endpoints that go on where it fails, in this order.
         cloud: What holds for all of them.
         library: What is said where nobody answers.
+        gateway: The dispatcher over HTTP.
         log: The log.
     """
 
@@ -83,6 +85,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     backup: tuple[ProviderSettings, ...] = ()
     cloud: CloudSettings = msgspec.field(default_factory=CloudSettings)
     library: LibrarySettings = msgspec.field(default_factory=LibrarySettings)
+    gateway: GatewaySettings = msgspec.field(default_factory=GatewaySettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 

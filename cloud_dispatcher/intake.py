@@ -16,10 +16,11 @@ import structlog
 
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.job import ReplyTo
+from cloud_dispatcher.core.outbox import UNHEARD
 from cloud_dispatcher.keys import KeyMint
 from fleet_protocol import codec, topics
 from fleet_protocol import messages as m
-from fleet_protocol.bus import Delivery
+from fleet_protocol.bus import Confirmed, Delivery, Refused
 from fleet_protocol.errors import ProtocolError
 from fleet_protocol.topics import Address, Topics
 
@@ -153,6 +154,25 @@ _READERS: Final[Mapping[str, Callable[[Address, Any], e.AnyEvent]]] = {
     topics.PROGRESS.name: _progress,
 }
 """What a message means, by channel; `codec.decode` made its type what the channel says."""
+
+
+def read_confirmation(confirmed: Confirmed) -> e.AnyEvent:
+    """Return what the broker's word on a result means."""
+    job = m.JobKey(str(confirmed.token))
+    return e.ResultConfirmed(job=job) if confirmed.heard else e.ResultRefused(job=job, code=UNHEARD)
+
+
+def read_refusal(refused: Refused) -> e.ResultRefused | None:
+    """Return what a refusal means; None: it was no result, and is only logged."""
+    _log.error(
+        "publication.refused",
+        code=refused.code,
+        topic=refused.topic,
+        hint="the broker's access list must let the dispatcher write below the topic root",
+    )
+    if refused.token is None:
+        return None
+    return e.ResultRefused(job=m.JobKey(str(refused.token)), code=refused.code)
 
 
 class Intake:

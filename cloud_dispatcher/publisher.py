@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from cloud_dispatcher.core.commands import AnyCommand, Reply, Send
+from cloud_dispatcher.local_devices import is_local
 from fleet_protocol import codec, topics
 from fleet_protocol import messages as m
 from fleet_protocol.bus import MessageBus, Publication
@@ -35,6 +36,8 @@ class Publisher:
     def tell(self, commands: Iterable[AnyCommand]) -> list[m.JobKey]:
         """Publish every `Send` and `Reply`; what is settled goes to each worker in one message.
 
+        What is for local devices is not published, see `LocalDevices`.
+
         Returns:
             Jobs whose result the full bus did not take: they are still to be told. Of the rest
             nothing is lost either: a device submits again, a lease runs out, a worker reports
@@ -44,6 +47,8 @@ class Publisher:
         settled: dict[tuple[str, ...], list[m.AttemptRef]] = {}
         for command in commands:
             if isinstance(command, Send):
+                if is_local(command):
+                    continue
                 if command.channel is topics.SETTLED and type(command.message) is m.Settled:
                     settled.setdefault(command.ids, []).extend(command.message.jobs)
                 elif not self._publish(self._publication(command)) and command.confirms:

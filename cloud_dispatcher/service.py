@@ -22,16 +22,16 @@ from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.commands import StartCompletion
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
-from cloud_dispatcher.core.outbox import UNHEARD
 from cloud_dispatcher.core.spending import day_of
 from cloud_dispatcher.frequent import FrequentQuestions
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
-from cloud_dispatcher.intake import EchoAsked, Intake
+from cloud_dispatcher.intake import EchoAsked, Intake, read_confirmation, read_refusal
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.library_watch import LibraryWatch
 from cloud_dispatcher.load_watch import LoadWatch
+from cloud_dispatcher.local_devices import LocalDevices
 from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider, JobStore, Observer
 from cloud_dispatcher.presence import presence_of
@@ -93,7 +93,11 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DispatcherService:
-    """Runs the dispatcher, once, from `run` until `stop`."""
+    """Runs the dispatcher, once, from `run` until `stop`.
+
+    Attributes:
+        local: Devices in this very process.
+    """
 
     def __init__(
         self, engine: Engine, outside: Outside, settings: HousekeepingSettings | None = None
@@ -106,7 +110,8 @@ class DispatcherService:
         self._intake = Intake(outside.topics, mint)
         self._publisher = Publisher(outside.bus, outside.topics)
         figures = FleetFigures()
-        self._observers = (*outside.observers, figures)
+        self.local = LocalDevices(self._report, mint, outside.clock)
+        self._observers = (*outside.observers, figures, self.local)
         self._house = Housekeeping(
             settings or HousekeepingSettings(),
             store=outside.store,
@@ -182,6 +187,11 @@ class DispatcherService:
     def dropped(self) -> Mapping[str, int]:
         """Deliveries that could not be used since the start, by code."""
         return self._intake.dropped
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves: its jobs are read, and the broker is there."""
+        return self._outside.bus.is_connected and not self._stopping.is_set()
 
     def stop(self) -> None:
         """Finish the turn at hand, then end `run`."""
@@ -263,9 +273,9 @@ class DispatcherService:
             turn.deliveries.append(arrival)
             return self._read_delivery(arrival, turn, now_ms)
         if isinstance(arrival, Confirmed):
-            return _read_confirmation(arrival)
+            return read_confirmation(arrival)
         if isinstance(arrival, Refused):
-            return _read_refusal(arrival)
+            return read_refusal(arrival)
         if isinstance(arrival, LinkUp):
             _log.info("link.up", session_present=arrival.session_present)
             self._publish_presence(m.DispatcherStatus.ONLINE)
@@ -408,23 +418,6 @@ class DispatcherService:
             self._alarm.cancel()
         if self._failure is None:
             self._publish_presence(m.DispatcherStatus.OFFLINE)
-
-
-def _read_confirmation(confirmed: Confirmed) -> e.AnyEvent:
-    job = m.JobKey(str(confirmed.token))
-    return e.ResultConfirmed(job=job) if confirmed.heard else e.ResultRefused(job=job, code=UNHEARD)
-
-
-def _read_refusal(refused: Refused) -> e.ResultRefused | None:
-    _log.error(
-        "publication.refused",
-        code=refused.code,
-        topic=refused.topic,
-        hint="the broker's access list must let the dispatcher write below the topic root",
-    )
-    if refused.token is None:
-        return None
-    return e.ResultRefused(job=m.JobKey(str(refused.token)), code=refused.code)
 
 
 def _informed(

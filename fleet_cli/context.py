@@ -22,6 +22,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
         broker: How to reach it.
         url_v3: Where MQTT 3.1.1 is spoken, if that is another port.
         kind: `embedded`, `mosquitto`, or `external` when `fleet up` did not start it.
+        gateway: Where the dispatcher answers over HTTP; None: it does not.
         pid: Of the `fleet up` that wrote it.
         ports: Free ports that were found once and are used again, by what listens there.
     """
@@ -30,6 +31,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
     broker: BrokerSettings
     url_v3: str | None = None
     kind: str = "embedded"
+    gateway: str | None = None
     pid: int = 0
     ports: dict[str, Annotated[int, msgspec.Meta(ge=1, le=65_535)]] = msgspec.field(
         default_factory=dict

@@ -17,6 +17,7 @@ import msgspec
 
 from fleet_cli.broker import BrokerKind, BrokerProcess, choose_broker
 from fleet_cli.context import DataFolder, FleetContext
+from fleet_cli.gateway import PORT_VARIABLE, configured_url
 from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, program, tail
 from fleet_client.credentials import password_of
 from fleet_client.watch import FleetPicture, FleetWatcher
@@ -191,6 +192,14 @@ class LocalFleet:
             self._tell("the cloud is SIMULATED: its answers say so and mean nothing")
         elif self._plan.config is None and not os.environ.get("DEEPSEEK_API_KEY"):
             self._tell("no DEEPSEEK_API_KEY is set: nothing can be escalated to the cloud")
+        url = configured_url(self._plan.config, os.environ)
+        if url is None:
+            port = self._port("gateway", context.ports)
+            ports = {**context.ports, "gateway": port}
+            context = msgspec.structs.replace(context, ports=ports)
+            extra[PORT_VARIABLE] = str(port)
+            url = f"http://127.0.0.1:{port}"
+        context = msgspec.structs.replace(context, gateway=url)
         words = ("cloud_dispatcher", "run", "--broker", _bare_url(context.broker))
         data = ("--data", str(self._folder.dispatcher))
         config = ("--config", str(self._plan.config)) if self._plan.config else ()

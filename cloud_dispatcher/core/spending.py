@@ -16,6 +16,8 @@ from fleet_protocol.messages import BudgetView, DeviceId
 _DAY_MS: Final = 86_400_000
 NO_TENANT: Final = "default"
 """Stands for devices that belong to no tenant."""
+LOCAL_PREFIX: Final = "http-"
+"""Before a tenant's name it is the device in whose name its requests over HTTP are jobs."""
 
 _Usd = Annotated[float, msgspec.Meta(ge=0)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -88,7 +90,8 @@ class Budget:
         """Return who a device belongs to."""
         tenants = self._settings.tenants
         found = (t.name for t in tenants if any(fnmatchcase(device, p) for p in t.devices))
-        return next(found, NO_TENANT)
+        local = device.startswith(LOCAL_PREFIX)
+        return next(found, device.removeprefix(LOCAL_PREFIX) if local else NO_TENANT)
 
     def refusal(self, tenant: str, now_ms: int) -> str:
         """Return why nothing more may be spent today, for people; empty: it may."""

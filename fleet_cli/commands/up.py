@@ -111,6 +111,7 @@ def _announce(
             {
                 "broker": context.broker.url.rpartition("@")[2],
                 "broker_v3": context.url_v3,
+                "gateway": context.gateway,
                 "root": context.broker.root,
                 "kind": context.kind,
                 "data": str(connection.data),
@@ -127,5 +128,6 @@ def _announce(
         f'  fleet ask{where} "What is the capital of France?"\n'
         f"  fleet workers ls{where}\n"
         f"  fleet watch{where}\n"
+        f"  an OpenAI-compatible API: {context.gateway}/v1\n"
         "Ctrl-C stops it"
     )

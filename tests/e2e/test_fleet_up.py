@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -142,6 +143,12 @@ def test_a_question_is_answered_on_standard_output_alone(up: Up) -> None:
 
 def test_a_question_from_standard_input_is_answered(up: Up) -> None:
     assert up.ok("ask", "-", given="from a pipe") == "from a pipe\n"
+
+
+def test_the_gateway_answers_where_it_says(up: Up) -> None:
+    url = f"{up.facts['gateway']}/readyz"
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:  # noqa: S310 - loopback
+        assert json.load(reply) == {"status": "ready", "workers_online": 2}
 
 
 def test_a_streamed_answer_is_the_answer(up: Up) -> None:

@@ -188,11 +188,16 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, *workers: str, engine: str = "onnx") -> Iterator[tuple[Fleet, Device]]:
-    """A running fleet with these workers online, and one device."""
+def fleet(
+    folder: Path,
+    *workers: str,
+    engine: str = "onnx",
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[tuple[Fleet, Device]]:
+    """A running fleet with these workers online, and one device; `environ`: the dispatcher's."""
     with Fleet(folder) as running:
         device = running.device()
-        running.start_dispatcher()
+        running.start_dispatcher(**(environ or {}))
         for name in workers:
             running.start_worker(name, engine=engine)
         running.online(device, *workers)

@@ -1,0 +1,1 @@
+"""The gateway: the dispatcher over HTTP, for applications and people."""

@@ -1,0 +1,36 @@
+"""What the gateway works with: the dispatcher, seen from its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from cloud_dispatcher.local_devices import LocalDevices
+from cloud_dispatcher.ports import JobStore
+from fleet_protocol.messages import PresenceStatus, WorkerView
+
+
+class Inside(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gateway works with.
+
+    Attributes:
+        local: Submits and listens.
+        store: Open; only read.
+        is_ready: Whether the dispatcher serves.
+        has_cloud: Whether a job may be escalated at all.
+        workers: All of them.
+        clock: UTC epoch milliseconds.
+    """
+
+    local: LocalDevices
+    store: JobStore
+    is_ready: Callable[[], bool]
+    has_cloud: Callable[[], bool]
+    workers: Callable[[], Sequence[WorkerView]]
+    clock: Callable[[], int]
+
+    def models(self) -> list[str]:
+        """Return the names of the models that boards have which are there, sorted."""
+        there = (w.info for w in self.workers() if w.status is not PresenceStatus.OFFLINE)
+        return sorted({model.name for info in there if info is not None for model in info.models})

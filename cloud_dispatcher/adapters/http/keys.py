@@ -1,0 +1,165 @@
+"""API keys: a small file that an operator edits, by hand or with `cloud-dispatcher keys`.
+
+A key is 256 random bits, so its plain SHA-256 gives nothing away: no salt, no slow hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import structlog
+
+from fleet_protocol.errors import ConfigError
+
+_log = structlog.get_logger(__name__)
+
+KEY_PREFIX: Final = "ef-"
+NAME_PATTERN: Final = r"^[A-Za-z0-9_-]{1,31}$(?!\n)"
+"""With the prefix of local devices it is an id of at most 36 characters."""
+_HEADER: Final = (
+    "# Who may use the gateway: hashes of their keys. `cloud-dispatcher keys` writes this file;\n"
+    "# it is read again when it changes.\n"
+)
+
+_Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One key.
+
+    Attributes:
+        name: For people and logs.
+        sha256: Of the key, as hexadecimal digits.
+        tenant: Whose jobs they are: who may see them, and whose budget pays.
+        per_min: Most requests within any minute; None: no limit.
+    """
+
+    name: _Name
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+    tenant: _Name = "default"
+    per_min: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+
+
+class _KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    key: tuple[ApiKey, ...] = ()
+
+
+def new_key(random_hex: str, name: str, tenant: str, *, per_min: int | None) -> tuple[str, ApiKey]:
+    """Make a key of 64 random hex digits: as its user gets it, once, and as the file has it.
+
+    Raises:
+        ConfigError: The name or the tenant is not usable.
+    """
+    secret = f"{KEY_PREFIX}{random_hex}"
+    fields = {"name": name, "sha256": hash_of(secret), "tenant": tenant, "per_min": per_min}
+    try:
+        return secret, msgspec.convert(fields, ApiKey)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"the key cannot be made: {error}", hint="use letters, digits, - and _, at most 31"
+        ) from error
+
+
+def hash_of(secret: str) -> str:
+    """Return what the file has of a key."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def parse_keys(text: str, origin: str) -> tuple[ApiKey, ...]:
+    """Read a file of keys.
+
+    Raises:
+        ConfigError: Naming the key and what is wrong with it.
+    """
+    try:
+        keys = msgspec.convert(tomllib.loads(text), _KeyFile).key
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{origin}: {error}", hint="correct that line") from error
+    names = [key.name for key in keys]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{origin}: two keys are called {twice}", hint="rename one of them")
+    return keys
+
+
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
+    """Read a file of keys; raises ConfigError also where it is not there."""
+    try:
+        return parse_keys(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the keys file {path} cannot be read: {error}",
+            hint="make a first key with `cloud-dispatcher keys add NAME --file FILE`",
+        ) from error
+
+
+def write_keys(path: Path, keys: tuple[ApiKey, ...]) -> None:
+    """Replace the file in one step, readable by its owner alone.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(_HEADER + "".join(_block(key) for key in keys))
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the keys file {path} cannot be written: {error}", hint="name another with --file"
+        ) from error
+
+
+class KeyRing:
+    """The keys of a file, read again when it changes. A bad file changes nothing but the log."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it.
+
+        Raises:
+            ConfigError: It is missing or wrong: who starts with a bad one locks everybody out.
+        """
+        self._path = path
+        self._seen = self._signature()
+        self._by_hash = {key.sha256: key for key in read_keys(path)}
+
+    def find(self, secret: str) -> ApiKey | None:
+        """Return the key; None: there is none like it."""
+        return self._by_hash.get(hash_of(secret))
+
+    def refresh(self) -> None:
+        """Read the file again if it changed."""
+        signature = self._signature()
+        if signature == self._seen:
+            return
+        self._seen = signature
+        try:
+            self._by_hash = {key.sha256: key for key in read_keys(self._path)}
+        except ConfigError as error:
+            _log.error("keys.unusable", error=str(error), hint="the last good ones still hold")
+            return
+        _log.info("keys.read", keys=len(self._by_hash))
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _block(key: ApiKey) -> str:
+    lines = ["", "[[key]]", f"name = {json.dumps(key.name)}", f"sha256 = {json.dumps(key.sha256)}"]
+    lines.append(f"tenant = {json.dumps(key.tenant)}")
+    if key.per_min is not None:
+        lines.append(f"per_min = {key.per_min}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,74 @@
+"""From a request to a job of a local device, and from its refusal to an error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from cloud_dispatcher.adapters.http.errors import ApiError
+from cloud_dispatcher.adapters.http.inside import Inside
+from cloud_dispatcher.local_devices import LocalJob
+from fleet_protocol.codec import encode
+from fleet_protocol.errors import RejectedError, RetryableError
+from fleet_protocol.messages import DeviceId, JobId, JobSubmit
+
+_ACCEPT_S: Final = 30.0
+_FULL_MS: Final = 1_000
+_STORE_MS: Final = 5_000
+
+
+def check_room(inside: Inside, max_open: int) -> None:
+    """Raise ApiError 503 where too many requests wait already."""
+    if len(inside.local) >= max_open:
+        message = f"{max_open} requests wait for answers already"
+        raise ApiError(503, "busy", message, retry_after_ms=_FULL_MS)
+
+
+def check_size(submit: JobSubmit) -> None:
+    """Raise ApiError 413 where a job would be larger than any device's may be."""
+    size_bytes = len(encode(submit))
+    if size_bytes > JobSubmit.MAX_BYTES:
+        message = f"the job takes {size_bytes} bytes, at most {JobSubmit.MAX_BYTES} are allowed"
+        raise ApiError(413, "too_large", message)
+
+
+@contextmanager
+def asking(
+    inside: Inside, device: DeviceId, job_id: JobId, submit: JobSubmit
+) -> Iterator[LocalJob]:
+    """Ask; who leaves before the result does not want it any more."""
+    with inside.local.job(device, job_id) as job:
+        inside.local.submit(device, job_id, submit)
+        try:
+            yield job
+        finally:
+            if not job.is_over:
+                job.cancel()
+
+
+async def until_accepted(job: LocalJob) -> None:
+    """Wait until the job is stored.
+
+    Raises:
+        ApiError: It is refused, or cannot be stored now.
+    """
+    try:
+        async with asyncio.timeout(_ACCEPT_S):
+            await job.accepted()
+    except TimeoutError as error:
+        message = "the job could not be stored; the dispatcher's log says why"
+        raise ApiError(503, "not_stored", message, retry_after_ms=_STORE_MS) from error
+    except RetryableError as error:
+        message, wait_ms = str(error), error.retry_after_ms
+        raise ApiError(503, error.code, message, retry_after_ms=wait_ms) from error
+    except RejectedError as error:
+        if error.code == "unknown_model":
+            raise no_model(str(error)) from error
+        raise ApiError(400, error.code, str(error)) from error
+
+
+def no_model(message: str) -> ApiError:
+    """Return the error that the model is not there, as OpenAI's API calls it."""
+    return ApiError(404, "model_not_found", f"{message}; `fleet` takes any", param="model")
