@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
+import structlog
 from msgspec.structs import replace
 
 from cloud_dispatcher.bills import cost_row
@@ -20,10 +21,13 @@ from cloud_dispatcher.intake import (
     CostsAsked,
     Inquiry,
     JobsListed,
+    PurgeAsked,
     RequestMalformed,
 )
 from cloud_dispatcher.ports import CompletionProvider, JobQuery, JobStore
 from fleet_protocol import messages as m
+
+_log = structlog.get_logger(__name__)
 
 
 class Inquiries:
@@ -61,6 +65,8 @@ class Inquiries:
                 return await self._ask_again(request)
             case CacheAsked(request=request):
                 return await self._cache(request)
+            case PurgeAsked(request=request):
+                return await self._purge(request)
             case JobsListed(request=request):
                 return await self._jobs(request)
             case _:
@@ -75,6 +81,20 @@ class Inquiries:
         )
         jobs = await self._insistence.on(lambda: self._store.select(query))
         return m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
+
+    async def _purge(self, asked: m.AdminRequest) -> m.AdminReply:
+        """Forget a dead letter. The device's id for it is free again."""
+        key = m.JobKey(asked.job or "")
+        job = self._engine.get(key) or await self._insistence.on(lambda: self._store.get(key))
+        if job is None:
+            return _refused(asked, "unknown_job", f"there is no job {asked.job!r}")
+        if not job.dead:
+            return _refused(asked, "not_dead", f"the job is {job.status.value}, no dead letter")
+        if not await self._insistence.on(lambda: self._store.purge(key)):
+            message = "its device has not got the result yet: try again in a minute"
+            return _refused(asked, "result_untold", message)
+        _log.info("job.purged", job=key, admin_req=asked.req)
+        return m.AdminReply(req=asked.req, ok=True, message="forgotten")
 
     async def _cache(self, asked: m.AdminRequest) -> m.AdminReply:
         rows = await self._insistence.on(self._store.cache_usage)
@@ -97,6 +117,10 @@ class Inquiries:
             budgets=self._engine.budgets(now_ms),
             endpoints=self._provider.endpoints,
         )
+
+
+def _refused(asked: m.AdminRequest, code: str, message: str) -> m.AdminReply:
+    return m.AdminReply(req=asked.req, ok=False, code=code, message=message)
 
 
 def _row(job: Job) -> m.JobView:

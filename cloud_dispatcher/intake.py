@@ -45,6 +45,13 @@ class JobsListed(msgspec.Struct, frozen=True):
     request: m.AdminRequest
 
 
+class PurgeAsked(msgspec.Struct, frozen=True):
+    """An operator wants a dead letter forgotten: the store does, past the engine."""
+
+    admin: str
+    request: m.AdminRequest
+
+
 class CostsAsked(msgspec.Struct, frozen=True):
     """An operator asked what the cloud costs: answered from the store, past the engine."""
 
@@ -75,7 +82,7 @@ class RequestMalformed(msgspec.Struct, frozen=True):
     message: str
 
 
-Inquiry: TypeAlias = JobsListed | CostsAsked | CacheAsked | AskAgain | RequestMalformed
+Inquiry: TypeAlias = JobsListed | PurgeAsked | CostsAsked | CacheAsked | AskAgain | RequestMalformed
 """What the store answers, past the engine."""
 
 Intaken: TypeAlias = e.AnyEvent | EchoAsked | Inquiry
@@ -83,6 +90,7 @@ Intaken: TypeAlias = e.AnyEvent | EchoAsked | Inquiry
 
 _INQUIRIES: Final[Mapping[m.AdminOp, Callable[[str, m.AdminRequest], Inquiry]]] = {
     m.AdminOp.JOBS_LIST: JobsListed,
+    m.AdminOp.JOB_PURGE: PurgeAsked,
     m.AdminOp.COSTS: CostsAsked,
     m.AdminOp.CACHE_STATS: CacheAsked,
     m.AdminOp.CACHE_ASK_AGAIN: AskAgain,

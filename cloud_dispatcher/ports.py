@@ -104,6 +104,10 @@ class JobStore(Protocol):
         """Forget cached answers whose time was over before; return how many."""
         ...
 
+    async def purge(self, key: JobKey) -> bool:
+        """Forget a dead letter; return whether it was one, and told."""
+        ...
+
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
         """Forget finished, told jobs older than this, at most `limit`; return how many."""
         ...

@@ -151,6 +151,14 @@ class MemoryJobStore:
         ]
         return chosen[: query.limit]
 
+    async def purge(self, key: JobKey) -> bool:
+        """Forget a dead letter; return whether it was one, and told."""
+        job = self._jobs.get(key)
+        if job is None or not (job.dead and job.told):
+            return False
+        del self._jobs[key], self._keys[job.device, job.id]
+        return True
+
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
         """Forget the oldest finished, told jobs."""
         old = sorted(

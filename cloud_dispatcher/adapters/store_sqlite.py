@@ -214,6 +214,15 @@ class SqliteJobStore:
         """List jobs, newest first."""
         return await self._reader.run(lambda conn: _select(conn, query))
 
+    async def purge(self, key: JobKey) -> bool:
+        """Forget a dead letter; return whether it was one, and told."""
+
+        def work(conn: sqlite3.Connection) -> bool:
+            with conn:
+                return conn.execute(_statements()["purge"], (key,)).rowcount > 0
+
+        return await self._writer.run(work)
+
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
         """Forget finished, told jobs older than this, at most `limit`; return how many."""
 

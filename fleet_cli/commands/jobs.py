@@ -14,6 +14,9 @@ from fleet_client.admin import AdminClient
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.messages import AdminOp, JobStatus, JobView
 
+_device_option = click.option("--device", metavar="ID", help="Only this device's jobs.")
+_all_option = click.option("--all", "every", is_flag=True, help="All there are, 1,000 at a time.")
+
 
 @click.group(
     help="""List, show, cancel and retry jobs.
@@ -21,7 +24,7 @@ from fleet_protocol.messages import AdminOp, JobStatus, JobView
     \b
     Examples:
       fleet jobs ls --status failed
-      fleet jobs ls --dead --jsonl
+      fleet jobs dead ls
       fleet jobs show 01JD0000000000000000000000
     """
 )
@@ -128,6 +131,138 @@ def retry(connection: Connection, /, *, job: str) -> None:
     with AdminClient(connection.broker, connection.admin) as admin:
         reply = admin.request(AdminOp.JOB_RETRY, job=_id(job))
     say(f"job {job}: {reply.message or 'queued again'}")
+
+
+@command.group(
+    help="""Deal with dead letters: jobs that failed for good, kept to be looked at.
+
+    \b
+    Examples:
+      fleet jobs dead ls
+      fleet jobs dead replay --all --device cam-7
+      fleet jobs dead purge 01JD0000000000000000000000
+    """
+)
+def dead() -> None:
+    """Group the verbs."""
+
+
+@dead.command(
+    "ls",
+    help="""List dead letters, newest first, and why they failed.
+
+    \b
+    Examples:
+      fleet jobs dead ls
+      fleet jobs dead ls --device cam-7 --jsonl
+    """,
+)
+@connection_options
+@_device_option
+@click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
+@click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
+def dead_ls(connection: Connection, /, *, device: str | None, limit: int, jsonl: bool) -> None:
+    """List dead letters."""
+    with AdminClient(connection.broker, connection.admin) as admin:
+        jobs = _dead(admin, device, limit)
+    if jsonl:
+        for job in jobs:
+            print_json_line(_fields(job))
+        return
+    print_table(
+        ("job", "device", "id", "status", "code", "tries", "age", "why"),
+        [
+            (job.job, job.device, job.id, str(job.status), code, str(job.attempts), since, why)
+            for job in jobs
+            for code, why in [(job.result.code, job.result.message) if job.result else ("", "")]
+            for since in [age(job.received_at_ms)]
+        ],
+        empty="no dead letters",
+    )
+
+
+dead.add_command(show, "show")
+
+
+@dead.command(
+    help="""Run dead letters again, from the beginning; their devices get the new result.
+
+    \b
+    Examples:
+      fleet jobs dead replay 01JD0000000000000000000000
+      fleet jobs dead replay --all --device cam-7
+    """
+)
+@connection_options
+@click.argument("job", nargs=-1)
+@_all_option
+@_device_option
+def replay(connection: Connection, /, **which: Any) -> None:
+    """Retry dead letters."""
+    _for_each(connection, AdminOp.JOB_RETRY, "queued again", **which)
+
+
+@dead.command(
+    help="""Forget dead letters for good. A device may use the id of a forgotten job again.
+
+    \b
+    Examples:
+      fleet jobs dead purge 01JD0000000000000000000000
+      fleet jobs dead purge --all
+    """
+)
+@connection_options
+@click.argument("job", nargs=-1)
+@_all_option
+@_device_option
+def purge(connection: Connection, /, **which: Any) -> None:
+    """Purge dead letters."""
+    _for_each(connection, AdminOp.JOB_PURGE, "forgotten", **which)
+
+
+def _for_each(
+    connection: Connection,
+    op: AdminOp,
+    done: str,
+    *,
+    job: tuple[str, ...],
+    every: bool,
+    device: str | None,
+) -> None:
+    """Do something with each of the dead letters that were chosen, and say how many it was.
+
+    Raises:
+        RejectedError: The dispatcher refused the one that was named, or the last of several.
+    """
+    if bool(job) == every:
+        raise click.UsageError("name jobs, or give --all")
+    count, refused = 0, None
+    with AdminClient(connection.broker, connection.admin) as admin:
+        chosen = [_id(name) for name in job] or [x.job for x in _dead(admin, device, 1_000)]
+        for name in chosen:
+            try:
+                _check_dead(admin, name)
+                admin.request(op, job=name)
+                count += 1
+            except RejectedError as error:
+                refused = error
+                if len(chosen) > 1:
+                    say(f"job {name}: {error}")
+    say(f"{count} of {len(chosen)} dead letters {done}")
+    if refused is not None:
+        raise refused
+
+
+def _dead(admin: AdminClient, device: str | None, limit: int) -> tuple[JobView, ...]:
+    if device is None:
+        return admin.request(AdminOp.JOBS_LIST, dead=True, limit=limit).jobs
+    return admin.request(AdminOp.JOBS_LIST, dead=True, limit=limit, device=device).jobs
+
+
+def _check_dead(admin: AdminClient, name: str) -> None:
+    found = admin.request(AdminOp.JOB_SHOW, job=name).jobs[0]
+    if not found.dead:
+        raise RejectedError(f"the job is {found.status}, no dead letter", code="not_dead")
 
 
 def _parts_of(admin: AdminClient, job: JobView) -> tuple[JobView, ...]:

@@ -193,6 +193,7 @@ class AdminOp(StrEnum):
     JOB_SHOW = "jobs.show"
     JOB_CANCEL = "jobs.cancel"
     JOB_RETRY = "jobs.retry"
+    JOB_PURGE = "jobs.purge"
     WORKERS_LIST = "workers.ls"
     WORKER_SHOW = "workers.show"
     WORKER_DRAIN = "workers.drain"

@@ -229,6 +229,21 @@ async def test_pruning_takes_the_oldest_told_results_and_nothing_else(store: Job
     await store.commit([replace(old, key=make_job().key, result=None, told=False)])
 
 
+async def test_only_a_dead_letter_that_was_told_is_purged(store: JobStore) -> None:
+    dead = finished(make_job(), status=m.JobStatus.FAILED, dead=True)
+    untold = finished(make_job(), status=m.JobStatus.FAILED, dead=True, told=False)
+    others = [finished(make_job()), untold, make_job()]
+    await store.commit([dead, *others])
+    assert [await store.purge(job.key) for job in others] == [False] * 3
+    assert await store.purge(dead.key)
+    assert not await store.purge(dead.key)
+    assert await store.get(dead.key) is None
+    assert len(await store.select(JobQuery())) == 3
+    again = replace(dead, key=make_job().key, result=None, dead=False, told=False)
+    await store.commit([again])
+    assert await store.find([(dead.device, dead.id)]) == {(dead.device, dead.id): again}
+
+
 async def test_a_failed_commit_leaves_nothing_and_works_later(store: JobStore) -> None:
     job, big = make_job(), make_job(submit=m.JobSubmit(prompt="x" * 400_000))
     await store.commit([job])

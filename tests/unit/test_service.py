@@ -218,6 +218,51 @@ async def test_an_operator_lists_stored_jobs_and_sees_one(
     assert shown.jobs[0].result.text == "It is so."
 
 
+async def test_an_operator_purges_a_dead_letter_and_its_id_is_free_again(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    replies: list[m.AdminReply] = []
+
+    async def purge(key: str) -> str:
+        """Ask until its device was told; what was confirmed is saved with a later turn."""
+        while not replies or replies[-1].code == "result_untold":
+            house.clock.now_ms += 1_000
+            request = m.AdminRequest(req="r", op=m.AdminOp.JOB_PURGE, job=key)
+            admin.say(t.ADMIN_REQUEST, request, "a1")
+            after = len(replies)
+            replies.append(await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=after))
+        return replies[-1].code
+
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        got = await worker.assignment()
+        failed = m.JobFailed(attempt=got.attempt, code="onnx", retryable=False)
+        worker.say(t.FAILED, failed, "w1", got.job)
+        assert (await device.result("j1")).status is m.JobStatus.FAILED
+        assert await purge(got.job) == ""
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        worker.done(await worker.assignment(after=1))
+        assert (await device.result("j1", after=1)).status is m.JobStatus.OK
+    assert len(house.store._jobs) == 1
+
+
+async def test_only_dead_letters_are_purged(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        got = await worker.assignment()
+        for key in (got.job, "unknown"):
+            request = m.AdminRequest(req="r", op=m.AdminOp.JOB_PURGE, job=key)
+            admin.say(t.ADMIN_REQUEST, request, "a1")
+        replies = [
+            await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=after) for after in range(2)
+        ]
+        worker.done(got)
+        assert (await device.result("j1")).status is m.JobStatus.OK
+    assert [reply.code for reply in replies] == ["not_dead", "unknown_job"]
+
+
 async def test_an_operator_sees_what_the_cloud_cost(
     house: House, device: Peer, admin: Peer
 ) -> None:

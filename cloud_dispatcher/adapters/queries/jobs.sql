@@ -143,6 +143,9 @@ DELETE FROM jobs WHERE key IN (
     SELECT key FROM jobs WHERE told = 1 AND finished_at_ms < ? ORDER BY finished_at_ms LIMIT ?
 )
 
+-- name: purge
+DELETE FROM jobs WHERE key = ? AND dead = 1 AND told = 1
+
 -- What the cloud cost, by UTC day and purpose. It outlives the jobs: they are forgotten in time.
 -- name: spending_table
 CREATE TABLE spending (
