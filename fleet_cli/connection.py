@@ -36,6 +36,11 @@ _OPTIONS = (
         help="Its first line is the password. [EDGEFLEET_PASSWORD_FILE, EDGEFLEET_PASSWORD]",
     ),
     click.option("--ca-file", metavar="FILE", help="PEM that signs it. [EDGEFLEET_CA_FILE]"),
+    click.option(
+        "--identity",
+        metavar="DIR",
+        help="Folder that `fleet enroll` wrote, named by its id. [EDGEFLEET_IDENTITY]",
+    ),
 )
 
 
@@ -94,7 +99,7 @@ def connection_options(command: _F) -> _F:
     return run  # type: ignore[return-value]  # wraps keeps what click needs of it
 
 
-_NAMES = ("data", "broker", "root", "username", "password_file", "ca_file")
+_NAMES = ("data", "broker", "root", "username", "password_file", "ca_file", "identity")
 
 
 def resolve(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Connection:
@@ -122,6 +127,12 @@ def resolve(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Co
 
 def _settings(named: Mapping[str, str | None], environ: Mapping[str, str]) -> BrokerSettings:
     settings = broker_settings(named["broker"] or "")
+    both = [name for name in ("username", "password_file", "ca_file") if named[name]]
+    if named["identity"] and both:
+        raise ConfigError(
+            f"--identity and --{both[0].replace('_', '-')} contradict each other",
+            hint="the folder says who we are: give only --identity",
+        )
     if named["password_file"] and not (named["username"] or settings.user):
         raise ConfigError("a password without a user", hint="add --username NAME")
     changes: dict[str, Any] = {
@@ -133,7 +144,26 @@ def _settings(named: Mapping[str, str | None], environ: Mapping[str, str]) -> Br
         changes["root"] = Topics(named["root"]).root
     if named["ca_file"]:
         changes["tls"] = TlsSettings(ca_file=named["ca_file"])
+    if named["identity"]:
+        changes |= _identity(Path(named["identity"]).expanduser().absolute())
     return msgspec.structs.replace(settings, **changes)
+
+
+def _identity(folder: Path) -> dict[str, Any]:
+    """Return what a folder of `fleet enroll` says: who we are, and by what the broker knows us."""
+    ca, key, certificate, password = (
+        folder / name for name in ("ca.pem", "key.pem", "cert.pem", "password")
+    )
+    if password.exists():
+        tls = TlsSettings(ca_file=str(ca))
+        return {"username": folder.name, "password_file": str(password), "tls": tls}
+    if not (certificate.exists() and key.exists()):
+        raise ConfigError(
+            f"{folder} has neither cert.pem and key.pem nor a password",
+            hint="name a folder that `fleet enroll` wrote",
+        )
+    tls = TlsSettings(ca_file=str(ca), cert_file=str(certificate), key_file=str(key))
+    return {"username": folder.name, "tls": tls}
 
 
 def _clean(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Self
 
 from fleet_client.errors import ConnectError
@@ -17,6 +17,9 @@ _PATIENCE_S: Final = 30.0
 class AccessProbe:
     """A connection that remembers what it heard.
 
+    Attributes:
+        reconnects: How often the broker was lost and found again.
+
     Args:
         broker: Where, and as whom.
         filters: What it listens to.
@@ -26,6 +29,7 @@ class AccessProbe:
     def __init__(
         self, broker: BrokerSettings, filters: tuple[str, ...], *, uses_mqtt5: bool = True
     ) -> None:
+        self.reconnects = -1
         self._settled = threading.Condition()
         self._heard: list[tuple[str, bytes]] = []
         self._answered: dict[object, bool] = {}
@@ -45,6 +49,12 @@ class AccessProbe:
     def __exit__(self, *exc: object) -> None:
         self._link.close()
 
+    @property
+    def heard(self) -> set[tuple[str, bytes]]:
+        """What was heard up to now and not asked for yet."""
+        with self._settled:
+            return set(self._heard)
+
     def say(self, topic: str, payload: bytes) -> bool:
         """Publish at QoS 1 and wait for the broker's answer; return False if it said no.
 
@@ -62,6 +72,10 @@ class AccessProbe:
             heard, self._heard = self._heard, []
         return {(topic, payload) for topic, payload in heard if payload != last}
 
+    def wait_until(self, is_met: Callable[[Sequence[tuple[str, bytes]]], bool]) -> None:
+        """Wait until this is true of what was heard; it is asked again after each message."""
+        self._wait(lambda: is_met(self._heard), "what was waited for")
+
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         with self._settled:
             if not self._settled.wait_for(condition, _PATIENCE_S):
@@ -76,7 +90,8 @@ class AccessProbe:
             self._settled.notify_all()
 
     def link_restored(self) -> None:
-        """Nothing to do: what is under way is sent again by the link."""
+        """Count it; what is under way is sent again by the link."""
+        self.reconnects += 1
 
     def publish_confirmed(self, token: object) -> None:
         """Remember that the broker has it."""

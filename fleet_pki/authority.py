@@ -147,6 +147,11 @@ class Authority:
     def __exit__(self, *exc: object) -> None:
         self._registry.__exit__(*exc)
 
+    @property
+    def trust_pem(self) -> bytes:
+        """What a server trusts: the issuing authority too, for clients that do not show it."""
+        return self.ca_pem + self._chain
+
     def members(self) -> list[Member]:
         """Return everybody who was ever enrolled, by role and id."""
         return self._registry.members()

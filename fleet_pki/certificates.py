@@ -136,6 +136,12 @@ def issue_server(
     return _leaf(builder, issuer, ExtendedKeyUsageOID.SERVER_AUTH)
 
 
+def hosts_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Return the names and addresses that a server's certificate is for."""
+    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return tuple(str(name.value) for name in extension.value)
+
+
 def make_request(identity_id: str, key: Key) -> bytes:
     """Return a request for a certificate (CSR), as PEM; the key stays where it is."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(identity_id))
@@ -185,7 +191,8 @@ def make_revocations(
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.certificate.subject)
-        .last_update(_instant(updated_at_ms))
+        # A list from the future would have the broker turn everybody away.
+        .last_update(_instant(updated_at_ms) - BACKDATED)
         .next_update(issuer.certificate.not_valid_after_utc)
     )
     for serial, at_ms in revoked:

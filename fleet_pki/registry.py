@@ -21,6 +21,7 @@ from fleet_protocol.errors import RetryableError
 from fleet_protocol.topics import Role
 
 _BUSY_S: Final = 10.0
+_AHEAD_MS: Final = 1_800_000
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS identities (
   id TEXT PRIMARY KEY,
@@ -224,9 +225,12 @@ class Registry:
         return [(int(serial, 16), at_ms) for serial, at_ms in rows]
 
     def date_revocations(self, now_ms: int) -> int:
-        """Return the date of a new revocation list: now, but a second later than the last one's."""
+        """Return the date of a new revocation list: now, but a second later than the last one's.
+
+        Never more than half an hour ahead: a clock that was wrong once must not decide for ever.
+        """
         row = self._execute("SELECT max(updated_at_ms) FROM revocation_list").fetchone()
-        at_ms = max(now_ms, (row[0] or 0) + 1_000)
+        at_ms = max(now_ms, min((row[0] or 0) + 1_000, now_ms + _AHEAD_MS))
         self._execute("DELETE FROM revocation_list")
         self._execute("INSERT INTO revocation_list VALUES (?)", at_ms)
         return int(at_ms)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
+from fleet_cli.broker_site import PASSWORD_PORT, PORT, Site, reload_broker, write_site
 from fleet_cli.output import NOTHING, print_json, print_table, say
 from fleet_cli.pki import Authority, PkiFolder, Secret, now_ms, pki_option, write_file
 from fleet_pki.authority import found
 from fleet_pki.files import PUBLIC_MODE, read_file, read_secret
 from fleet_pki.registry import Member
-from fleet_protocol.topics import Role
+from fleet_protocol.topics import DEFAULT_ROOT, Role, Topics
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +154,52 @@ def sign(request: Path, *, token_file: Path, out: Path, pki: PkiFolder) -> None:
         chain = authority.redeem(token, wanted, now_ms=now_ms())
     write_file(out, chain, mode=PUBLIC_MODE)
     say(f"wrote {out}")
+
+
+@command.command(
+    help="""Write what a Mosquitto in production reads: configuration, access list, certificates.
+
+    TLS 1.3, a certificate asked of everybody (port 8883; its common name is the user), passwords
+    on a port of their own (8884) once somebody has one, the same access list for both. Run it
+    again with --reload after each enrolment and revocation, and once a month for the broker's own
+    certificate (365 d): Mosquitto reads it all anew and drops no client.
+
+    \b
+    Examples:
+      fleet pki broker /etc/mosquitto/fleet --host broker.example --user mosquitto
+      mosquitto -c /etc/mosquitto/fleet/mosquitto.conf
+      fleet pki broker /etc/mosquitto/fleet --user mosquitto --reload
+    """
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--host", "hosts", multiple=True, help="Name or address of the broker; repeatable.")
+@click.option("--port", default=PORT, show_default=True, help="For certificates.")
+@click.option("--password-port", default=PASSWORD_PORT, show_default=True, help="For passwords.")
+@click.option("--address", help="Listen there alone.  [all interfaces]")
+@click.option("--user", help="Whom Mosquitto runs as; gets the folder.")
+@click.option("--root", metavar="TOPIC", default=DEFAULT_ROOT, help="Topic root.")
+@click.option("--reload", is_flag=True, help="Let the running Mosquitto read it.")
+@pki_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def broker(
+    *, hosts: tuple[str, ...], reload: bool, pki: PkiFolder, as_json: bool, **where: Any
+) -> None:
+    """Write the broker's folder."""
+    site = Site(topics=Topics(where.pop("root")), **where)
+    with Authority(pki) as authority:
+        written = write_site(authority, site, hosts=hosts, now_ms=now_ms())
+        has_dispatcher = any(
+            member.is_active and member.identity.role is Role.DISPATCHER
+            for member in authority.members()
+        )
+    if reload:
+        reload_broker(site.folder)
+    if as_json:
+        print_json(written)
+    else:
+        say(f"wrote {written.folder}: {written.identities} identities, {written.revoked} revoked")
+    if not has_dispatcher:
+        say("note: nobody is enrolled as dispatcher: fleet enroll dispatcher dispatcher")
 
 
 def _view(member: Member) -> MemberView:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from fleet_cli.__main__ import run
+from fleet_cli.connection import resolve
 from fleet_cli.exits import ExitCode
 from fleet_pki import certificates as c
+from fleet_protocol.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +144,56 @@ def test_a_revoked_identity_is_listed_as_such(capsys: pytest.CaptureFixture[str]
 def test_a_span_has_a_number_and_a_unit(span: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["enroll", "worker", "pi-1", "--valid", span]) == ExitCode.USAGE
     assert "72h" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_made")
+def test_the_brokers_folder_is_written_again_with_what_it_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["pki", "broker", "mq"]) == ExitCode.USAGE
+    assert "--host" in capsys.readouterr().err
+    assert run(["enroll", "device", "d1", "--password"]) == ExitCode.OK
+    assert run(["pki", "broker", "mq", "--host", "broker.lan", "--host", "10.0.0.7"]) == ExitCode.OK
+    assert "nobody is enrolled as dispatcher" in capsys.readouterr().err
+    before = {name: (tmp_path / "mq" / name).read_bytes() for name in ("key.pem", "cert.pem")}
+    assert run(["pki", "revoke", "d1"]) == ExitCode.OK
+    capsys.readouterr()
+    assert run(["pki", "broker", "mq", "--json"]) == ExitCode.OK
+    written = json.loads(capsys.readouterr().out)
+    assert (written["identities"], written["revoked"]) == (0, 1)
+    assert written["hosts"] == ["broker.lan", "10.0.0.7"]
+    assert before == {name: (tmp_path / "mq" / name).read_bytes() for name in before}
+    # The port for passwords stays: a reload opens and closes none.
+    config = (tmp_path / "mq" / "mosquitto.conf").read_text()
+    assert config.count("\nlistener ") == 2
+    assert "user d1" not in (tmp_path / "mq" / "acl").read_text()
+    assert (tmp_path / "mq" / "passwords").read_text() == ""
+    for path in (tmp_path / "mq").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+@pytest.mark.usefixtures("_made")
+def test_no_other_process_is_told_to_reload(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pki", "broker", "mq", "--host", "broker.lan"]) == ExitCode.OK
+    # A file that was left behind, and whose number belongs to somebody else by now.
+    Path("mq/mosquitto.pid").write_text(f"{os.getpid()}\n")
+    assert run(["pki", "broker", "mq", "--reload"]) == ExitCode.JOB_FAILED
+    assert "mosquitto -c" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_made")
+def test_an_identity_is_a_folder_that_enrolment_wrote(tmp_path: Path) -> None:
+    assert run(["enroll", "admin", "ann"]) == ExitCode.OK
+    assert run(["enroll", "device", "door", "--password"]) == ExitCode.OK
+    ann = resolve({"broker": "mqtts://h", "identity": "ann"}, {}).broker
+    assert ann.user == "ann"
+    assert ann.tls
+    assert ann.tls.cert_file == str(tmp_path / "ann" / "cert.pem")
+    door = resolve({"broker": "mqtts://h", "identity": str(tmp_path / "door")}, {}).broker
+    assert (door.user, door.password_file) == ("door", str(tmp_path / "door" / "password"))
+    assert door.tls
+    assert door.tls.cert_file is None
+    with pytest.raises(ConfigError, match="contradict"):
+        resolve({"broker": "mqtts://h", "identity": "ann", "username": "eve"}, {})
+    with pytest.raises(ConfigError, match="neither"):
+        resolve({"broker": "mqtts://h", "identity": "pki"}, {})

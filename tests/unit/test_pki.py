@@ -282,6 +282,12 @@ def test_each_revocation_list_is_dated_after_the_one_before(authority: Authority
     assert dates == sorted(set(dates))
 
 
+def test_a_revocation_list_is_never_from_the_future(authority: Authority) -> None:
+    for now_ms in (NOW_MS + 24 * HOUR_MS, *[NOW_MS] * 20):
+        listed = x509.load_pem_x509_crl(authority.revocations(now_ms=now_ms))
+        assert listed.last_update_utc.timestamp() * 1_000 < now_ms
+
+
 def rsa_request() -> bytes:
     key = rsa.generate_private_key(65537, 2_048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pi-1")])
