@@ -33,12 +33,13 @@ class StoreUnavailableError(RetryableError):
 
 
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs to list, newest first."""
+    """Which jobs to list, newest first; `before`: only those older than this one."""
 
     status: JobStatus | None = None
     device: DeviceId | None = None
     dead: bool = False
     limit: int = 50
+    before: JobKey | None = None
 
 
 class JobStore(Protocol):

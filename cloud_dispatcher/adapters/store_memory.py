@@ -148,6 +148,7 @@ class MemoryJobStore:
             if (query.status is None or job.status is query.status)
             and (query.device is None or job.device == query.device)
             and (job.dead or not query.dead)
+            and (query.before is None or job.key < query.before)
         ]
         return chosen[: query.limit]
 

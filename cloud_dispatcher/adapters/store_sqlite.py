@@ -322,6 +322,9 @@ def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
             parts.append("where_trouble")
         elif not query.status.is_final:
             parts.append("where_untold")
+    if query.before is not None:
+        parts.append("where_before")
+        values.append(query.before)
     sql = "\n".join(_statements()[part] for part in [*parts, "newest"])
     return [_job(row) for row in conn.execute(sql, (*values, query.limit))]
 

@@ -206,6 +206,8 @@ async def test_lists_are_newest_first_and_filtered(store: JobStore) -> None:
     for query, expected in [
         (JobQuery(), [cancelled, failed, ok, running, queued]),
         (JobQuery(limit=2), [cancelled, failed]),
+        (JobQuery(limit=2, before=failed.key), [ok, running]),
+        (JobQuery(device=m.DeviceId("d2"), before=running.key), []),
         (JobQuery(status=m.JobStatus.QUEUED), [queued]),
         (JobQuery(status=m.JobStatus.OK), [ok]),
         (JobQuery(status=m.JobStatus.FAILED), [failed]),

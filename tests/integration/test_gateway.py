@@ -132,7 +132,10 @@ def test_who_has_no_key_gets_nothing(site: Site) -> None:
         stranger.models.list()
 
 
-def test_nothing_of_a_job_over_http_is_published_for_devices(site: Site) -> None:
+def test_nothing_of_a_job_over_http_is_published_for_devices(
+    site: Site, client: openai.OpenAI
+) -> None:
+    client.chat.completions.create(model="fleet", messages=[{"role": "user", "content": "Hush?"}])
     mine = {topic for topic in site.device.heard if topic.startswith("dev/")}
     assert mine == set()
     assert site.running.jobs("device = 'http-north'") > 0

@@ -17,6 +17,7 @@ _TYPES: Final = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
 }
+_STORE_MS: Final = 5_000
 _CODES: Final = {
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
@@ -83,6 +84,13 @@ async def tell_http_error(_request: Request, error: Exception) -> JSONResponse:
     code = _CODES.get(HTTPStatus(error.status_code), "http_error")
     told = ApiError(error.status_code, code, f"{error.detail}; see docs/gateway.md for the paths")
     return JSONResponse(told.body, error.status_code, headers=error.headers)
+
+
+async def tell_store_error(_request: Request, error: Exception) -> JSONResponse:
+    """Answer while the store cannot be read."""
+    _log.warning("http.no_store", error=str(error))
+    told = ApiError(503, "store_unavailable", "jobs cannot be read now", retry_after_ms=_STORE_MS)
+    return JSONResponse(told.body, told.status, headers=told.headers)
 
 
 async def tell_failure(request: Request, error: Exception) -> JSONResponse:

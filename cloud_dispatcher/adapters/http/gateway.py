@@ -19,12 +19,15 @@ from cloud_dispatcher.adapters.http.errors import (
     tell_api_error,
     tell_failure,
     tell_http_error,
+    tell_store_error,
 )
 from cloud_dispatcher.adapters.http.gatekeeper import Gatekeeper
 from cloud_dispatcher.adapters.http.health import health_routes
 from cloud_dispatcher.adapters.http.inside import Inside
+from cloud_dispatcher.adapters.http.jobs import JobDesk
 from cloud_dispatcher.adapters.http.keys import KeyRing
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
+from cloud_dispatcher.ports import StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
 
@@ -33,6 +36,7 @@ _OFTEN: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _HANDLERS: Final[Mapping[Any, Any]] = {
     ApiError: tell_api_error,
     HTTPException: tell_http_error,
+    StoreUnavailableError: tell_store_error,
     Exception: tell_failure,
 }
 
@@ -46,7 +50,11 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
     file = settings.keys_file
     ring = None if file is None else KeyRing(Path(file).expanduser())
     gate = Gatekeeper(ring, inside.clock)
-    routes = [*health_routes(inside), *ChatDesk(inside, gate, settings).routes()]
+    routes = [
+        *health_routes(inside),
+        *ChatDesk(inside, gate, settings).routes(),
+        *JobDesk(inside, gate, settings).routes(),
+    ]
     return Starlette(
         routes=routes, middleware=[Middleware(RequestLog)], exception_handlers=_HANDLERS
     )

@@ -132,6 +132,9 @@ AND j.status = ?
 -- name: where_trouble
 AND j.trouble = 1
 
+-- name: where_before
+AND j.key < ?
+
 -- name: newest
 ORDER BY j.key DESC LIMIT ?
 

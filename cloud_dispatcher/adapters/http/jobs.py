@@ -1,0 +1,185 @@
+"""`/jobs`: submit now, and fetch, follow or cancel later. A job here is what devices submit."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cloud_dispatcher.adapters.http.errors import ApiError
+from cloud_dispatcher.adapters.http.event_stream import (
+    KEEP_ALIVE,
+    QUIET_S,
+    ClientGoneError,
+    EventStream,
+    server_event,
+    unless_gone,
+)
+from cloud_dispatcher.adapters.http.gatekeeper import Gatekeeper, read_json
+from cloud_dispatcher.adapters.http.inside import Inside
+from cloud_dispatcher.adapters.http.settings import GatewaySettings
+from cloud_dispatcher.adapters.http.submission import check_room, until_accepted
+from cloud_dispatcher.core.admin import view_of
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.local_devices import Piece
+from cloud_dispatcher.ports import JobQuery
+from fleet_protocol import codec, topics
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.messages import DeviceId, Id, JobId, JobKey, JobResult, JobStatus, JobSubmit
+
+_CANCEL_S: Final = 30.0
+_OPEN: Final = b": open\n\n"
+
+
+class _Named(msgspec.Struct):
+    """What a posted job may say besides a submission."""
+
+    id: Id | None = None
+
+
+class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which jobs are listed.
+
+    Attributes:
+        before: The `next` of the page before.
+    """
+
+    status: JobStatus | None = None
+    dead: bool = False
+    limit: int = 50
+    before: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= 500:
+            raise ValueError("`limit` is 1 to 500")
+
+
+class JobDesk:
+    """Takes jobs in and tells what became of them; each tenant sees its own."""
+
+    def __init__(self, inside: Inside, gate: Gatekeeper, settings: GatewaySettings) -> None:
+        self._inside = inside
+        self._gate = gate
+        self._settings = settings
+
+    def routes(self) -> list[Route]:
+        """Return the paths below `/jobs`."""
+        return [
+            Route("/jobs", self._submit, methods=["POST"]),
+            Route("/jobs", self._list, methods=["GET"]),
+            Route("/jobs/{id}", self._show, methods=["GET"]),
+            Route("/jobs/{id}", self._cancel, methods=["DELETE"]),
+            Route("/jobs/{id}/events", self._follow, methods=["GET"]),
+        ]
+
+    async def _submit(self, request: Request) -> Response:
+        device = self._gate.admit(request).device
+        job_id, submit = _read(await read_json(request))
+        check_room(self._inside, self._settings.max_open)
+        with self._inside.local.job(device, job_id) as job:
+            self._inside.local.submit(device, job_id, submit)
+            await until_accepted(job)
+        known = await self._find(device, job_id)
+        return JSONResponse(_whole(known), 202, headers={"location": f"/jobs/{job_id}"})
+
+    async def _list(self, request: Request) -> Response:
+        device = self._gate.admit(request).device
+        try:
+            page = msgspec.convert(dict(request.query_params), _Page, strict=False)
+        except msgspec.ValidationError as error:
+            raise ApiError(400, "invalid_query", str(error)) from error
+        before = None if page.before is None else JobKey(page.before)
+        query = JobQuery(
+            status=page.status, device=device, dead=page.dead, limit=page.limit, before=before
+        )
+        found = await self._inside.store.select(query)
+        last = found[-1].key if len(found) == page.limit else None
+        return JSONResponse({"jobs": [_row(job) for job in found], "next": last})
+
+    async def _show(self, request: Request) -> Response:
+        device = self._gate.admit(request).device
+        return JSONResponse(_whole(await self._find(device, request.path_params["id"])))
+
+    async def _cancel(self, request: Request) -> Response:
+        device = self._gate.admit(request).device
+        job_id = request.path_params["id"]
+        with self._inside.local.job(device, job_id) as job:
+            known = await self._find(device, job_id)
+            if not known.is_open:
+                message = f"the job is {known.status.value} already"
+                raise ApiError(409, "job_finished", message, final=True)
+            job.cancel()
+            try:
+                await job.result(wait_s=_CANCEL_S)
+            except TimeoutError as error:
+                raise ApiError(504, "no_answer", "nothing was heard of the job") from error
+        return JSONResponse(_whole(await self._find(device, job_id)))
+
+    async def _follow(self, request: Request) -> Response:
+        device = self._gate.admit(request).device
+        check_room(self._inside, self._settings.max_open)
+        events = self._events(device, request.path_params["id"])
+        try:
+            first = await unless_gone(request.receive, anext(events))
+        except ClientGoneError:
+            return Response(status_code=499)
+        return EventStream(events, first=first, headers={})
+
+    async def _events(self, device: DeviceId, job_id: str) -> AsyncGenerator[bytes, None]:
+        """Who listens before looking misses nothing. Leaving leaves the job alone."""
+        with self._inside.local.job(device, JobId(job_id)) as job:
+            known = await self._find(device, job_id)
+            yield _OPEN
+            if known.result is not None:
+                yield _event(known.result)
+                return
+            try:
+                async for told in job.told(wait_s=self._settings.timeout_s, quiet_s=QUIET_S):
+                    yield KEEP_ALIVE if told is None else _event(told)
+            except TimeoutError:
+                return  # Browsers and other followers come again by themselves.
+
+    async def _find(self, device: DeviceId, job_id: str) -> Job:
+        found = await self._inside.store.find([(device, JobId(job_id))])
+        if (device, job_id) not in found:
+            raise ApiError(404, "unknown_job", f"there is no job {job_id[:64]!r}")
+        return found[device, job_id]
+
+
+def _read(body: bytes) -> tuple[JobId, JobSubmit]:
+    try:
+        submit = codec.decode(topics.SUBMIT, body)
+        named = msgspec.json.decode(body, type=_Named)
+    except ProtocolError as error:
+        status = 413 if error.code == "too_large" else 400
+        raise ApiError(status, error.code, error.advice) from error
+    except msgspec.ValidationError as error:
+        raise ApiError(400, "invalid_id", str(error), param="id") from error
+    assert isinstance(submit, JobSubmit)  # noqa: S101 - the catalogue says so
+    return JobId(named.id or secrets.token_hex(12)), replace(submit, compact=False)
+
+
+def _whole(job: Job) -> dict[str, Any]:
+    """A job with its answer, as its own people may see it."""
+    found: dict[str, Any] = msgspec.to_builtins(view_of(job))
+    return found
+
+
+def _row(job: Job) -> dict[str, Any]:
+    """The same without its answer."""
+    found = _whole(job)
+    if found["result"] is not None:
+        found["result"]["text"] = ""
+    return found
+
+
+def _event(told: Piece | JobResult) -> bytes:
+    if isinstance(told, Piece):
+        return server_event(msgspec.to_builtins(told.chunk), name="token")
+    return server_event(msgspec.to_builtins(told), name="result")
