@@ -25,6 +25,7 @@ from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
 from cloud_dispatcher.config import DispatcherSettings, broker_password
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.keys import KeyMint
+from cloud_dispatcher.metrics import FleetCounts
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.ports import CompletionProvider
 from cloud_dispatcher.presence import session_of
@@ -64,6 +65,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     kept = settings.store
     store = SqliteJobStore(Path(kept.path), synchronous=kept.synchronous, cache_mb=kept.cache_mb)
     library = _library(settings)
+    counts, has_gateway = FleetCounts(), settings.gateway.port is not None
     try:
         async with store:
             outside = Outside(
@@ -73,7 +75,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 clock=clock,
                 topics=topics,
                 epoch=epoch,
-                observers=(JobLog(),),
+                observers=(JobLog(), counts) if has_gateway else (JobLog(),),
                 library=library,
                 memory=LinuxMemory().used_pct,
             )
@@ -86,6 +88,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 is_ready=lambda: service.is_ready,
                 has_cloud=lambda: bool(provider.endpoints),
                 workers=engine.workers,
+                metrics=lambda: counts.families(engine.summary()),
                 clock=clock,
             )
             await _serve(service, inside, settings.gateway)

@@ -26,7 +26,7 @@ from fleet_protocol import messages as m
 
 _log = structlog.get_logger(__name__)
 
-_FIRST_CALLS: Final = frozenset({JobSubmitted, EscalationReceived, AdminAsked})
+FIRST_CALLS: Final = frozenset({JobSubmitted, EscalationReceived, AdminAsked})
 """Events that send a job to the cloud lane; later calls for it are repetitions."""
 _TELLING: Final = frozenset({ResultConfirmed, ResultRefused})
 """Events about a result that was there before."""
@@ -99,7 +99,7 @@ class FleetFigures:
 
     def observe(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
         """Count one decision."""
-        if type(event) in _FIRST_CALLS:
+        if type(event) in FIRST_CALLS:
             for command in commands:
                 if type(command) is SaveJob and command.job.status is m.JobStatus.ESCALATED:
                     self._reasons[command.job.reason or "unknown"] += 1

@@ -13,6 +13,7 @@ from cloud_dispatcher.adapters.http.gateway import build_gateway
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.server import serving, url_of
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
+from cloud_dispatcher.metrics import FleetCounts
 from fleet_cli.local_fleet import free_port
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
@@ -25,12 +26,15 @@ async def gateway(
 ) -> AsyncIterator[str]:
     """Run a dispatcher and its gateway; yield where it answers."""
     async with house.dispatcher() as service:
+        counts = FleetCounts()
+        service._observers = (*service._observers, counts)
         inside = Inside(
             local=service.local,
             store=house.store,
             is_ready=lambda: service.is_ready,
             has_cloud=lambda: has_cloud,
             workers=service._engine.workers,
+            metrics=lambda: counts.families(service._engine.summary()),
             clock=house.clock,
         )
         chosen = msgspec.convert({"port": free_port(), "drain_s": 0, **settings}, GatewaySettings)

@@ -21,6 +21,7 @@ from cloud_dispatcher.adapters.http.errors import (
     tell_http_error,
     tell_store_error,
 )
+from cloud_dispatcher.adapters.http.exposition import metrics_routes
 from cloud_dispatcher.adapters.http.gatekeeper import Gatekeeper
 from cloud_dispatcher.adapters.http.health import health_routes
 from cloud_dispatcher.adapters.http.inside import Inside
@@ -52,6 +53,7 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
     gate = Gatekeeper(ring, inside.clock)
     routes = [
         *health_routes(inside),
+        *metrics_routes(inside.metrics, gate),
         *ChatDesk(inside, gate, settings).routes(),
         *JobDesk(inside, gate, settings).routes(),
     ]

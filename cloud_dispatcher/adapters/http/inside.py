@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from cloud_dispatcher.local_devices import LocalDevices
+from cloud_dispatcher.metrics import Family
 from cloud_dispatcher.ports import JobStore
 from fleet_protocol.messages import PresenceStatus, WorkerView
 
@@ -20,6 +21,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
         is_ready: Whether the dispatcher serves.
         has_cloud: Whether a job may be escalated at all.
         workers: All of them.
+        metrics: What is counted, and how things stand.
         clock: UTC epoch milliseconds.
     """
 
@@ -28,6 +30,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     is_ready: Callable[[], bool]
     has_cloud: Callable[[], bool]
     workers: Callable[[], Sequence[WorkerView]]
+    metrics: Callable[[], list[Family]]
     clock: Callable[[], int]
 
     def models(self) -> list[str]:

@@ -1,0 +1,140 @@
+"""What is counted of (event, commands), and how Prometheus reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.request
+
+import pytest
+
+from cloud_dispatcher.adapters.http.exposition import render
+from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.commands import SaveJob, Send
+from cloud_dispatcher.core.engine import EngineSummary
+from cloud_dispatcher.core.job import Job, PartOf
+from cloud_dispatcher.metrics import BUCKETS_S, Family, FleetCounts
+from fleet_protocol import messages as m
+from fleet_protocol import topics as t
+from tests.unit.gateway_house import gateway
+from tests.unit.service_house import PATIENCE_S, QUESTION, House, Peer, Worker
+
+NOW_MS = 1_000_000
+QUIET = EngineSummary(queued=0, inflight=0, escalated=0, untold=0, workers={})
+SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
+
+
+def parse(text: str) -> dict[tuple[str, str], float]:
+    """Read the text format, strictly; the last line must end."""
+    assert text.endswith("\n")
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            assert re.fullmatch(r"# (HELP \w+ .+|TYPE \w+ (counter|gauge|histogram))", line), line
+        else:
+            sample = SAMPLE.fullmatch(line)
+            assert sample, line
+            assert (sample[1], sample[2] or "") not in found
+            found[sample[1], sample[2] or ""] = float(sample[3])
+    return found
+
+
+def job(result: m.JobResult | None = None, **fields: object) -> Job:
+    made = Job(
+        key=m.JobKey("k1"),
+        device=m.DeviceId("d1"),
+        id=m.JobId("j1"),
+        submit=QUESTION,
+        received_at_ms=NOW_MS - 700,
+        finished_at_ms=None if result is None else NOW_MS,
+        result=result,
+        status=m.JobStatus.QUEUED if result is None else result.status,
+    )
+    return Job(**{name: getattr(made, name) for name in made.__struct_fields__} | fields)
+
+
+def answered(by: m.AnsweredBy, *, total_ms: int = 700, cost_usd: float = 0.0) -> m.JobResult:
+    return m.JobResult(
+        id="j1",
+        status=m.JobStatus.OK,
+        text="It is.",
+        answered_by=by,
+        cost_usd=cost_usd,
+        usage=m.Usage(prompt_tokens=9, completion_tokens=4),
+        timing_ms=m.TimingMs(queued=5, first_token=100, total=total_ms),
+    )
+
+
+def counted(*decisions: tuple[e.AnyEvent, list[SaveJob | Send]]) -> dict[tuple[str, str], float]:
+    counts = FleetCounts()
+    for event, commands in decisions:
+        counts.observe(event, commands, NOW_MS)
+    return parse(render(counts.families(QUIET)))
+
+
+def test_a_result_is_counted_once_with_its_span_tokens_and_cost() -> None:
+    saved = [SaveJob(job=job(answered(m.AnsweredBy.CLOUD, cost_usd=0.25)))]
+    found = counted((e.TimePassed(), saved), (e.ResultConfirmed(job=m.JobKey("k1")), saved))
+    assert found["edgefleet_jobs_finished_total", 'status="ok",answered_by="cloud"'] == 1
+    assert found["edgefleet_tokens_total", 'answered_by="cloud"'] == 4
+    assert found["edgefleet_cost_usd_total", ""] == 0.25
+    assert found["edgefleet_job_latency_seconds_sum", 'answered_by="cloud"'] == 0.7
+    assert found["edgefleet_first_token_seconds_count", 'answered_by="cloud"'] == 1
+
+
+@pytest.mark.parametrize("span_ms", [0, 10, 11, 1_000, 1_001, 299_999, 999_999])
+def test_a_span_is_in_its_bucket_and_in_all_above(span_ms: int) -> None:
+    result = answered(m.AnsweredBy.EDGE, total_ms=span_ms)
+    found = counted((e.TimePassed(), [SaveJob(job=job(result))]))
+    for bound in (*BUCKETS_S, float("inf")):
+        label = f'answered_by="edge",le="{"+Inf" if bound == float("inf") else bound}"'
+        inside = found["edgefleet_job_latency_seconds_bucket", label]
+        assert inside == (span_ms / 1_000 <= bound), label
+
+
+def test_a_part_is_no_job_of_its_own_and_its_tokens_count_once() -> None:
+    part = PartOf(job=m.JobKey("k0"), round=0, start=0, end=9)
+    of_part = SaveJob(job=job(answered(m.AnsweredBy.EDGE), part=part))
+    of_whole = SaveJob(job=job(answered(m.AnsweredBy.EDGE), parts=1))
+    found = counted((e.TimePassed(), [of_part]), (e.TimePassed(), [of_whole]))
+    assert found["edgefleet_jobs_finished_total", 'status="ok",answered_by="edge"'] == 1
+    assert found["edgefleet_tokens_total", 'answered_by="edge"'] == 4
+
+
+def test_refusals_and_board_failures_are_counted_by_code() -> None:
+    refusal = m.JobAck(status=m.AckStatus.REJECTED, code="busy")
+    told = Send(channel=t.ACK, ids=("d1", "j1"), message=refusal)
+    failure = m.JobFailed(attempt=1, code="bad_output_format")
+    failed = e.FailureReceived(worker=m.WorkerId("w1"), job=m.JobKey("k1"), failure=failure)
+    found = counted((e.TimePassed(), [told]), (failed, []))
+    assert found["edgefleet_submissions_rejected_total", 'code="busy"'] == 1
+    assert found["edgefleet_board_failures_total", 'code="bad_output_format"'] == 1
+
+
+def test_strange_words_stay_within_their_label() -> None:
+    strange = Family(
+        name="x", kind="gauge", help="a\nb", samples=(("", (("code", 'a"b\\c\nd'),), 1.5),)
+    )
+    assert parse(render([strange])) == {("x", r'code="a\"b\\c\nd"'): 1.5}
+
+
+async def test_a_scrape_shows_what_the_fleet_did(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    async with gateway(house) as url:
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        worker.done(await worker.assignment())
+        await device.result("j1")
+
+        def scrape() -> str:
+            with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE_S) as reply:  # noqa: S310 - loopback
+                assert reply.headers.get_content_type() == "text/plain"
+                text: str = reply.read().decode()
+                return text
+
+        found = parse(await asyncio.to_thread(scrape))
+    assert found["edgefleet_jobs_submitted_total", ""] == 1
+    assert found["edgefleet_assignments_total", ""] == 1
+    assert found["edgefleet_jobs_finished_total", 'status="ok",answered_by="edge"'] == 1
+    assert found["edgefleet_workers", 'status="online"'] == 1
+    assert found["edgefleet_jobs_open", 'state="queued"'] == 0
