@@ -30,8 +30,8 @@ from bench.report import Aim, report
 from cloud_dispatcher.adapters.providers import ProviderSettings, build_provider
 from cloud_dispatcher.adapters.simulated_answers import Step
 from cloud_dispatcher.adapters.simulated_deepseek import SimulatedDeepSeek
-from cloud_dispatcher.core.cloud_lane import PROVIDER_OPEN
 from cloud_dispatcher.core.commands import CompletionRequest
+from cloud_dispatcher.core.outage import PROVIDER_OPEN
 from cloud_dispatcher.core.settings import RetrySettings
 from cloud_dispatcher.ports import Completion, CompletionProvider, ProviderError
 from edge_worker.adapters.artefact import cache_folder

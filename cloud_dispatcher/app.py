@@ -80,7 +80,13 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 memory=LinuxMemory().used_pct,
             )
             tariff = _tariff(settings)
-            engine = Engine(settings.engine, epoch, tariff=tariff, offline=library.answer)
+            engine = Engine(
+                settings.engine,
+                epoch,
+                tariff=tariff,
+                offline=library.answer,
+                has_cloud=bool(provider.endpoints),
+            )
             service = DispatcherService(engine, outside, settings.housekeeping)
             inside = Inside(
                 local=service.local,

@@ -24,6 +24,7 @@ from cloud_dispatcher.core.events import (
 )
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import Ledger
+from cloud_dispatcher.core.outage import PROVIDER_OPEN
 from cloud_dispatcher.core.outbox import Outbox
 from cloud_dispatcher.core.results import cloud_result
 from cloud_dispatcher.core.retry import RetryAt, retry_cloud
@@ -40,8 +41,6 @@ _FALLS_BACK = _ELSEWHERE | {Reason.REQUESTED, Reason.COMPLEX, Reason.LOW_CONFIDE
 
 BUDGET_SPENT = "budget_spent"
 """Nothing more may be spent today."""
-PROVIDER_OPEN = "provider_open"
-"""The breaker of every endpoint is open."""
 _WORTH_WAITING_MS = 2_000
 """A second-best answer now is worth more than a better one after a longer pause than this."""
 
@@ -136,6 +135,7 @@ class CloudLane:
     def on_finished(self, event: CompletionFinished) -> None:
         """The provider answered."""
         self._record(event)
+        self._ledger.outage.answered()
         job = self._current(event.job, event.attempt)
         if job is not None:
             self._outbox.finish(job, cloud_result(job, event, now_ms=self._ledger.now_ms))
@@ -144,19 +144,25 @@ class CloudLane:
         """No provider answered."""
         if event.cost_usd:
             self._record(event)
+        ledger, wait_ms = self._ledger, event.retry_after_ms
+        ledger.outage.failed(event.code, ledger.now_ms)
         job = self._current(event.job, event.attempt)
         if job is None:
             return
-        ledger, wait_ms = self._ledger, event.retry_after_ms
+        away_ms = ledger.outage.lasts_ms(ledger.now_ms)
         if event.code == PROVIDER_OPEN:
             # Where no board was ever heard of, a job given to one waits for its deadline.
             is_better_now = self._has_second_best(job) and (job.kept or ledger.fleet.contexts)
-            if (wait_ms or 0) > _WORTH_WAITING_MS and is_better_now:
+            if max(wait_ms or 0, away_ms) > _WORTH_WAITING_MS and is_better_now:
                 self.do_without(job, code=event.code, message=event.message)
                 return
             job = replace(job, cloud_tries=job.cloud_tries - 1)  # nobody was asked
         decision = retry_cloud(
-            job, ledger.settings.retry, retry_after_ms=wait_ms, now_ms=ledger.now_ms
+            job,
+            ledger.settings.retry,
+            retry_after_ms=wait_ms,
+            away_ms=away_ms,
+            now_ms=ledger.now_ms,
         )
         if isinstance(decision, RetryAt):
             ledger.put(replace(job, lease_until_ms=None, not_before_ms=decision.at_ms))

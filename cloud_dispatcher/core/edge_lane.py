@@ -63,6 +63,7 @@ class EdgeLane:
         """Send a job to the holder of its lease; on (job, attempt) that is idempotent."""
         ledger, submit = self._ledger, job.submit
         lease_ms, remaining_ms = ledger.settings.lease_ms, ledger.remaining_ms(job)
+        tenant = ledger.budget.tenant_of(job.device)
         assignment = Assignment(
             job=job.key,
             attempt=job.attempt,
@@ -77,7 +78,8 @@ class EdgeLane:
             privacy=submit.privacy,
             priority=submit.priority,
             cache_ttl_ms=ledger.settings.cache.span_ms(submit),
-            tenant=ledger.budget.tenant_of(job.device),
+            tenant=tenant,
+            cloud_away=bool(ledger.outage or ledger.budget.refusal(tenant, ledger.now_ms)),
         )
         expiry_ms = lease_ms if remaining_ms is None else min(lease_ms, remaining_ms)
         ledger.send(topics.ASSIGN, (worker,), assignment, expiry_ms)

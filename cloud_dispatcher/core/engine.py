@@ -85,6 +85,7 @@ class Engine:
         policy: Policy | None = None,
         tariff: Tariff = always_cheap,
         offline: OfflineAnswers = no_library,
+        has_cloud: bool = True,
     ) -> None:
         """Make an engine that knows nothing; `recover` tells it what the store holds.
 
@@ -94,9 +95,11 @@ class Engine:
             policy: How workers are ranked; None: as the settings say.
             tariff: When the cloud costs less.
             offline: What is said where nobody answers.
+            has_cloud: Whether any provider is set up.
         """
         self.epoch = epoch
-        self._ledger = Ledger(settings, policy or policy_of(settings.scheduling))
+        policy = policy or policy_of(settings.scheduling)
+        self._ledger = Ledger(settings, policy, has_cloud=has_cloud)
         self._outbox = Outbox(self._ledger, offline)
         self._edge = EdgeLane(self._ledger, self._outbox)
         self._cloud = CloudLane(self._ledger, self._outbox, self._edge, tariff)

@@ -11,6 +11,7 @@ from cloud_dispatcher.core.commands import AnyCommand, SaveJob, Send, StopComple
 from cloud_dispatcher.core.conversations import Conversations
 from cloud_dispatcher.core.fleet import Fleet, Worker
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.outage import Outage
 from cloud_dispatcher.core.overload import Overload
 from cloud_dispatcher.core.queue import JobQueue
 from cloud_dispatcher.core.scheduler import Policy
@@ -49,11 +50,12 @@ class Ledger:
         conversations: Which board answered what lately.
         budget: What was spent on the cloud today, and who may spend more.
         overload: Whether there is too much to do.
+        outage: Whether nobody in the cloud can be asked.
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
         now_ms: Of this turn.
     """
 
-    def __init__(self, settings: EngineSettings, policy: Policy) -> None:
+    def __init__(self, settings: EngineSettings, policy: Policy, *, has_cloud: bool = True) -> None:
         self.settings = settings
         self.jobs: dict[JobKey, Job] = {}
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
@@ -64,6 +66,7 @@ class Ledger:
         self.conversations = Conversations(settings.conversations)
         self.budget = Budget(settings.budget)
         self.overload = Overload(settings.overload)
+        self.outage = Outage(has_cloud=has_cloud)
         self.job_alarms: Alarms[JobKey] = Alarms()
         self.worker_alarms: Alarms[WorkerId] = Alarms()
         self.is_linked = True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from zlib import crc32
 
 import msgspec
 
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.settings import RetrySettings
+from fleet_protocol.messages import Defer
 
 
 class RetryAt(msgspec.Struct, frozen=True):
@@ -25,6 +26,9 @@ class GiveUp(msgspec.Struct, frozen=True):
 
 
 RetryDecision: TypeAlias = RetryAt | GiveUp
+
+_RARER: Final = 8
+"""In an outage a job asks for the cloud again after an eighth of the time that it has lasted."""
 
 
 def spread(name: str, span_ms: int) -> int:
@@ -55,16 +59,33 @@ def retry_edge(job: Job, settings: RetrySettings, *, now_ms: int) -> RetryDecisi
 
 
 def retry_cloud(
-    job: Job, settings: RetrySettings, *, retry_after_ms: int | None, now_ms: int
+    job: Job,
+    settings: RetrySettings,
+    *,
+    retry_after_ms: int | None,
+    now_ms: int,
+    away_ms: int = 0,
 ) -> RetryDecision:
-    """Decide after a cloud call that failed; without the provider's invitation it is final."""
+    """Decide after a cloud call that failed; without the provider's invitation it is final.
+
+    Args:
+        job: With this call among its tries, unless nobody was asked.
+        settings: See there.
+        retry_after_ms: The span that the provider names; None: it invites no other call.
+        now_ms: UTC epoch milliseconds.
+        away_ms: How long nobody in the cloud could be asked. Calls get rarer with it; only what
+            may wait for cheaper hours waits for the end of a long outage, too.
+    """
     if retry_after_ms is None:
         return GiveUp("provider", "the provider does not invite another try")
     if job.cloud_tries >= settings.cloud_max_attempts:
         return GiveUp("provider", f"no provider answered in {job.cloud_tries} calls")
     if retry_after_ms > settings.cloud_wait_cap_ms:
         return GiveUp("provider", f"the provider wants a pause of {retry_after_ms} ms")
-    at_ms = now_ms + max(retry_after_ms, settings.backoff_ms)
+    if away_ms >= settings.cloud_wait_cap_ms and job.submit.defer is Defer.NO:
+        return GiveUp("provider", f"no provider has answered for {away_ms} ms")
+    rare_ms = min(away_ms // _RARER, settings.backoff_cap_ms)
+    at_ms = now_ms + max(retry_after_ms, settings.backoff_ms, rare_ms)
     if job.deadline_at_ms is not None and at_ms >= job.deadline_at_ms:
         return GiveUp("provider", "the deadline comes before the provider's pause is over")
     return RetryAt(at_ms)

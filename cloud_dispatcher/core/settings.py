@@ -52,14 +52,16 @@ class RetrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         backoff_ms: Pause before the second attempt; doubles with each further one.
         backoff_cap_ms: Longest pause.
         cloud_max_attempts: Cloud calls for one job, where the provider says when to come back.
-        cloud_wait_cap_ms: A provider that wants a longer pause than this is not asked again.
+        cloud_wait_cap_ms: A provider that wants a longer pause than this is not asked again. Once
+            nobody in the cloud could be asked for so long, a job that only the cloud can answer
+            waits for it no longer, unless it may wait for cheaper hours.
     """
 
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
     backoff_ms: _SpanMs = 1_000
     backoff_cap_ms: _SpanMs = 30_000
     cloud_max_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
-    cloud_wait_cap_ms: _SpanMs = 60_000
+    cloud_wait_cap_ms: _SpanMs = 20_000
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -83,10 +83,12 @@ def before_generation(
 def trust_in(held: HeldJob, *, model: str, policy: routing.RoutePolicy) -> Trust | None:
     """Return when to give an answer up; None: generate all of it.
 
-    A job that may not leave gets its answer, however doubtful. So does one that the cloud could not
-    take: the dispatcher gives it out again as one that may not leave.
+    A job that may not leave gets its answer, however doubtful. One that no cloud could take now
+    goes up with all of it, or a board would have to write it once more when it is sent back.
     """
     fitted = policy.calibration
+    if held.spooled.assignment.cloud_away:
+        return None
     if fitted is None or not query_of(held, model=model).may_escalate:
         return None
     if not fitted.may_bound:

@@ -149,6 +149,8 @@ class Assignment(Message, frozen=True, kw_only=True):
         cache_ttl_ms: Span for which the worker keeps its answer for equal questions, and greatest
             age of an earlier one that will do; 0: none will, and this one is not kept.
         tenant: Whose device asks; a worker gives no tenant what it answered to another.
+        cloud_away: Nobody in the cloud could take the job now. It may go there all the same, but
+            with a whole answer, however doubtful: most likely that will be the result.
     """
 
     MAX_BYTES: ClassVar[int] = 524_288
@@ -166,6 +168,7 @@ class Assignment(Message, frozen=True, kw_only=True):
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     cache_ttl_ms: SpanMs = 0
     tenant: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    cloud_away: bool = False
 
     @property
     def prompt_chars(self) -> int:

@@ -106,6 +106,7 @@ class ModelledShell:
         self.calls: dict[m.JobKey, c.CompletionRequest] = {}
         self.answers: dict[bytes, CachedAnswer] = {}
         self.crash_before_telling = False
+        self.is_cloud_away = False
         self.workers = [
             ModelledWorker("fast", slots=2, prefetch=1, tok_s=87.0),
             ModelledWorker("slow", slots=1, prefetch=0, tok_s=9.0),
@@ -114,6 +115,10 @@ class ModelledShell:
         self.engine = Engine(SETTINGS, "epoch", tariff=tariff, offline=offline)
 
     def handle(self, event: e.AnyEvent) -> list[c.AnyCommand]:
+        if isinstance(event, e.CompletionFinished):
+            self.is_cloud_away = False
+        elif isinstance(event, e.CompletionFailed):
+            self.is_cloud_away = event.code != "provider_rate_limited"
         commands = self.engine.handle(event, self.now_ms)
         self.carry_out(commands)
         return commands
@@ -136,6 +141,7 @@ class ModelledShell:
         self.crash_before_telling = False
         self.unconfirmed.clear()
         self.calls.clear()
+        self.is_cloud_away = False
         self.engine = Engine(SETTINGS, "epoch", tariff=tariff, offline=offline)
         untold = [job for job in self.store.values() if job.is_open or not job.told]
         self.carry_out(self.engine.recover(untold, self.now_ms))
@@ -239,6 +245,9 @@ class ModelledShell:
             job = self.store[m.JobKey(message.job)]
             assert job.attempt == message.attempt, "an assignment was sent before it was saved"
             assert job.worker == worker, "an assignment was sent before it was saved"
+            assert message.cloud_away == self.is_cloud_away, "a board was told wrong of the cloud"
+            if message.cloud_away and not job.cloud_code:
+                assert message.escalate is job.submit.escalate, "a doubt has no way up any more"
         elif isinstance(message, m.WorkerCancel):
             assert not self._holds(worker, message.job, message.attempt), "a live attempt cancelled"
         elif isinstance(message, m.Settled):

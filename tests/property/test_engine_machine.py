@@ -227,7 +227,10 @@ class EngineMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ the cloud
 
     @precondition(lambda self: self.shell.calls)
-    @rule(data=st.data(), how=st.sampled_from(["grew", "finished", "refused", "later", "stale"]))
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["grew", "finished", "refused", "later", "open", "stale"]),
+    )
     def the_provider_speaks(self, data: st.DataObject, how: str) -> None:
         key = data.draw(st.sampled_from(sorted(self.shell.calls)))
         self._complete(key, how)
@@ -359,10 +362,13 @@ class EngineMachine(RuleBasedStateMachine):
             shell.handle(finished(key, attempt))
         else:
             del shell.calls[key]
-            wait_ms = 3_000 if how == "later" else None
+            code = {"open": "provider_open", "later": "provider_rate_limited"}.get(
+                how, "no_provider"
+            )
+            wait_ms = {"open": 250, "later": 3_000}.get(how)
             shell.handle(
                 e.CompletionFailed(
-                    job=key, attempt=attempt, code="no_provider", message="", retry_after_ms=wait_ms
+                    job=key, attempt=attempt, code=code, message="", retry_after_ms=wait_ms
                 )
             )
 

@@ -25,11 +25,15 @@ class Desk:
     """One engine, one clock, and the last value saved of each job."""
 
     def __init__(
-        self, settings: EngineSettings | None = None, *, tariff: Tariff = always_cheap
+        self,
+        settings: EngineSettings | None = None,
+        *,
+        tariff: Tariff = always_cheap,
+        has_cloud: bool = True,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.tariff = tariff
-        self.engine = Engine(self.settings, "epoch", tariff=tariff)
+        self.engine = Engine(self.settings, "epoch", tariff=tariff, has_cloud=has_cloud)
         self.now_ms = 1_000_000
         self.saved: dict[m.JobKey, Job] = {}
         self.commands: list[c.AnyCommand] = []
@@ -145,10 +149,11 @@ class Desk:
         *,
         attempt: int = 1,
         answer: m.LocalAnswer | None = ANSWER,
+        key: str = "K1",
     ) -> None:
         said = m.Escalation(attempt=attempt, reason=reason, detail="figures", answer=answer)
         self.handle(
-            e.EscalationReceived(worker=m.WorkerId("w1"), job=m.JobKey("K1"), escalation=said)
+            e.EscalationReceived(worker=m.WorkerId("w1"), job=m.JobKey(key), escalation=said)
         )
 
     def held(
@@ -168,11 +173,16 @@ class Desk:
         self.handle(e.ResultConfirmed(job=m.JobKey(key)))
 
     def cloud_failed(
-        self, attempt: int, *, code: str = "no_provider", retry_after_ms: int | None = None
+        self,
+        attempt: int,
+        *,
+        code: str = "no_provider",
+        retry_after_ms: int | None = None,
+        key: str = "K1",
     ) -> None:
         self.handle(
             e.CompletionFailed(
-                job=m.JobKey("K1"),
+                job=m.JobKey(key),
                 attempt=attempt,
                 code=code,
                 message="set DEEPSEEK_API_KEY",
@@ -181,11 +191,17 @@ class Desk:
         )
 
     def cloud_finished(
-        self, attempt: int, *, misfit: str = "", shared: bool = False, cost_usd: float = 0.001
+        self,
+        attempt: int,
+        *,
+        misfit: str = "",
+        shared: bool = False,
+        cost_usd: float = 0.001,
+        key: str = "K1",
     ) -> None:
         self.handle(
             e.CompletionFinished(
-                job=m.JobKey("K1"),
+                job=m.JobKey(key),
                 attempt=attempt,
                 text="azure",
                 model="deepseek",

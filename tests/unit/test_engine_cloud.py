@@ -6,6 +6,8 @@ import pytest
 
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.core.spending import BudgetSettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
 from tests.unit.engine_desk import Desk
@@ -235,19 +237,123 @@ def test_a_probe_under_way_is_waited_for_all_the_same(desk: Desk) -> None:
     assert calls(desk)[0].attempt == 3
 
 
-def test_a_job_for_the_cloud_alone_outwaits_an_open_breaker_up_to_its_deadline(
-    desk: Desk,
-) -> None:
-    desk.submit(escalate="always", model="huge", deadline_ms=250_000)
-    for attempt in range(1, 6):
-        desk.cloud_failed(attempt, code="provider_open", retry_after_ms=40_000)
-        assert desk.job().status is m.JobStatus.ESCALATED
-        while not calls(desk):
+def outwait(desk: Desk, *, key: str = "K1", pause_ms: int = 250) -> int:
+    """Let every call find all providers left alone; return how long the job waited."""
+    since_ms = desk.now_ms
+    while desk.job(key).is_open:
+        attempt = desk.job(key).attempt
+        desk.cloud_failed(attempt, code="provider_open", retry_after_ms=pause_ms, key=key)
+        while desk.job(key).is_open and not calls(desk):
             desk.presence()
             desk.wake()
-    desk.cloud_failed(6, code="provider_open", retry_after_ms=60_000)
-    result = result_of(desk)
-    assert (result.status, result.code) == (m.JobStatus.FAILED, "provider_open")
+    return desk.now_ms - since_ms
+
+
+def test_a_job_for_the_cloud_alone_waits_for_it_as_long_as_its_outage_is_short(desk: Desk) -> None:
+    desk.submit(prompt="x" * 9_000, deadline_ms=120_000)
+    assert 20_000 <= outwait(desk) <= 23_000
+    result = desk.job().result
+    assert result is not None
+    assert (result.code, result.reason) == ("provider_open", m.Reason.TOO_LONG)
+    desk.submit(2, prompt="x" * 9_001)
+    assert outwait(desk, key="K2") == 0, "who comes later in an outage does not wait at all"
+
+
+def test_a_job_that_may_wait_for_cheaper_hours_waits_for_the_end_of_an_outage(desk: Desk) -> None:
+    desk.submit(prompt="x" * 9_000, defer="offpeak", deadline_ms=600_000)
+    waited_ms, attempts = outwait(desk), desk.job().attempt
+    assert 570_000 <= waited_ms < 600_000
+    assert attempts < 60, "it need not ask every second"
+
+
+def test_once_the_cloud_is_back_the_next_outage_is_waited_for_again(desk: Desk) -> None:
+    desk.submit(prompt="x" * 9_000)
+    outwait(desk)
+    desk.submit(2, prompt="x" * 9_001)
+    desk.cloud_finished(1, key="K2")
+    desk.submit(3, prompt="x" * 9_002)
+    assert outwait(desk, key="K3") >= 20_000
+
+
+def test_boards_are_told_while_nobody_in_the_cloud_can_be_asked(desk: Desk) -> None:
+    def is_told_away(number: int) -> bool:
+        desk.submit(number)
+        (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
+        assert assignment.escalate is m.Escalate.AUTO
+        desk.done(key=f"K{number}")
+        return assignment.cloud_away
+
+    assert not is_told_away(2)
+    desk.submit(prompt="x" * 9_000)
+    desk.cloud_failed(1, code="provider_open", retry_after_ms=250)
+    assert is_told_away(3)
+    desk.wake()
+    desk.cloud_failed(2, code="provider_timeout", retry_after_ms=4_000)
+    assert is_told_away(4), "who says nothing is not back"
+    desk.wake()
+    desk.cloud_finished(3)
+    assert not is_told_away(5)
+
+
+@pytest.mark.parametrize("code", ["provider_rate_limited", "provider_filtered"])
+def test_a_refusal_that_somebody_there_gave_ends_an_outage(desk: Desk, code: str) -> None:
+    desk.submit(escalate="always", model="huge")
+    desk.cloud_failed(1, code="provider_open", retry_after_ms=250)
+    desk.wake()
+    desk.cloud_failed(2, code=code, retry_after_ms=250)
+    desk.submit(2)
+    (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert not assignment.cloud_away
+
+
+@pytest.mark.parametrize("code", ["provider_timeout", "provider_filtered", "provider_bad_request"])
+def test_what_one_job_fails_of_is_no_outage(desk: Desk, code: str) -> None:
+    desk.submit(escalate="always", model="huge")
+    desk.cloud_failed(1, code=code)
+    desk.submit(2)
+    (assignment,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert not assignment.cloud_away
+
+
+def test_without_any_provider_boards_know_from_the_first_job_on() -> None:
+    alone = Desk(has_cloud=False)
+    alone.worker()
+    alone.submit()
+    (assignment,) = alone.sent(topics.ASSIGN, m.Assignment)
+    assert assignment.cloud_away
+    alone.escalated()
+    alone.cloud_failed(2)
+    assert (result_of(alone).text, result_of(alone).attempts) == ("blue", 2)
+    assert result_of(alone).degraded
+
+
+def test_boards_are_told_of_a_budget_that_is_spent() -> None:
+    poor = Desk(EngineSettings(budget=BudgetSettings(daily_usd=0.001)))
+    poor.worker()
+    poor.submit()
+    poor.escalated()
+    poor.cloud_finished(2)
+    poor.submit(2)
+    (assignment,) = poor.sent(topics.ASSIGN, m.Assignment)
+    assert assignment.cloud_away
+
+
+def test_a_whole_answer_waits_a_moment_for_a_cloud_that_went_and_no_longer(desk: Desk) -> None:
+    desk.submit()
+    desk.escalated()
+    assert outwait(desk) < 4_000
+    result = desk.job().result
+    assert result is not None
+    assert (result.text, result.degraded, result.code) == ("blue", True, "provider_open")
+
+
+def test_a_cloud_that_comes_back_answers_what_a_board_was_told_to_finish(desk: Desk) -> None:
+    desk.submit(prompt="x" * 9_000)
+    desk.cloud_failed(1, code="provider_open", retry_after_ms=250)
+    desk.submit(2)
+    desk.escalated(key="K2")
+    desk.cloud_finished(2, key="K2")
+    assert (result_of(desk).text, result_of(desk).degraded) == ("azure", False)
 
 
 def test_a_call_that_never_came_back_counts_as_failed(desk: Desk) -> None:

@@ -148,6 +148,20 @@ def test_a_job_that_may_not_leave_gets_its_whole_answer(changes: dict[str, Any])
     assert lab.engine[lab.start(**changes)].trust is None
 
 
+def test_while_the_cloud_is_away_a_doubtful_answer_is_finished_and_goes_along() -> None:
+    policy = RoutePolicy(context_tokens=100, min_confidence=0.99, calibration=calibration())
+    lab = SessionLab(policy=policy)
+    name = lab.start(cloud_away=True)
+    assert lab.engine[name].trust is None
+
+    lab.from_engine(finished(name, text="The pump"))
+
+    (escalation,) = lab.told(t.ESCALATE, "J1")
+    assert escalation.reason is m.Reason.LOW_CONFIDENCE
+    assert escalation.answer is not None
+    assert escalation.answer.text == "The pump"
+
+
 @pytest.mark.parametrize(
     "fitted",
     [

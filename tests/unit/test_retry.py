@@ -60,7 +60,7 @@ def test_a_job_that_no_board_has_tried_may_go_to_one_at_once() -> None:
     [
         ({}, 2_000, True),
         ({}, None, False),
-        ({}, 60_001, False),
+        ({}, 20_001, False),
         ({"cloud_tries": 3}, 2_000, False),
         ({"deadline_at_ms": 2_000}, 2_000, False),
     ],
