@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import structlog
@@ -18,6 +18,8 @@ from fleet_protocol import topics
 
 _log = structlog.get_logger(__name__)
 
+_GIVEN_BACK_MOST_BYTES: Final = 4_194_304
+"""Each time that is looked: turns wait meanwhile, and the rest has time."""
 _Seconds = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -103,3 +105,14 @@ class Housekeeping:
             _log.info("store.pruned", jobs=pruned)
         if pruned >= batch:
             self._prune_at_ms = now_ms  # more may wait; the turns in between go first
+            return
+        await self._give_back()
+
+    async def _give_back(self) -> None:
+        try:
+            given_bytes = await self._store.give_back(most_bytes=_GIVEN_BACK_MOST_BYTES)
+        except StoreUnavailableError as error:
+            _log.warning("store.not_shrunk", error=str(error), hint=error.hint)
+            return
+        if given_bytes:
+            _log.info("store.shrunk", bytes=given_bytes)

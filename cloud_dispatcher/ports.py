@@ -109,6 +109,10 @@ class JobStore(Protocol):
         """Forget a dead letter; return whether it was one, and told."""
         ...
 
+    async def give_back(self, *, most_bytes: int) -> int:
+        """Return disk space that nothing needs to the system, in short steps; return how much."""
+        ...
+
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
         """Forget finished, told jobs older than this, at most `limit`; return how many."""
         ...

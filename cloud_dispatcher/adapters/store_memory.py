@@ -160,6 +160,11 @@ class MemoryJobStore:
         del self._jobs[key], self._keys[job.device, job.id]
         return True
 
+    async def give_back(self, *, most_bytes: int) -> int:
+        """There is no disk."""
+        del most_bytes
+        return 0
+
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
         """Forget the oldest finished, told jobs."""
         old = sorted(

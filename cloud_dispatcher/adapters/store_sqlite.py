@@ -21,6 +21,7 @@ from sqlite_utils import Database, Migrations
 
 from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, read_usage
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
+from cloud_dispatcher.adapters.space_sqlite import allow_shrinking, give_back
 from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
 from cloud_dispatcher.core.commands import AnswerChange
 from cloud_dispatcher.core.job import Job
@@ -216,21 +217,16 @@ class SqliteJobStore:
 
     async def purge(self, key: JobKey) -> bool:
         """Forget a dead letter; return whether it was one, and told."""
+        return await self._writer.run(lambda conn: _delete(conn, "purge", (key,))) > 0
 
-        def work(conn: sqlite3.Connection) -> bool:
-            with conn:
-                return conn.execute(_statements()["purge"], (key,)).rowcount > 0
-
-        return await self._writer.run(work)
+    async def give_back(self, *, most_bytes: int) -> int:
+        """Return disk space that nothing needs to the system, in short steps; return how much."""
+        return await give_back(self._writer, most_bytes=most_bytes)
 
     async def prune(self, *, finished_before_ms: int, limit: int) -> int:
         """Forget finished, told jobs older than this, at most `limit`; return how many."""
-
-        def work(conn: sqlite3.Connection) -> int:
-            with conn:
-                return conn.execute(_statements()["prune"], (finished_before_ms, limit)).rowcount
-
-        return await self._writer.run(work)
+        oldest = (finished_before_ms, limit)
+        return await self._writer.run(lambda conn: _delete(conn, "prune", oldest))
 
     # ------------------------------------------------------------ in the writer's thread
 
@@ -245,6 +241,8 @@ class SqliteJobStore:
     def _connect(self) -> sqlite3.Connection:
         conn = sqlite3.connect(self.path, timeout=self._busy_timeout_s)
         try:
+            # Before the first table: later it needs the whole file written anew.
+            conn.execute("PRAGMA auto_vacuum = incremental")
             conn.execute("PRAGMA journal_mode = wal")
             conn.execute(f"PRAGMA synchronous = {self._synchronous}")
             conn.execute("PRAGMA foreign_keys = on")
@@ -257,6 +255,7 @@ class SqliteJobStore:
         db = Database(conn, execute_plugins=False)
         _check_history(db, self.path)
         _migrations().apply(db)
+        allow_shrinking(conn, self.path)
 
     def _sweep(self, conn: sqlite3.Connection, until_before_ms: int) -> int:
         with conn:
@@ -306,6 +305,11 @@ class SqliteJobStore:
 
 def _rows(conn: sqlite3.Connection, name: str, values: Sequence[object]) -> list[Any]:
     return conn.execute(_statements()[name], values).fetchall()
+
+
+def _delete(conn: sqlite3.Connection, name: str, values: Sequence[object]) -> int:
+    with conn:
+        return conn.execute(_statements()[name], values).rowcount
 
 
 def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:

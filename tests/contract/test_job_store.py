@@ -231,6 +231,13 @@ async def test_pruning_takes_the_oldest_told_results_and_nothing_else(store: Job
     await store.commit([replace(old, key=make_job().key, result=None, told=False)])
 
 
+async def test_to_give_space_back_takes_no_job(store: JobStore) -> None:
+    kept = [finished(make_job(), at_ms=9_000), make_job()]
+    await store.commit(kept)
+    assert await store.give_back(most_bytes=1_000_000) == 0
+    assert await store.select(JobQuery()) == kept[::-1]
+
+
 async def test_only_a_dead_letter_that_was_told_is_purged(store: JobStore) -> None:
     dead = finished(make_job(), status=m.JobStatus.FAILED, dead=True)
     untold = finished(make_job(), status=m.JobStatus.FAILED, dead=True, told=False)
@@ -561,3 +568,40 @@ async def test_probing_makes_nothing(tmp_path: Path) -> None:
     assert not path.parent.exists()
     async with SqliteJobStore(path):
         assert "can be written" in probe(path)
+
+
+async def test_a_file_shrinks_in_use_once_its_jobs_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with SqliteJobStore(path, synchronous="normal") as store:
+        await store.commit([finished(make_job(), text="x" * 30_000) for _ in range(1_000)])
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        full_bytes = path.stat().st_size
+        assert full_bytes > 30_000_000
+        assert await store.give_back(most_bytes=10**9) == 0
+        assert await store.prune(finished_before_ms=9_999, limit=1_000) == 1_000
+        step_bytes = await store.give_back(most_bytes=1)
+        assert 0 < step_bytes <= 1_048_576
+        left = make_job()
+        await store.commit([left])
+        assert await store.give_back(most_bytes=10**9) > 20_000_000
+        assert await store.give_back(most_bytes=10**9) == 0
+        assert await store.get(left.key) == left
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        assert path.stat().st_size < 6_000_000
+
+
+async def test_a_file_of_an_earlier_release_learns_to_shrink(tmp_path: Path) -> None:
+    path, job = tmp_path / "jobs.db", finished(make_job())
+    async with SqliteJobStore(path) as store:
+        await store.commit([job])
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("PRAGMA journal_mode = delete")
+        old.execute("PRAGMA auto_vacuum = none")
+        old.execute("VACUUM")
+        assert old.execute("PRAGMA auto_vacuum").fetchone() == (0,)
+    async with SqliteJobStore(path) as store:
+        assert await store.get(job.key) == job
+    with closing(sqlite3.connect(path)) as new:
+        assert new.execute("PRAGMA auto_vacuum").fetchone() == (2,)
