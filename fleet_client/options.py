@@ -33,6 +33,7 @@ class JobOptions(TypedDict, total=False):
     deadline_ms: int
     compact: bool
     defer: str
+    not_before_ms: int
     cache: str
     cache_ttl_ms: int
     split: str

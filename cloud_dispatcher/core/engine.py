@@ -142,6 +142,9 @@ class Engine:
         for job in jobs:
             self._take_up(job)
         self._place(self._parts.resume())
+        for job in jobs:
+            if job.is_open and job.is_delayed and job.not_before_ms <= now_ms:
+                self._intake.begin(job)
         self._settle()
         return self._ledger.take_commands()
 
@@ -283,7 +286,9 @@ class Engine:
             self._coalescer.work_goes_on(job)
             if job.lease_until_ms is not None or job.not_before_ms <= ledger.now_ms:
                 self._cloud.call(job)
-        elif not (self._parts.take_up(job) or self._coalescer.follows(job, save=False)):
+        elif job.is_delayed or not (
+            self._parts.take_up(job) or self._coalescer.follows(job, save=False)
+        ):
             ledger.enqueue(job, save=False)
 
     def _on_link_lost(self, _: e.LinkLost) -> None:
@@ -324,6 +329,8 @@ class Engine:
             self._outbox.tell(job)
         elif self._ledger.is_overdue(job):
             self._outbox.expire(job)
+        elif job.is_delayed:
+            self._intake.begin(job)
         elif job.status is JobStatus.QUEUED:
             self._ledger.enqueue(job, save=False)
         elif job.status is JobStatus.ESCALATED:

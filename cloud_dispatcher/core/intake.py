@@ -61,16 +61,30 @@ class Intake:
             self._repeat(known, event.reply)
             return
         job = self._job_of(event)
-        answer = self._answers.find(job, event.answer)
+        is_delayed = job.submit.not_before_ms is not None
+        answer = None if is_delayed else self._answers.find(job, event.answer)
         refusal = None if answer is not None else self._refusal(event)
         if refusal is not None:
             self._reject(event.device, event.id, event.reply, refusal)
             return
         self._acknowledge(job)
-        if answer is not None:
+        if is_delayed:
+            self._ledger.enqueue(replace(job, not_before_ms=job.begins_at_ms))
+        elif answer is not None:
             now_ms = self._ledger.now_ms
             self._outbox.finish(job, cached_result(job, answer, now_ms=now_ms))
         elif not (self._ledger.overload.spares(job.submit.priority) and self._outbox.spare(job)):
+            self.admit(job)
+
+    def begin(self, job: Job) -> None:
+        """A delayed job's time has come: from now on it is like any other."""
+        ledger = self._ledger
+        ledger.detach(job)
+        job = replace(job, not_before_ms=0)
+        answer = self._answers.find(job, None)
+        if answer is not None:
+            self._outbox.finish(job, cached_result(job, answer, now_ms=ledger.now_ms))
+        else:
             self.admit(job)
 
     def on_malformed(self, event: SubmissionMalformed) -> None:

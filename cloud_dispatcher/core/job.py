@@ -62,7 +62,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         lapsed: That lease was taken away unheard: its holder may still come back with the answer.
         assigned_at_ms: When the last lease was given out.
         lease_until_ms: When the lease is over unless renewed.
-        not_before_ms: A retry waits until then.
+        not_before_ms: A retry waits until then, and a job whose device wants it later.
         reason: Why it was escalated.
         detail: For people: the figures behind `reason`.
         cloud_code: Why no cloud answered, or none may; not empty: the cloud is not asked again.
@@ -108,6 +108,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     answer_key: bytes | None = None
     parts: int = 0
     part: PartOf | None = None
+
+    @property
+    def begins_at_ms(self) -> int:
+        """When it may begin, as its device wants it."""
+        return self.received_at_ms + (self.submit.not_before_ms or 0)
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether it was queued by its device's wish, and not placed since."""
+        wanted = self.submit.not_before_ms is not None and self.part is None
+        return wanted and self.attempt == 0 and self.not_before_ms == self.begins_at_ms
 
     @property
     def is_open(self) -> bool:

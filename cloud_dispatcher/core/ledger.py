@@ -165,7 +165,7 @@ class Ledger:
         settings = self.settings
         can_wait = submit.defer is Defer.OFFPEAK
         own_ms = settings.deferred_deadline_ms if can_wait else settings.default_deadline_ms
-        return submit.deadline_ms or own_ms
+        return submit.deadline_ms or own_ms + (submit.not_before_ms or 0)
 
     def is_overdue(self, job: Job) -> bool:
         """Whether the deadline has passed."""

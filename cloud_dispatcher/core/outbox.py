@@ -56,7 +56,7 @@ class Outbox:
         if job.part is None:
             # A long text takes as long as it is long: that says nothing of the boards.
             now_ms = ledger.now_ms
-            span_ms = None if job.parts else now_ms - job.received_at_ms
+            span_ms = None if job.parts else max(now_ms - job.begins_at_ms, 0)
             work_ms = 0 if job.assigned_at_ms is None else now_ms - job.assigned_at_ms
             ledger.overload.ended(result, span_ms=span_ms, work_ms=work_ms, now_ms=now_ms)
         self.tell(job)

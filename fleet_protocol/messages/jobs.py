@@ -247,6 +247,9 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         priority: 0 (first to be shed) .. 9 (first to be served).
         deadline_ms: Span from receipt after which the answer is worthless; None: no limit of
             the device's own, the dispatcher's default applies.
+        not_before_ms: Span from receipt before which nobody works on the job; None: at once. A
+            deadline counts from receipt, too, and must lie behind it; the dispatcher's own begins
+            where this ends.
         compact: Answer with `CompactResult`, for devices with small buffers.
         defer: `offpeak`: if the job needs the cloud, it waits for the cheaper hours as long as its
             deadline allows; without a deadline of its own, for a day at most.
@@ -279,6 +282,7 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     privacy: Privacy = Privacy.ANY
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)] | None = None
+    not_before_ms: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)] | None = None
     compact: bool = False
     defer: Defer = Defer.NO
     cache: Caching = Caching.AUTO
@@ -288,6 +292,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of `prompt` and `messages`")
+        if (self.not_before_ms or 0) >= (self.deadline_ms or 2**62):
+            raise ValueError("`deadline_ms` must be longer than `not_before_ms`: both from receipt")
         if self.output is not None and self.stop:
             raise ValueError("give `output` or `stop`, not both: a stop text would cut the form")
         if self.output is not None and self.split is not Split.NO:

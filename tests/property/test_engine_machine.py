@@ -26,6 +26,7 @@ SUBMITS = st.builds(
     defer=st.sampled_from(m.Defer),
     privacy=st.sampled_from(m.Privacy),
     deadline_ms=st.sampled_from([None, 15_000]),
+    not_before_ms=st.sampled_from([None, None, None, 3_000]),
     stream=st.booleans(),
     compact=st.booleans(),
     cache=st.sampled_from([m.Caching.AUTO, m.Caching.OFF]),
