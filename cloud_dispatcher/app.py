@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from cloud_dispatcher.adapters.http.gateway import build_gateway
+from cloud_dispatcher.adapters.http.gateway import build_gateway, describe
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.server import serving
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
@@ -175,9 +175,12 @@ async def check(settings: DispatcherSettings, environ: Mapping[str, str]) -> lis
         rest = "a default" if found.has_default else "no default"
         return f"{settings.library.file}: {len(found)} entries, {rest}"
 
+    async def gateway() -> str:
+        return await asyncio.to_thread(describe, settings.gateway)
+
     topics = f"root {Topics(settings.broker.root).root}, identity {settings.client_id}"
     findings = [Finding(name="settings", detail=topics)]
-    for look in (store, broker, provider, library):
+    for look in (store, broker, provider, library, gateway):
         try:
             findings.append(Finding(name=look.__name__, detail=await look()))
         except FleetError as error:

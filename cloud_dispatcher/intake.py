@@ -17,6 +17,7 @@ import structlog
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.job import ReplyTo
 from cloud_dispatcher.core.outbox import UNHEARD
+from cloud_dispatcher.core.spending import LOCAL_PREFIX
 from cloud_dispatcher.keys import KeyMint
 from fleet_protocol import codec, topics
 from fleet_protocol import messages as m
@@ -28,6 +29,7 @@ _log = structlog.get_logger(__name__)
 
 _NO_REPLY: Final = ReplyTo()
 _PLAIN: Final = ReplyTo(plain=True)
+_FROM_DEVICES: Final = (topics.SUBMIT, topics.ASK, topics.CANCEL)
 _SUBMIT_OF_ANY_ID: Final = re.compile(r"dev/([A-Za-z0-9_-]{1,36})/jobs/([^/]{1,200})/submit")
 
 
@@ -202,9 +204,9 @@ class Intake:
         except ProtocolError as error:
             return self._bad_topic(delivery, error)
         channel = address.channel
-        if delivery.retain and not channel.retain:
-            # An old copy, kept by the broker because its sender set a flag it should not have.
-            self._drop(delivery, "retained")
+        refusal = _refusal(delivery, address)
+        if refusal:
+            self._drop(delivery, refusal)
             return None
         if channel is topics.SUBMIT or channel is topics.ASK:
             return self._submission(address, delivery, now_ms)
@@ -300,6 +302,17 @@ class Intake:
             topic=delivery.topic[:200],
             payload_bytes=len(delivery.payload),
         )
+
+
+def _refusal(delivery: Delivery, address: Address) -> str:
+    """Return why a delivery means nothing, whatever it says; empty: it may mean something."""
+    if delivery.retain and not address.channel.retain:
+        # An old copy, kept by the broker because its sender set a flag it should not have.
+        return "retained"
+    if address.owner.startswith(LOCAL_PREFIX) and address.channel in _FROM_DEVICES:
+        # Nobody on the broker asks, or cancels, in the name of who asks over HTTP.
+        return "local_device"
+    return ""
 
 
 def _told(error: ProtocolError) -> str:

@@ -20,7 +20,7 @@ from fleet_protocol.log import set_up_logging
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(config: Path | None, broker: str | None, data: Path | None, *, as_json: bool) -> None:
-    """Say whether the dispatcher would run: settings, store, broker, provider, library.
+    """Say whether the dispatcher would run: settings, store, broker, provider, library, gateway.
 
     Changes nothing, and does not disturb a dispatcher that runs. Ends with 0 if all is well, else
     with the code of the first trouble: 1 failed, 2 settings, 3 cannot connect, 4 timeout, 5 denied.

@@ -210,6 +210,22 @@ async def test_a_stream_that_ends_badly_says_so(house: House, worker: Worker) ->
                 pass
 
 
+async def test_nobody_on_the_broker_speaks_in_the_name_of_who_asks_over_http(
+    house: House, worker: Worker, device: Peer
+) -> None:
+    async with gateway(house) as url, openai_client(url) as client:
+        asking = asyncio.create_task(client.chat.completions.create(**FACTS))
+        got = await worker.assignment()
+        name = house.store._jobs[got.job].id
+        device.say(t.CANCEL, m.JobCancel(), "http-default", name)
+        device.say(t.SUBMIT, m.JobSubmit(prompt="Mine?"), "http-default", "forged")
+        device.say(t.SUBMIT, m.JobSubmit(prompt="Mine?"), "d1", "own")
+        await device.ack("own")
+        worker.done(got, "It is.")
+        assert (await asking).choices[0].message.content == "It is."
+    assert {job.id for job in house.store._jobs.values()} == {name, "own"}
+
+
 async def test_a_stop_cancels_what_does_not_end_in_time(house: House, worker: Worker) -> None:
     async with openai_client("http://127.0.0.1:1") as client:
         async with gateway(house) as url:

@@ -99,6 +99,23 @@ async def test_only_who_has_a_key_is_answered_and_only_while_it_is_in_the_file(
     assert worker.heard == []
 
 
+def test_a_check_of_the_settings_reads_the_keys(file: Path) -> None:
+    keys_command("add", "app", file=file)
+    environ = {
+        "EDGEFLEET_DISPATCHER_GATEWAY__PORT": "8600",
+        "EDGEFLEET_DISPATCHER_GATEWAY__KEYS_FILE": str(file),
+    }
+
+    def gateway_row() -> dict[str, Any]:
+        words = ["check", "--json", "--broker", "mqtt://127.0.0.1:1", "--data", str(file.parent)]
+        said = CliRunner().invoke(main, words, env=environ)
+        return {row["name"]: row for row in json.loads(said.stdout)["checks"]}["gateway"]
+
+    assert gateway_row()["detail"] == f"http://127.0.0.1:8600 for 1 keys of {file}"
+    file.unlink()
+    assert "keys add" in gateway_row()["hint"]
+
+
 async def test_a_broken_file_locks_nobody_out(house: House, file: Path) -> None:
     secret = keys_command("add", "app", file=file)["key"]
     async with gateway(house, keys_file=str(file)) as url, openai_client(url, key=secret) as client:

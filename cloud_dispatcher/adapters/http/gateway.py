@@ -26,7 +26,8 @@ from cloud_dispatcher.adapters.http.gatekeeper import Gatekeeper
 from cloud_dispatcher.adapters.http.health import health_routes
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.jobs import JobDesk
-from cloud_dispatcher.adapters.http.keys import KeyRing
+from cloud_dispatcher.adapters.http.keys import KeyRing, read_keys
+from cloud_dispatcher.adapters.http.server import url_of
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.ports import StoreUnavailableError
 
@@ -60,6 +61,16 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
     return Starlette(
         routes=routes, middleware=[Middleware(RequestLog)], exception_handlers=_HANDLERS
     )
+
+
+def describe(settings: GatewaySettings) -> str:
+    """Say where it would answer, and to whom; raises ConfigError as `build_gateway` does."""
+    if settings.port is None:
+        return "none: gateway.port is not set"
+    if settings.keys_file is None:
+        return f"{url_of(settings)} for this machine alone, without keys"
+    keys = read_keys(Path(settings.keys_file).expanduser())
+    return f"{url_of(settings)} for {len(keys)} keys of {settings.keys_file}"
 
 
 class RequestLog:
