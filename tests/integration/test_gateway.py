@@ -172,3 +172,36 @@ def test_a_stop_ends_the_gateway_and_the_dispatcher_in_order(tmp_path: Path) -> 
         assert '"event":"gateway.down"' in log
         with pytest.raises(OSError, match="refused"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S)
+
+
+@pytest.mark.model
+def test_a_real_model_keeps_to_the_schema_and_streams_its_words(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    schema = {
+        "type": "object",
+        "properties": {"hall": {"type": "integer"}, "warm": {"type": "boolean"}},
+        "required": ["hall", "warm"],
+    }
+    wanted = {"name": "reading", "strict": True, "schema": schema}
+    with (
+        fleet(tmp_path, "w1", environ={"GATEWAY__PORT": str(port)}),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
+        answer = client.chat.completions.create(
+            model="fleet",
+            messages=[{"role": "user", "content": "Hall 7 is warm. Give it as JSON."}],
+            response_format={"type": "json_schema", "json_schema": wanted},
+            extra_body={"escalate": "never"},
+        )
+        reading = json.loads(answer.choices[0].message.content or "")
+        stream = client.chat.completions.create(
+            model="fleet",
+            messages=[{"role": "user", "content": "Name three colours."}],
+            max_tokens=40,
+            stream=True,
+            extra_body={"escalate": "never"},
+        )
+        pieces = [c.choices[0].delta.content for c in stream if c.choices[0].delta.content]
+    assert (type(reading["hall"]), type(reading["warm"])) == (int, bool)
+    assert "".join(pieces).strip()
