@@ -34,6 +34,7 @@ from edge_worker.loading import (
 from edge_worker.ports import HostFacts, InferenceEngine
 from edge_worker.service import EngineRunner, ServiceParts, WorkerService
 from edge_worker.service.intake import subscriptions
+from edge_worker.service.renewing import CertificateKeeper
 from edge_worker.service.signals import StopSignals
 from fleet_protocol import __version__, bus, topics
 from fleet_protocol.codec import encode
@@ -122,13 +123,16 @@ async def _run(
     folder = open_data_folder(settings, environ)
     measure = _meter(loaded.measured, measurement_file(settings, environ))
     runner = EngineRunner(loaded.engine, measure=measure)
-    now_ms = steady_clock()
     try:
         password = broker_password(settings.broker)
         host = LinuxHost(data=folder)
         info = worker_info(settings, loaded, facts=host.facts())
         names = topics.Topics(settings.broker.root)
         link = _bus_session(settings, names, boot=info.boot)
+        keeper = certificate_keeper(settings)
+        if keeper is not None:
+            await keeper.wait_for_clock()
+        now_ms = steady_clock()
         async with MqttBus(settings.broker, link, password=password) as mqtt:
             parts = ServiceParts(
                 worker=settings.worker,
@@ -142,10 +146,32 @@ async def _run(
                 topics=names,
                 now_ms=now_ms,
                 rng=random.Random(),  # noqa: S311 - jitter, not a secret
+                keeper=keeper,
             )
             await _serve(WorkerService(parts), info, stop=stop)
     finally:
         runner.close()
+
+
+def certificate_keeper(settings: WorkerSettings) -> CertificateKeeper | None:
+    """Return what looks after the certificate that the broker is shown; None if none is.
+
+    Raises:
+        IdentityError: It cannot be read.
+    """
+    tls = settings.broker.tls
+    if tls is None or tls.cert_file is None or tls.key_file is None:
+        return None
+    # Only who shows a certificate loads a library of cryptography.
+    from edge_worker.adapters.identity import IdentityFiles  # noqa: PLC0415
+
+    files = IdentityFiles(settings.worker, certificate=Path(tls.cert_file), key=Path(tls.key_file))
+    return CertificateKeeper(
+        files,
+        # Certificates are judged by the clock as it is, also where it steps.
+        wall_ms=lambda: time.time_ns() // 1_000_000,
+        spread=random.random(),  # noqa: S311 - jitter, not a secret
+    )
 
 
 def worker_info(settings: WorkerSettings, loaded: LoadedEngine, *, facts: HostFacts) -> WorkerInfo:

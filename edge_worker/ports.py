@@ -10,6 +10,7 @@ import msgspec
 from edge_worker.core.attempt import Outcome, SpooledJob
 from edge_worker.core.generation import Broke, EngineEvent, Finished, GenerationRequest, Grew
 from edge_worker.core.health import HostReading
+from edge_worker.core.renewal import Validity
 from edge_worker.core.sampling import Float32Array
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError, RetryableError
@@ -26,6 +27,8 @@ __all__ = [
     "Host",
     "HostFacts",
     "HostReading",
+    "Identity",
+    "IdentityError",
     "InferenceEngine",
     "ModelError",
     "Outcome",
@@ -47,6 +50,28 @@ class ModelError(FleetError):
     """A model artefact is missing, damaged or not for this machine."""
 
     code = "model"
+
+
+class IdentityError(FleetError):
+    """The worker's key or certificate cannot be used."""
+
+    code = "identity"
+
+
+class Identity(Protocol):
+    """By what the broker knows this worker. Every method raises IdentityError."""
+
+    def validity(self) -> Validity:
+        """Return from when to when the certificate holds."""
+        ...
+
+    def request(self) -> str:
+        """Return a request for the next one, as PEM."""
+        ...
+
+    def replace(self, chain: str) -> Validity:
+        """Put a new certificate in place of the one there is, in one step."""
+        ...
 
 
 class InferenceEngine(Protocol):

@@ -15,7 +15,7 @@ from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess
 from fleet_client.access_probe import AccessProbe
 from fleet_protocol.access import Access, Identity, grants_of, may, owner_role
 from fleet_protocol.settings import BrokerSettings
-from fleet_protocol.topics import CATALOGUE, DISPATCHER, Channel, Role, Topics
+from fleet_protocol.topics import CATALOGUE, Channel, Role, Topics
 
 CAST: Final = (
     Identity(role=Role.DISPATCHER, id="dispatcher"),
@@ -23,6 +23,7 @@ CAST: Final = (
     Identity(role=Role.DEVICE, id="d1"),
     Identity(role=Role.VIEWER, id="v1"),
     Identity(role=Role.ADMIN, id="a1"),
+    Identity(role=Role.AUTHORITY, id="authority"),
 )
 """One of each role; `w2`, `d2` and `a2` are those whose topics are not theirs."""
 VERSIONS: Final = {"3.1.1": False, "5": True}
@@ -90,7 +91,8 @@ def try_out(topics: Topics, folder: Path) -> list[Deviation]:
     """
     expected = matrix(topics)
     passwords = {name: secrets.token_hex() for name in (_WITNESS, *(one.id for one in CAST))}
-    acl = f"{render_acl(topics, CAST)}\nuser {_WITNESS}\ntopic readwrite {topics.root}/#\n"
+    everybody = f"user {_WITNESS}\ntopic readwrite {topics.root}/#\npattern read {_end(topics)}\n"
+    acl = f"{render_acl(topics, CAST)}\n{everybody}"
     options = BrokerOptions(passwords=passwords, acl=acl)
     found: list[Deviation] = []
     with BrokerProcess(BrokerKind.MOSQUITTO, folder, options=options) as broker:
@@ -127,7 +129,7 @@ def _play(probes: dict[str, AccessProbe], topics: Topics) -> set[tuple[str, str,
     message, which all may hear, was not given what it did not hear before.
     """
     done: set[tuple[str, str, Access]] = set()
-    everybody_hears = topics.name(DISPATCHER)
+    everybody_hears = _end(topics)
     witness, names = probes[_WITNESS], sample_topics(topics)
     for topic in names:
         witness.say(topic, b"hear")
@@ -143,6 +145,11 @@ def _play(probes: dict[str, AccessProbe], topics: Topics) -> set[tuple[str, str,
     for topic, payload in witness.heard_until(b"all have spoken"):
         done.add((payload.decode(), topic, Access.PUBLISH))
     return done
+
+
+def _end(topics: Topics) -> str:
+    """Return a topic of the trial alone, which everybody may hear."""
+    return f"{topics.root}/trial/end"
 
 
 def _deviations(

@@ -37,6 +37,7 @@ LIFE: Final = {
     Role.VIEWER: timedelta(days=90),
     Role.ADMIN: timedelta(days=90),
     Role.DISPATCHER: timedelta(days=365),
+    Role.AUTHORITY: timedelta(days=365),
 }
 """How long certificates hold. Workers renew theirs; the others are enrolled again."""
 TOKEN_LIFE: Final = timedelta(hours=24)

@@ -206,6 +206,12 @@ def key_digest(public: PublicKey) -> bytes:
     return x509.SubjectKeyIdentifier.from_public_key(public).digest
 
 
+def public_digest(certificate: x509.Certificate) -> bytes:
+    """Return the same of a certificate's key; empty where it is of another kind than ours."""
+    public = certificate.public_key()
+    return key_digest(public) if isinstance(public, ec.EllipticCurvePublicKey) else b""
+
+
 def _bad_request(why: str) -> RejectedError:
     return RejectedError(
         f"the certificate request is refused: {why}",

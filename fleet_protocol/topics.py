@@ -31,6 +31,7 @@ class Role(StrEnum):
     DISPATCHER = "dispatcher"
     VIEWER = "viewer"
     ADMIN = "admin"
+    AUTHORITY = "authority"
 
 
 class Channel(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +126,10 @@ COMMAND = _event("cmd", "workers/{worker}/cmd", m.WorkerCommand, _TO_WORKER)
 DESIRED = _kept(
     _event("desired", "workers/{worker}/desired", m.DesiredModel, _TO_WORKER), empty_clears=True
 )
+CERTIFICATE_REQUEST = _event(
+    "csr", "workers/{worker}/csr", m.CertificateRequest, (_W, (Role.AUTHORITY,))
+)
+CERTIFICATE = _event("cert", "workers/{worker}/cert", m.CertificateReply, (Role.AUTHORITY, (_W,)))
 STARTED = _event("started", f"{_WORK}/started", m.JobStarted, _FROM_WORKER)
 WORKER_TOKENS = _stream("worker-tok", f"{_WORK}/tok", m.WorkerTokenChunk, _FROM_WORKER)
 DONE = _event("done", f"{_WORK}/done", m.JobDone, _FROM_WORKER)
@@ -145,7 +150,7 @@ ADMIN_REPLY = _event("admin-res", "admin/{admin}/res", m.AdminReply, (_X, (_A,))
 CATALOGUE: Final[tuple[Channel, ...]] = (
     ASK, ANSWER, SUBMIT, CANCEL, ACK, TOKENS, RESULT,
     PRESENCE, INFO, STATE, HELD, PROBE, ECHO, ASSIGN, WORKER_CANCEL, SETTLED, COMMAND, DESIRED,
-    STARTED, WORKER_TOKENS, DONE, FAILED, ESCALATE, PROGRESS,
+    CERTIFICATE_REQUEST, CERTIFICATE, STARTED, WORKER_TOKENS, DONE, FAILED, ESCALATE, PROGRESS,
     SUMMARY, ROSTER, EVENTS, ALERTS, DISPATCHER, ADMIN_REQUEST, ADMIN_REPLY,
 )  # fmt: skip
 

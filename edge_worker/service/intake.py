@@ -17,7 +17,15 @@ from fleet_protocol.errors import ProtocolError
 
 _log = structlog.get_logger()
 
-OWN_CHANNELS: Final = (t.ASSIGN, t.WORKER_CANCEL, t.SETTLED, t.COMMAND, t.DESIRED, t.ECHO)
+OWN_CHANNELS: Final = (
+    t.ASSIGN,
+    t.WORKER_CANCEL,
+    t.SETTLED,
+    t.COMMAND,
+    t.DESIRED,
+    t.ECHO,
+    t.CERTIFICATE,
+)
 """A worker listens on its own topics of these, and on `fleet/dispatcher`."""
 
 _EVENTS: Final[dict[type[m.Message], Callable[[Any], e.AnyEvent]]] = {
@@ -43,11 +51,17 @@ class Intake:
     """
 
     def __init__(
-        self, topics: t.Topics, worker: m.WorkerId, *, on_echo: Callable[[m.Probe], None]
+        self,
+        topics: t.Topics,
+        worker: m.WorkerId,
+        *,
+        on_echo: Callable[[m.Probe], None],
+        on_certificate: Callable[[m.CertificateReply], None],
     ) -> None:
-        """`on_echo` gets the echoes of probes, which are no business of the session's."""
+        """`on_echo` and `on_certificate` get what is no business of the session's."""
         self.malformed: Counter[str] = Counter()
         self._on_echo = on_echo
+        self._on_certificate = on_certificate
         self._channels = {topics.name(channel, worker): channel for channel in OWN_CHANNELS}
         self._channels[topics.name(t.DISPATCHER)] = t.DISPATCHER
 
@@ -67,6 +81,9 @@ class Intake:
             return None
         if isinstance(message, m.Probe):
             self._on_echo(message)
+            return None
+        if isinstance(message, m.CertificateReply):
+            self._on_certificate(message)
             return None
         make = _EVENTS.get(type(message))
         return None if make is None else make(message)

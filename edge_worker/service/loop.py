@@ -19,6 +19,7 @@ from edge_worker.core.session import Session
 from edge_worker.ports import Host, Spool, SpoolUnavailableError
 from edge_worker.service.bandwidth import BandwidthMeter
 from edge_worker.service.intake import Intake
+from edge_worker.service.renewing import CertificateKeeper
 from edge_worker.service.runner import EngineRunner
 from edge_worker.service.turn import Turn
 from fleet_protocol import messages as m
@@ -66,6 +67,7 @@ class ServiceParts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         spool: Not open yet.
         now_ms: UTC epoch milliseconds; must never go back.
+        keeper: Looks after the certificate; None where the broker asks for none.
         rng: Where the jitter of heartbeats comes from.
     """
 
@@ -78,6 +80,7 @@ class ServiceParts(msgspec.Struct, frozen=True, kw_only=True):
     topics: t.Topics
     now_ms: Callable[[], int]
     rng: random.Random
+    keeper: CertificateKeeper | None = None
     pace: Pace = msgspec.field(default_factory=Pace)
 
 
@@ -88,7 +91,12 @@ class WorkerService:
         self._parts = parts
         self._session = parts.session
         self._meter = BandwidthMeter(self._probe, timeout_s=parts.pace.probe_timeout_s)
-        self.intake = Intake(parts.topics, parts.worker, on_echo=self._meter.heard)
+        self.intake = Intake(
+            parts.topics,
+            parts.worker,
+            on_echo=self._meter.heard,
+            on_certificate=self._hear_certificate,
+        )
         self._inbox: deque[BusEvent | e.AnyEvent] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -162,7 +170,14 @@ class WorkerService:
             raise self._failure
 
     def _start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        keeper, bus = self._parts.keeper, self._parts.bus
+        looking = (
+            []
+            if keeper is None
+            else [keeper.run(self._ask_certificate, is_connected=lambda: bus.is_connected)]
+        )
         return [
+            *(group.create_task(one, name="worker-certificate") for one in looking),
             group.create_task(self._read_bus(), name="worker-read-bus"),
             group.create_task(self._parts.runner.run(self._put), name="worker-engine"),
             group.create_task(self._tick(), name="worker-clock"),
@@ -297,6 +312,13 @@ class WorkerService:
 
     def _probe(self, probe: m.Probe) -> None:
         self._publish(c.Send(t.PROBE, (self._parts.worker,), probe))
+
+    def _ask_certificate(self, request: m.CertificateRequest) -> None:
+        self._publish(c.Send(t.CERTIFICATE_REQUEST, (self._parts.worker,), request))
+
+    def _hear_certificate(self, reply: m.CertificateReply) -> None:
+        if self._parts.keeper is not None:
+            self._parts.keeper.heard(reply)
 
     # ------------------------------------------------------------ what feeds the inbox
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,18 @@ from typing import Any
 import click
 import msgspec
 
+from fleet_cli.authority_service import AuthorityService, session_of
 from fleet_cli.broker_site import PASSWORD_PORT, PORT, Site, reload_broker, write_site
+from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, print_json, print_table, say
 from fleet_cli.pki import Authority, PkiFolder, Secret, now_ms, pki_option, write_file
+from fleet_client.credentials import password_of
 from fleet_pki.authority import found
 from fleet_pki.files import PUBLIC_MODE, read_file, read_secret
 from fleet_pki.registry import Member
+from fleet_protocol.log import set_up_logging
+from fleet_protocol.mqtt import MqttBus
+from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import DEFAULT_ROOT, Role, Topics
 
 
@@ -200,6 +209,41 @@ def broker(
         say(f"wrote {written.folder}: {written.identities} identities, {written.revoked} revoked")
     if not has_dispatcher:
         say("note: nobody is enrolled as dispatcher: fleet enroll dispatcher dispatcher")
+
+
+@command.command(
+    help="""Renew the certificates of workers, until it is stopped.
+
+    Workers ask over the connection that their present certificate opened, with a third of its
+    life left. This is a program of its own, beside the dispatcher, so that the key that can make
+    anybody lies in no process that reads prompts. Enrol it once as authority.
+
+    \b
+    Examples:
+      fleet enroll authority authority --out keys
+      fleet pki serve --broker mqtts://broker.example:8883 --identity keys/authority
+    """
+)
+@connection_options
+@pki_option
+def serve(connection: Connection, /, *, pki: PkiFolder) -> None:
+    """Renew."""
+    set_up_logging()
+    asyncio.run(_serve(connection.broker, pki))
+
+
+async def _serve(broker: BrokerSettings, pki: PkiFolder) -> None:
+    topics = Topics(broker.root)
+    session = session_of(topics, broker.user or "authority")
+    bus = MqttBus(broker, session, password=password_of(broker))
+    async with bus:
+        service = AuthorityService(Authority(pki), bus, topics, wall_ms=now_ms)
+        work = asyncio.create_task(service.run(), name="authority")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, work.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
 
 
 def _view(member: Member) -> MemberView:

@@ -33,6 +33,7 @@ from fleet_protocol.messages.fleet import (
     Severity,
     WorkerView,
 )
+from fleet_protocol.messages.identities import CertificateReply, CertificateRequest
 from fleet_protocol.messages.jobs import (
     FINAL_STATUSES,
     SCHEMA_MAX_BYTES,
@@ -131,6 +132,8 @@ __all__ = [
     "CacheRow",
     "CacheView",
     "Caching",
+    "CertificateReply",
+    "CertificateRequest",
     "ChatMessage",
     "ChatRole",
     "Code",

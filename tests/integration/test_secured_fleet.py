@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from fleet_cli.broker import BrokerKind
 from fleet_client.access_probe import AccessProbe
+from fleet_pki.certificates import read_certificate
 from fleet_pki.registry import Secret
 from fleet_protocol.topics import Role
 from tests.conftest import require
@@ -28,7 +31,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredSite]:
     folder = tmp_path_factory.mktemp("secured")
     one = SecuredSite(folder)
     one.enrol(Role.DISPATCHER, "dispatcher")
-    one.enrol(Role.WORKER, "w1")
+    one.enrol(Role.AUTHORITY, "authority")
+    # A certificate of three days, two and a half of which are over.
+    one.enrol(Role.WORKER, "w1", ago=timedelta(hours=60))
     one.enrol(Role.DEVICE, "d1")
     one.enrol(Role.DEVICE, "p1", secret=Secret.PASSWORD)
     one.enrol(Role.ADMIN, "ann")
@@ -39,6 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredSite]:
             start(one, folder, "EDGEFLEET_WORKER", "w1", "edge_worker", "run", "--engine", "echo"),
         ]
         wait_until_online(one)
+        programs.append(serve(one, folder))
         yield one
         for program in programs:
             program.send_signal(signal.SIGTERM)
@@ -66,6 +72,16 @@ def start(
         )
 
 
+def serve(site: SecuredSite, folder: Path) -> subprocess.Popen[bytes]:
+    words = ["--broker", site.url, "--identity", str(site.keys / "authority")]
+    with (folder / "authority.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fleet_cli", "pki", "serve", "--pki", str(site.pki), *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
 def wait_until_online(site: SecuredSite) -> None:
     """Wait for the dispatcher's own word that it has a worker."""
     with AccessProbe(site.settings("wall"), ("fleet/v1/fleet/summary",)) as wall:
@@ -82,6 +98,25 @@ def fleet(site: SecuredSite, name: str, *words: str) -> subprocess.CompletedProc
         timeout=60,
         check=False,
     )
+
+
+def test_a_worker_renews_its_certificate_while_it_works(site: SecuredSite) -> None:
+    path = site.keys / "w1" / "cert.pem"
+    log = site.keys.parent / "w1.log"
+    deadline_s = time.monotonic() + 60
+    while "certificate.renewed" not in log.read_text():
+        assert time.monotonic() < deadline_s, log.read_text()
+        time.sleep(0.1)
+    left_s = read_certificate(path.read_bytes()).not_valid_after_utc.timestamp() - time.time()
+    assert 71.9 * 3_600 < left_s <= 72 * 3_600
+    issued = (site.keys.parent / "authority.log").read_text()
+    assert '"event":"certificate.issued"' in issued
+    assert '"worker":"w1"' in issued
+    # With the new one, too.
+    with AccessProbe(site.settings("w1"), ("none",)):
+        pass
+    outcome = fleet(site, "d1", "ask", "after the renewal", "--json")
+    assert json.loads(outcome.stdout.splitlines()[-1])["worker"] == "w1"
 
 
 @pytest.mark.parametrize("name", ["d1", "p1"])
