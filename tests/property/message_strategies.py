@@ -36,7 +36,15 @@ def _submits(given: str, missing: str) -> st.SearchStrategy[m.JobSubmit]:
     alone = {"stop": (), "split": m.Split.NO}
     both = st.fixed_dictionaries(fields)
     either = both.map(lambda values: values if values["output"] is None else values | alone)
-    return either.map(lambda values: m.JobSubmit(**values))
+    return either.map(_in_time).map(lambda values: m.JobSubmit(**values))
+
+
+def _in_time(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the earlier of the two for the begin where it would be after the deadline."""
+    begin_ms, deadline_ms = values["not_before_ms"], values["deadline_ms"]
+    if begin_ms is None or deadline_ms is None or begin_ms < deadline_ms:
+        return values
+    return values | {"not_before_ms": deadline_ms - 1 or None}
 
 
 def _forms() -> st.SearchStrategy[m.OutputFormat]:
