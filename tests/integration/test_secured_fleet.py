@@ -41,10 +41,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredSite]:
     with one:
         programs = [
             start(one, folder, "EDGEFLEET_DISPATCHER", "dispatcher", "cloud_dispatcher", "run"),
-            start(one, folder, "EDGEFLEET_WORKER", "w1", "edge_worker", "run", "--engine", "echo"),
+            serve(one, folder),
         ]
+        # A worker whom nobody answers asks again half a minute later.
+        wait_for_line(folder / "authority.log", '"event":"link.up"')
+        programs.append(
+            start(one, folder, "EDGEFLEET_WORKER", "w1", "edge_worker", "run", "--engine", "echo")
+        )
         wait_until_online(one)
-        programs.append(serve(one, folder))
         yield one
         for program in programs:
             program.send_signal(signal.SIGTERM)
@@ -88,6 +92,14 @@ def wait_until_online(site: SecuredSite) -> None:
         wall.wait_until(lambda heard: any(b'"online":1' in payload for _, payload in heard))
 
 
+def wait_for_line(log: Path, words: str) -> None:
+    """Wait until a program has written them."""
+    deadline_s = time.monotonic() + 60
+    while words not in log.read_text():
+        assert time.monotonic() < deadline_s, log.read_text()
+        time.sleep(0.05)
+
+
 def fleet(site: SecuredSite, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     url = site.settings(name).url
     mine = ("--broker", url, "--identity", str(site.keys / name))
@@ -102,11 +114,7 @@ def fleet(site: SecuredSite, name: str, *words: str) -> subprocess.CompletedProc
 
 def test_a_worker_renews_its_certificate_while_it_works(site: SecuredSite) -> None:
     path = site.keys / "w1" / "cert.pem"
-    log = site.keys.parent / "w1.log"
-    deadline_s = time.monotonic() + 60
-    while "certificate.renewed" not in log.read_text():
-        assert time.monotonic() < deadline_s, log.read_text()
-        time.sleep(0.1)
+    wait_for_line(site.keys.parent / "w1.log", "certificate.renewed")
     left_s = read_certificate(path.read_bytes()).not_valid_after_utc.timestamp() - time.time()
     assert 71.9 * 3_600 < left_s <= 72 * 3_600
     issued = (site.keys.parent / "authority.log").read_text()
