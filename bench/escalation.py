@@ -242,6 +242,8 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "p95_s": took[int(0.95 * (len(took) - 1))],
         "p99_s": took[int(0.99 * (len(took) - 1))],
         "cost_usd": sum(one.cost_usd for one in outcomes),
+        "cost_per_answer_usd": statistics.mean(one.cost_usd for one in outcomes)
+        / max(statistics.mean(one.is_useful for one in outcomes), 1e-9),
         "edge_share": statistics.mean(one.by == "edge" for one in outcomes),
         "right_share": statistics.mean(map(is_answered_rightly, outcomes)),
     }
@@ -264,6 +266,8 @@ def main() -> None:
     ratios: dict[str, float | Sequence[float]] = {
         "mean_latency_vs_naive": naive["mean_s"] / mine["mean_s"],
         "cost_vs_naive": naive["cost_usd"] / max(mine["cost_usd"], 1e-9),
+        "cost_per_answer_vs_naive": naive["cost_per_answer_usd"]
+        / max(mine["cost_per_answer_usd"], 1e-9),
     }
     if repeated:
         ratios["cache_hit_vs_answer"] = repeated

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import PureWindowsPath
 from typing import Any, assert_never
 
 import openai
@@ -269,7 +270,7 @@ class _Answer:
     def take(self, chunk: ChatCompletionChunk) -> str:
         """Add a chunk; return the text to show, "" while there is only white space or thought."""
         self.opened = True
-        self.model = chunk.model or self.model
+        self.model = _model_name(chunk.model) or self.model
         self.simulated |= (chunk.system_fingerprint or "").startswith("simulated")
         if chunk.usage is not None:
             self.usage = _usage(chunk.usage)
@@ -328,6 +329,12 @@ def _as_param(message: ChatMessage) -> ChatCompletionMessageParam:
             return {"role": "assistant", "content": message.content}
         case _:
             assert_never(message.role)
+
+
+def _model_name(said: str) -> str:
+    """Return the model's name. llama-server says the file's whole path: its folders are private."""
+    path = PureWindowsPath(said)  # of both kinds: it knows "/" as well
+    return path.name if path.root else said
 
 
 def _usage(usage: CompletionUsage) -> Usage:

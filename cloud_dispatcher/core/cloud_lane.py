@@ -180,10 +180,21 @@ class CloudLane:
     def do_without(self, job: Job, *, code: str, message: str) -> None:
         """Go down the ladder from the cloud."""
         job = replace(job, cloud_code=code, cloud_message=message)
-        if job.kept is None and self._has_second_best(job):
+        if job.kept is None and self._has_second_best(job) and not self._is_boardless:
             self._edge.give_back(job, lapsed=False, code=code, message=message)
         else:
             self._outbox.fail(job, code=code, message=message)
+
+    @property
+    def _is_boardless(self) -> bool:
+        """Whether no board was heard of since the start, as long as one is waited for.
+
+        A job given to the boards there would only wait for its deadline.
+        """
+        ledger = self._ledger
+        if ledger.fleet.contexts or ledger.began_at_ms is None:
+            return False
+        return ledger.now_ms - ledger.began_at_ms >= ledger.settings.retry.cloud_wait_cap_ms
 
     def _has_second_best(self, job: Job) -> bool:
         """Whether a board kept an answer, or could give one."""

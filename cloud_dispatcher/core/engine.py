@@ -19,6 +19,7 @@ from cloud_dispatcher.core.cloud_lane import CloudLane, Tariff, always_cheap
 from cloud_dispatcher.core.coalescing import Coalescer
 from cloud_dispatcher.core.commands import AnyCommand
 from cloud_dispatcher.core.edge_lane import EdgeLane
+from cloud_dispatcher.core.exchange import Exchange
 from cloud_dispatcher.core.intake import Intake
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import LEASED, Ledger
@@ -115,6 +116,14 @@ class Engine:
             parts=self._parts,
         )
         self._roster = Roster(self._ledger, self._edge)
+        self._exchange = Exchange(
+            self._ledger,
+            self._edge,
+            self._roster,
+            self._coalescer,
+            take_up=self._take_up,
+            go_on=self._go_on,
+        )
         self._admin = AdminDesk(self._ledger, self._outbox, self._intake, self._answers)
         self._handlers = self._table()
 
@@ -137,14 +146,11 @@ class Engine:
         Leases start afresh with their holders, so that workers have time to say what they hold
         and nothing runs twice needlessly; provider calls died with the process and are made anew.
         """
-        self._ledger.now_ms = now_ms
+        self._ledger.now_ms = self._ledger.began_at_ms = now_ms
         self._ledger.budget.record(spends, now_ms)
         for job in jobs:
             self._take_up(job)
-        self._place(self._parts.resume())
-        for job in jobs:
-            if job.is_open and job.is_delayed and job.not_before_ms <= now_ms:
-                self._intake.begin(job)
+        self._go_on(jobs)
         self._settle()
         return self._ledger.take_commands()
 
@@ -232,6 +238,10 @@ class Engine:
             e.LinkLost: self._on_link_lost,
             e.LinkRestored: self._on_link_restored,
             e.LoadLooked: self._on_load_looked,
+            e.BoardsAcquired: self._exchange.on_acquired,
+            e.RoomOffered: self._exchange.on_offered,
+            e.SurplusFound: self._exchange.on_surplus,
+            e.SpendingRead: self._exchange.on_spending,
             e.TimePassed: self._on_time_passed,
         }
 
@@ -290,6 +300,13 @@ class Engine:
             self._parts.take_up(job) or self._coalescer.follows(job, save=False)
         ):
             ledger.enqueue(job, save=False)
+
+    def _go_on(self, jobs: Sequence[Job]) -> None:
+        """Go on with jobs that were all taken up: those in parts, those whose time has come."""
+        self._place(self._parts.resume(jobs))
+        for job in jobs:
+            if job.is_open and job.is_delayed and job.not_before_ms <= self._ledger.now_ms:
+                self._intake.begin(job)
 
     def _on_link_lost(self, _: e.LinkLost) -> None:
         self._ledger.is_linked = False

@@ -52,6 +52,7 @@ class Ledger:
         overload: Whether there is too much to do.
         outage: Whether nobody in the cloud can be asked.
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
+        began_at_ms: When this run of the dispatcher took up its jobs; None: it did not yet.
         now_ms: Of this turn.
     """
 
@@ -70,6 +71,7 @@ class Ledger:
         self.job_alarms: Alarms[JobKey] = Alarms()
         self.worker_alarms: Alarms[WorkerId] = Alarms()
         self.is_linked = True
+        self.began_at_ms: int | None = None
         self.now_ms = 0
         self._keys: dict[Name, JobKey] = {}
         self._commands: list[AnyCommand] = []

@@ -312,6 +312,15 @@ async def another_checkpoint() -> None:
         assert on.chain.endpoints[0].model == "deepseek-flash-1122"
 
 
+async def a_model_file() -> None:
+    async with stage() as on:
+        paths = "/srv/private/qwen3-8b.gguf", "C:\\private\\qwen3-8b.gguf", "qwen/qwen3-8b"
+        on.first.script(*[Step(model=path) for path in paths])
+        wholes = [(await on.ask()).whole for _ in paths]
+        models = [whole.model for whole in wholes if whole is not None]
+        assert models == ["qwen3-8b.gguf", "qwen3-8b.gguf", "qwen/qwen3-8b"]
+
+
 async def a_refused_key() -> None:
     async with stage(backup=True) as on:
         on.first.script(fallback=Step(status=401))

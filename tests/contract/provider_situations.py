@@ -159,6 +159,11 @@ SITUATIONS = (
         plays.another_checkpoint,
     ),
     Situation(
+        "A model named as the path of its file (llama-server)",
+        "Answers say the file's name, not its folders.",
+        plays.a_model_file,
+    ),
+    Situation(
         "401 or 403",
         "The breaker opens at once; the backup answers.",
         plays.a_refused_key,

@@ -228,6 +228,22 @@ def test_where_no_board_was_ever_heard_of_the_breaker_is_waited_for() -> None:
     assert calls(lonely)[0].attempt == 2
 
 
+@pytest.mark.parametrize(("after_ms", "waits"), [(19_999, True), (20_000, False)])
+def test_where_no_board_came_in_the_first_moments_no_job_waits_for_one(
+    after_ms: int, *, waits: bool
+) -> None:
+    lonely = Desk()
+    lonely.engine.recover([], lonely.now_ms)
+    lonely.now_ms += after_ms
+    lonely.submit(escalate="always")
+    lonely.cloud_failed(1, code="provider_unavailable")
+    assert lonely.job().is_open == waits
+    if not waits:
+        assert result_of(lonely).code == "provider_unavailable"
+    lonely.worker()
+    assert lonely.receivers(topics.ASSIGN) == (["w1"] if waits else [])
+
+
 def test_a_probe_under_way_is_waited_for_all_the_same(desk: Desk) -> None:
     desk.submit()
     desk.escalated()
