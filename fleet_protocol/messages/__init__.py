@@ -36,7 +36,6 @@ from fleet_protocol.messages.fleet import (
 from fleet_protocol.messages.identities import CertificateReply, CertificateRequest
 from fleet_protocol.messages.jobs import (
     FINAL_STATUSES,
-    SCHEMA_MAX_BYTES,
     AckStatus,
     AnsweredBy,
     Caching,
@@ -53,7 +52,6 @@ from fleet_protocol.messages.jobs import (
     JobStatus,
     JobSubmit,
     OfflineMatch,
-    OutputFormat,
     PlainText,
     Privacy,
     Reason,
@@ -62,6 +60,7 @@ from fleet_protocol.messages.jobs import (
     TokenChunk,
     Usage,
 )
+from fleet_protocol.messages.output import SCHEMA_MAX_BYTES, OutputFormat
 from fleet_protocol.messages.words import (
     ID_PATTERN,
     PROMPT_MAX_CHARS,
