@@ -9,8 +9,10 @@ from cloud_dispatcher.core.commands import (
     AnswerChange,
     AnyCommand,
     ForgetAnswers,
+    HandOver,
     KeepAnswer,
     RecordSpend,
+    ReleaseWorker,
     Reply,
     SaveJob,
     Send,
@@ -23,7 +25,7 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.intake import Inquiry
 from fleet_protocol.bus import Delivery
-from fleet_protocol.messages import JobKey
+from fleet_protocol.messages import DeviceId, JobId, JobKey, WorkerId
 
 _SPOKEN: Final = (Send, Reply)
 _ON_ANSWERS: Final = (KeepAnswer, UseAnswer, ForgetAnswers)
@@ -39,6 +41,9 @@ class Turn:
         answers: What becomes of the stored answers with them, in order.
         messages: What is to be published, in order.
         calls: Provider calls to be started or given up, in order.
+        handed: Jobs that are another dispatcher's once this is saved.
+        released: Workers likewise, for whoever takes them.
+        claimed: Names that are held until this is saved, so that nobody else takes them meanwhile.
         were_open: Names of jobs that were in memory when the turn looked for them.
     """
 
@@ -51,6 +56,9 @@ class Turn:
         self.answers: list[AnswerChange] = []
         self.messages: list[Send | Reply] = []
         self.calls: list[StartCompletion | StopCompletion] = []
+        self.handed: list[HandOver] = []
+        self.released: list[WorkerId] = []
+        self.claimed: set[tuple[DeviceId, JobId]] = set()
         self.were_open: set[tuple[str, str]] = set()
 
     def decide(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
@@ -65,5 +73,9 @@ class Turn:
                 self.messages.append(command)
             elif isinstance(command, _ON_ANSWERS):
                 self.answers.append(command)
+            elif isinstance(command, HandOver):
+                self.handed.append(command)
+            elif isinstance(command, ReleaseWorker):
+                self.released.append(command.worker)
             else:
                 self.calls.append(command)

@@ -72,6 +72,19 @@ class Coalescer:
         else:
             group.followers[job.key] = None
 
+    def is_followed(self, job: Job) -> bool:
+        """Tell whether others wait for this job's answer."""
+        question = _question_of(job)
+        group = None if question is None else self._groups.get(question)
+        return group is not None and group.leader == job.key and bool(group.followers)
+
+    def leave(self, job: Job) -> None:
+        """Let a job that nobody follows be no business of ours any more."""
+        question = _question_of(job)
+        group = None if question is None else self._groups.get(question)
+        if question is not None and group is not None and group.leader == job.key:
+            del self._groups[question]
+
     def settle(self, job: Job) -> Job | None:
         """Give the followers of a finished job their results; return who takes over from it, if so.
 

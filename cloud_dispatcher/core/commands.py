@@ -7,6 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.members import MemberId
 from cloud_dispatcher.core.spending import Spend
 from fleet_protocol import messages as m
 from fleet_protocol.answer_cache import CachedAnswer
@@ -128,6 +129,27 @@ class StopCompletion(Command, frozen=True, kw_only=True):
     job: m.JobKey
 
 
+class HandOver(Command, frozen=True, kw_only=True):
+    """Let another dispatcher have this job: here it is no more."""
+
+    job: m.JobKey
+    member: MemberId
+
+
+class ReleaseWorker(Command, frozen=True, kw_only=True):
+    """Let another dispatcher have this worker: it holds nothing of ours."""
+
+    worker: m.WorkerId
+
+
 AnyCommand: TypeAlias = (
-    SaveJob | RecordSpend | AnswerChange | Send | Reply | StartCompletion | StopCompletion
+    SaveJob
+    | RecordSpend
+    | AnswerChange
+    | Send
+    | Reply
+    | StartCompletion
+    | StopCompletion
+    | HandOver
+    | ReleaseWorker
 )

@@ -7,6 +7,8 @@ from typing import TypeAlias
 import msgspec
 
 from cloud_dispatcher.core.job import Job, ReplyTo
+from cloud_dispatcher.core.members import Offer
+from cloud_dispatcher.core.spending import Spend
 from fleet_protocol import messages as m
 from fleet_protocol.answer_cache import CachedAnswer
 
@@ -227,6 +229,44 @@ class LoadLooked(Event, frozen=True, kw_only=True):
     memory_pct: float | None = None
 
 
+class Board(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that became ours, as it last described itself."""
+
+    worker: m.WorkerId
+    presence: m.Presence
+    info: m.WorkerInfo | None = None
+
+
+class BoardsAcquired(Event, frozen=True, kw_only=True):
+    """Boards and jobs that were another dispatcher's, or nobody's, are ours; the store says so.
+
+    Attributes:
+        handed_over: By a dispatcher that is there and had no room for them; else theirs is gone.
+    """
+
+    boards: tuple[Board, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    handed_over: bool = False
+
+
+class RoomOffered(Event, frozen=True, kw_only=True):
+    """Other dispatchers have boards that are free."""
+
+    offers: tuple[Offer, ...]
+
+
+class SurplusFound(Event, frozen=True, kw_only=True):
+    """So many of our boards are another dispatcher's share; 0: none is."""
+
+    count: int
+
+
+class SpendingRead(Event, frozen=True, kw_only=True):
+    """What all dispatchers together spent today."""
+
+    spends: tuple[Spend, ...]
+
+
 class TimePassed(Event, frozen=True, kw_only=True):
     """A wake-up that the engine asked for, or a routine one."""
 
@@ -254,5 +294,9 @@ AnyEvent: TypeAlias = (
     | LinkLost
     | LinkRestored
     | LoadLooked
+    | BoardsAcquired
+    | RoomOffered
+    | SurplusFound
+    | SpendingRead
     | TimePassed
 )

@@ -8,6 +8,7 @@ parent has its result, so that a restart finds all answers that there are.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -119,15 +120,15 @@ class Parts:
             self._families[job.key] = []
         return waits
 
-    def resume(self) -> list[Job]:
-        """Go on, on recovery, once all jobs are there; return what is to be placed."""
+    def resume(self, taken_up: Sequence[Job]) -> list[Job]:
+        """Go on, on recovery, once all these jobs are there; return what is to be placed."""
         jobs = self._ledger.jobs
-        for job in jobs.values():
+        for job in taken_up:
             if job.part is not None and job.part.job in self._families:
                 self._families[job.part.job].append(job.key)
         parts = list[Job]()
-        for key, family in tuple(self._families.items()):
-            if family:
+        for key in [job.key for job in taken_up if job.key in self._families]:
+            if self._families[key]:
                 parts += self._advance(jobs[key])
             else:
                 del self._families[key]

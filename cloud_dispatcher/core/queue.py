@@ -208,6 +208,11 @@ class JobQueue:
                 return next(reversed(waiting))
         return None
 
+    def ready(self) -> Iterator[JobKey]:
+        """Yield the jobs that could be given out now, more important ones first, as they came."""
+        for waiting in reversed(self._by_priority):
+            yield from (key for key in waiting if key in self._ready)
+
     def age(self, now_ms: int) -> None:
         """Let those count a priority higher that have waited for long enough."""
         for _ in range(min(len(self._rising), _RISE_MOST)):

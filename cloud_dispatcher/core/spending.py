@@ -112,6 +112,11 @@ class Budget:
                 before_usd = self._spent_usd.get(spend.tenant, 0.0)
                 self._spent_usd[spend.tenant] = before_usd + spend.cost_usd
 
+    def correct(self, spends: Iterable[Spend], now_ms: int) -> None:
+        """Take over what all who spend together spent, as it is written down."""
+        self._spent_usd.clear()
+        self.record(spends, now_ms)
+
     def views(self, now_ms: int) -> tuple[BudgetView, ...]:
         """Return today's budgets: of all together, then of each tenant."""
         self._turn_to(now_ms)

@@ -205,6 +205,8 @@ class WorkerOp(StrEnum):
     RESUME = "resume"
     RELOAD = "reload"
     FORGET_ANSWERS = "forget-answers"
+    REPORT = "report"
+    """Say again that it is there, what it is and what it holds."""
 
 
 class WorkerCommand(Message, frozen=True, kw_only=True):
