@@ -28,12 +28,14 @@ class HousekeepingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
     Attributes:
         retention_s: Finished jobs stay this long: to be replayed, looked at, retried.
+        dead_retention_s: The same for dead letters, which wait for a person.
         summary_every_s: How often the overview is published.
         prune_every_s: How often finished jobs beyond the retention are looked for.
         prune_batch: Most jobs forgotten at once.
     """
 
     retention_s: _Seconds = 7 * 86_400
+    dead_retention_s: _Seconds = 30 * 86_400
     summary_every_s: _Seconds = 1
     prune_every_s: _Seconds = 60
     prune_batch: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 500
@@ -94,10 +96,13 @@ class Housekeeping:
             _log.info("cache.swept", answers=swept)
 
     async def _prune(self, now_ms: int) -> None:
-        before_ms = now_ms - 1_000 * self._settings.retention_s
-        batch = self._settings.prune_batch
+        settings, batch = self._settings, self._settings.prune_batch
         try:
-            pruned = await self._store.prune(finished_before_ms=before_ms, limit=batch)
+            pruned = await self._store.prune(
+                finished_before_ms=now_ms - 1_000 * settings.retention_s,
+                dead_before_ms=now_ms - 1_000 * settings.dead_retention_s,
+                limit=batch,
+            )
         except StoreUnavailableError as error:
             _log.warning("store.not_pruned", error=str(error), hint=error.hint)
             return

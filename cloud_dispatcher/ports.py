@@ -113,8 +113,14 @@ class JobStore(Protocol):
         """Return disk space that nothing needs to the system, in short steps; return how much."""
         ...
 
-    async def prune(self, *, finished_before_ms: int, limit: int) -> int:
-        """Forget finished, told jobs older than this, at most `limit`; return how many."""
+    async def prune(self, *, finished_before_ms: int, dead_before_ms: int, limit: int) -> int:
+        """Forget finished, told jobs, the oldest first, at most `limit`; return how many.
+
+        Args:
+            finished_before_ms: Those go that finished before; dead letters do not.
+            dead_before_ms: The same for dead letters.
+            limit: Of both together.
+        """
         ...
 
 

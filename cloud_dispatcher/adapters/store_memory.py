@@ -165,15 +165,15 @@ class MemoryJobStore:
         del most_bytes
         return 0
 
-    async def prune(self, *, finished_before_ms: int, limit: int) -> int:
-        """Forget the oldest finished, told jobs."""
+    async def prune(self, *, finished_before_ms: int, dead_before_ms: int, limit: int) -> int:
+        """Forget told jobs that finished before, dead letters by their own limit."""
         old = sorted(
-            (job.finished_at_ms, job.key)
+            (job.dead, job.finished_at_ms, job.key)
             for job in self._jobs.values()
             if job.told and job.finished_at_ms is not None
-            if job.finished_at_ms < finished_before_ms
+            if job.finished_at_ms < (dead_before_ms if job.dead else finished_before_ms)
         )[:limit]
-        for _finished_at_ms, key in old:
+        for _dead, _finished_at_ms, key in old:
             job = self._jobs.pop(key)
             del self._keys[job.device, job.id]
         return len(old)

@@ -9,18 +9,17 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import cache
-from importlib.resources import files
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import msgspec
 from msgspec.structs import FieldInfo, fields
-from sqlite_utils import Database, Migrations
 
 from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, read_usage
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
+from cloud_dispatcher.adapters.schema_sqlite import check_history, migrate, statements
 from cloud_dispatcher.adapters.space_sqlite import allow_shrinking, give_back
 from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
 from cloud_dispatcher.core.commands import AnswerChange
@@ -28,7 +27,7 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery
 from fleet_protocol.answer_cache import CachedAnswer
-from fleet_protocol.errors import ConfigError, FleetError
+from fleet_protocol.errors import FleetError
 from fleet_protocol.messages import (
     CacheRow,
     DeviceId,
@@ -44,8 +43,6 @@ from fleet_protocol.messages import (
 Synchronous = Literal["full", "normal"]
 """`full`: every commit is on the disk. `normal`: a power cut may take the last few commits."""
 
-_MIGRATION_SET: Final = "cloud_dispatcher.jobs"
-_STEPS: Final = frozenset({"001_jobs", "002_spending", "003_cache"})
 _WRITE_ORDER: Final = (
     "upsert_job", "step", "finish_ok", "tell", "insert_prompt", "forget_answer", "upsert_answer",
     "upsert_result",
@@ -80,41 +77,6 @@ _decode_kept: Final = msgspec.msgpack.Decoder(LocalAnswer).decode
 _decode_result: Final = msgspec.msgpack.Decoder(JobResult).decode
 
 
-@cache
-def _statements() -> Mapping[str, str]:
-    """Read `queries/jobs.sql`: name -> statement."""
-    text = (files("cloud_dispatcher.adapters") / "queries" / "jobs.sql").read_text("utf-8")
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("-- name: "):
-            lines = found.setdefault(line.removeprefix("-- name: ").strip(), [])
-        elif not line.startswith("--"):
-            lines.append(line)
-    return {name: "\n".join(body).strip() for name, body in found.items()}
-
-
-def _migrations() -> Migrations:
-    """The schema's history. A released step never changes: a new one is added below it."""
-    steps = Migrations(_MIGRATION_SET)
-
-    @steps(name="001_jobs")
-    def _jobs(db: Database) -> None:
-        for name, statement in _statements().items():
-            if name.startswith(("create_", "index_")):
-                db.execute(statement)
-
-    @steps(name="002_spending")
-    def _spending(db: Database) -> None:
-        db.execute(_statements()["spending_table"])
-
-    @steps(name="003_cache")
-    def _cache(db: Database) -> None:
-        db.execute(_statements()["cache_table"])
-
-    return steps
-
-
 class SqliteJobStore:
     """A JobStore in one file. Its folder is made if it is missing; only we may read the file.
 
@@ -130,7 +92,7 @@ class SqliteJobStore:
         cache_mb: int = 64,
     ) -> None:
         self.path = path
-        self._answers = AnswerTable(_statements(), max_bytes=cache_mb * 1_048_576)
+        self._answers = AnswerTable(statements(), max_bytes=cache_mb * 1_048_576)
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
         self._writer = Connection(path, "job-store-write")
@@ -173,7 +135,7 @@ class SqliteJobStore:
 
     async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
         """Return those of the cached answers that exist, fresh or not."""
-        return await self._reader.run(lambda conn: read_answers(conn, _statements(), keys))
+        return await self._reader.run(lambda conn: read_answers(conn, statements(), keys))
 
     async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
         """Return what was asked last and by whom, newest first."""
@@ -182,7 +144,7 @@ class SqliteJobStore:
 
     async def cache_usage(self) -> list[CacheRow]:
         """Return what is cached, by tenant."""
-        return await self._reader.run(lambda conn: read_usage(conn, _statements()))
+        return await self._reader.run(lambda conn: read_usage(conn, statements()))
 
     async def sweep_answers(self, *, until_before_ms: int) -> int:
         """Forget cached answers whose time was over before; return how many."""
@@ -190,7 +152,7 @@ class SqliteJobStore:
 
     async def spending(self, *, since_day: int) -> list[Spend]:
         """Return what was spent from that UTC day on, oldest first."""
-        return await self._reader.run(lambda conn: read_spends(conn, _statements(), since_day))
+        return await self._reader.run(lambda conn: read_spends(conn, statements(), since_day))
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
         """Return those of the devices' jobs that exist, open or finished."""
@@ -223,10 +185,13 @@ class SqliteJobStore:
         """Return disk space that nothing needs to the system, in short steps; return how much."""
         return await give_back(self._writer, most_bytes=most_bytes)
 
-    async def prune(self, *, finished_before_ms: int, limit: int) -> int:
-        """Forget finished, told jobs older than this, at most `limit`; return how many."""
-        oldest = (finished_before_ms, limit)
-        return await self._writer.run(lambda conn: _delete(conn, "prune", oldest))
+    async def prune(self, *, finished_before_ms: int, dead_before_ms: int, limit: int) -> int:
+        """Forget told jobs that finished before, dead letters by their own limit; say how many."""
+        pruned = 0
+        for dead, before_ms in ((0, finished_before_ms), (1, dead_before_ms)):
+            oldest = (dead, before_ms, limit - pruned)
+            pruned += await self._writer.run(partial(_delete, name="prune", values=oldest))
+        return pruned
 
     # ------------------------------------------------------------ in the writer's thread
 
@@ -252,14 +217,12 @@ class SqliteJobStore:
         return conn
 
     def _migrate(self, conn: sqlite3.Connection) -> None:
-        db = Database(conn, execute_plugins=False)
-        _check_history(db, self.path)
-        _migrations().apply(db)
+        migrate(conn, self.path)
         allow_shrinking(conn, self.path)
 
     def _sweep(self, conn: sqlite3.Connection, until_before_ms: int) -> int:
         with conn:
-            swept = conn.execute(_statements()["cache_sweep"], (until_before_ms,)).rowcount
+            swept = conn.execute(statements()["cache_sweep"], (until_before_ms,)).rowcount
         if swept:
             self._answers.forget_bytes()
         return swept
@@ -271,7 +234,7 @@ class SqliteJobStore:
         spends: Sequence[Spend],
         answers: Sequence[AnswerChange],
     ) -> None:
-        sql, saved = _statements(), self._saved
+        sql, saved = statements(), self._saved
         writes: dict[str, list[tuple[object, ...]]] = {}
         latest = {job.key: job for job in jobs}.values()
         for job in latest:
@@ -304,12 +267,12 @@ class SqliteJobStore:
 
 
 def _rows(conn: sqlite3.Connection, name: str, values: Sequence[object]) -> list[Any]:
-    return conn.execute(_statements()[name], values).fetchall()
+    return conn.execute(statements()[name], values).fetchall()
 
 
 def _delete(conn: sqlite3.Connection, name: str, values: Sequence[object]) -> int:
     with conn:
-        return conn.execute(_statements()[name], values).rowcount
+        return conn.execute(statements()[name], values).rowcount
 
 
 def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
@@ -329,7 +292,7 @@ def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
     if query.before is not None:
         parts.append("where_before")
         values.append(query.before)
-    sql = "\n".join(_statements()[part] for part in [*parts, "newest"])
+    sql = "\n".join(statements()[part] for part in [*parts, "newest"])
     return [_job(row) for row in conn.execute(sql, (*values, query.limit))]
 
 
@@ -346,7 +309,7 @@ def probe(path: Path) -> str:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
             conn.execute("BEGIN IMMEDIATE")
             conn.execute("ROLLBACK")
-            _check_history(Database(conn, execute_plugins=False), path)
+            check_history(conn, path)
     except (sqlite3.Error, OSError) as error:
         raise mapped(error, path) from error
     return f"{path} can be written"
@@ -357,15 +320,6 @@ def _probe_folder(path: Path) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} may not be written")
     return f"{path} will be made"
-
-
-def _check_history(db: Database, path: Path) -> None:
-    newer = {step.name for step in _migrations().applied(db)} - _STEPS
-    if newer:
-        raise ConfigError(
-            f"{path} was written by a newer release ({', '.join(sorted(newer))})",
-            hint="install that release again, or name another file",
-        )
 
 
 def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ...]]]:

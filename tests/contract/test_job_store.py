@@ -218,17 +218,45 @@ async def test_lists_are_newest_first_and_filtered(store: JobStore) -> None:
         assert await store.select(query) == expected, query
 
 
+async def prune(
+    store: JobStore, before_ms: int, *, dead_before_ms: int = 0, limit: int = 10
+) -> int:
+    return await store.prune(
+        finished_before_ms=before_ms, dead_before_ms=dead_before_ms, limit=limit
+    )
+
+
 async def test_pruning_takes_the_oldest_told_results_and_nothing_else(store: JobStore) -> None:
     oldest, old, young = (finished(make_job(), at_ms=at_ms) for at_ms in (100, 200, 300))
     untold, still_open = finished(make_job(), at_ms=50, told=False), make_job()
     await store.commit([young, old, oldest, untold, still_open])
-    assert await store.prune(finished_before_ms=300, limit=1) == 1
+    assert await prune(store, 300, limit=1) == 1
     assert await store.get(oldest.key) is None
-    assert await store.prune(finished_before_ms=300, limit=10) == 1
-    assert await store.prune(finished_before_ms=300, limit=10) == 0
+    assert await prune(store, 300) == 1
+    assert await prune(store, 300) == 0
     assert await store.select(JobQuery()) == [still_open, untold, young]
     assert await store.find([(old.device, old.id)]) == {}
     await store.commit([replace(old, key=make_job().key, result=None, told=False)])
+
+
+async def test_dead_letters_are_pruned_by_a_limit_of_their_own(store: JobStore) -> None:
+    dead, young_dead, untold = dead_letter(100), dead_letter(200), dead_letter(100, told=False)
+    ok, answered = finished(make_job(), at_ms=100), finished(make_job(), at_ms=150, dead=True)
+    await store.commit([dead, young_dead, untold, ok, answered])
+    assert await prune(store, 1_000) == 1
+    assert await store.get(ok.key) is None
+    assert await prune(store, 0, dead_before_ms=200, limit=1) == 1
+    assert await store.select(JobQuery()) == [answered, untold, young_dead]
+    assert await prune(store, 0, dead_before_ms=200) == 1
+    assert await store.select(JobQuery()) == [untold, young_dead]
+
+
+async def test_one_limit_holds_for_all_that_is_pruned_at_once(store: JobStore) -> None:
+    jobs = [finished(make_job(), at_ms=100, dead=number % 2 == 0) for number in range(6)]
+    await store.commit(jobs)
+    assert await prune(store, 200, dead_before_ms=200, limit=4) == 4
+    assert await prune(store, 200, dead_before_ms=200, limit=4) == 2
+    assert await store.select(JobQuery()) == []
 
 
 async def test_to_give_space_back_takes_no_job(store: JobStore) -> None:
@@ -421,6 +449,25 @@ async def test_a_store_of_the_release_before_gets_its_table_of_answers(tmp_path:
         assert list(await store.find_answers([b"a" * 32])) == [b"a" * 32]
 
 
+async def test_a_store_of_the_release_before_keeps_its_dead_letters_longer(tmp_path: Path) -> None:
+    path, dead = tmp_path / "jobs.db", finished(make_job(), at_ms=100, dead=True)
+    async with SqliteJobStore(path) as store:
+        await store.commit([dead, finished(make_job(), at_ms=100)])
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DROP INDEX jobs_kept")
+        conn.execute("CREATE INDEX jobs_finished ON jobs (finished_at_ms) WHERE told = 1")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name = '004_dead'")
+    async with SqliteJobStore(path) as store:
+        assert await prune(store, 9_999) == 1
+        assert await store.select(JobQuery()) == [dead]
+    with closing(sqlite3.connect(path)) as conn:
+        plan = conn.execute(
+            "EXPLAIN QUERY PLAN SELECT key FROM jobs WHERE told = 1 AND dead = 0 "
+            "AND finished_at_ms < 9 ORDER BY finished_at_ms LIMIT 5"
+        ).fetchall()
+    assert ["jobs_kept" in row[3] for row in plan] == [True]
+
+
 async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "jobs.db"
     for _ in range(2):
@@ -433,7 +480,7 @@ async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> N
         assert await store.get(FULL.key) == still
     with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (3,)
+        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (4,)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -579,7 +626,7 @@ async def test_a_file_shrinks_in_use_once_its_jobs_are_forgotten(tmp_path: Path)
         full_bytes = path.stat().st_size
         assert full_bytes > 30_000_000
         assert await store.give_back(most_bytes=10**9) == 0
-        assert await store.prune(finished_before_ms=9_999, limit=1_000) == 1_000
+        assert await prune(store, 9_999, limit=1_000) == 1_000
         step_bytes = await store.give_back(most_bytes=1)
         assert 0 < step_bytes <= 1_048_576
         left = make_job()

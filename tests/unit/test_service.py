@@ -327,6 +327,24 @@ async def test_finished_jobs_are_forgotten_after_the_retention(
         assert (await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")).jobs == ()
 
 
+async def test_dead_letters_are_kept_longer_than_other_jobs(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    async with house.dispatcher(retention_s=60, dead_retention_s=120):
+        device.say(t.SUBMIT, QUESTION, "d1", "j1")
+        given = await worker.assignment()
+        failed = m.JobFailed(attempt=given.attempt, code="bad_prompt", retryable=False)
+        worker.say(t.FAILED, failed, "w1", given.job)
+        await device.result("j1")
+    for number, (later_ms, left) in enumerate([(61_000, 1), (60_000, 0)]):
+        house.clock.now_ms += later_ms
+        async with house.dispatcher(retention_s=60, dead_retention_s=120):
+            asked = m.AdminRequest(req=f"r{number}", op=m.AdminOp.JOBS_LIST, dead=True)
+            admin.say(t.ADMIN_REQUEST, asked, "a1")
+            reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=number)
+            assert len(reply.jobs) == left
+
+
 @pytest.mark.parametrize("expiry_s", [0, 86_400])
 def test_the_session_hears_every_channel_meant_for_the_dispatcher(expiry_s: int) -> None:
     session = session_of(TOPICS, "e1", client_id="x", expiry_s=expiry_s)

@@ -1,0 +1,78 @@
+"""The schema of the SQLite file: its statements, and how an older file becomes a new one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from sqlite_utils import Database, Migrations
+
+from fleet_protocol.errors import ConfigError
+
+_MIGRATION_SET: Final = "cloud_dispatcher.jobs"
+_STEPS: Final = frozenset({"001_jobs", "002_spending", "003_cache", "004_dead"})
+
+
+@cache
+def statements() -> Mapping[str, str]:
+    """Read `queries/jobs.sql`: name -> statement."""
+    text = (files("cloud_dispatcher.adapters") / "queries" / "jobs.sql").read_text("utf-8")
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("-- name: "):
+            lines = found.setdefault(line.removeprefix("-- name: ").strip(), [])
+        elif not line.startswith("--"):
+            lines.append(line)
+    return {name: "\n".join(body).strip() for name, body in found.items()}
+
+
+def migrate(conn: sqlite3.Connection, path: Path) -> None:
+    """Make the schema, or bring that of an earlier release up to date.
+
+    Raises:
+        ConfigError: A newer release wrote the file.
+    """
+    check_history(conn, path)
+    _migrations().apply(Database(conn, execute_plugins=False))
+
+
+def check_history(conn: sqlite3.Connection, path: Path) -> None:
+    """Raise ConfigError if a newer release wrote the file."""
+    db = Database(conn, execute_plugins=False)
+    newer = {step.name for step in _migrations().applied(db)} - _STEPS
+    if newer:
+        raise ConfigError(
+            f"{path} was written by a newer release ({', '.join(sorted(newer))})",
+            hint="install that release again, or name another file",
+        )
+
+
+def _migrations() -> Migrations:
+    """The schema's history. A released step never changes: a new one is added below it."""
+    steps = Migrations(_MIGRATION_SET)
+
+    @steps(name="001_jobs")
+    def _jobs(db: Database) -> None:
+        for name, statement in statements().items():
+            if name.startswith(("create_", "index_")):
+                db.execute(statement)
+
+    @steps(name="002_spending")
+    def _spending(db: Database) -> None:
+        db.execute(statements()["spending_table"])
+
+    @steps(name="003_cache")
+    def _cache(db: Database) -> None:
+        db.execute(statements()["cache_table"])
+
+    @steps(name="004_dead")
+    def _dead(db: Database) -> None:
+        db.execute(statements()["drop_finished"])
+        db.execute(statements()["kept_index"])
+
+    return steps
