@@ -218,6 +218,10 @@ async def test_lists_are_newest_first_and_filtered(store: JobStore) -> None:
         assert await store.select(query) == expected, query
 
 
+def dead_letter(at_ms: int, *, told: bool = True) -> Job:
+    return finished(make_job(), at_ms=at_ms, told=told, status=m.JobStatus.FAILED, dead=True)
+
+
 async def prune(
     store: JobStore, before_ms: int, *, dead_before_ms: int = 0, limit: int = 10
 ) -> int:
