@@ -6,7 +6,6 @@ import asyncio
 import gc
 import secrets
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from cloud_dispatcher.adapters.clock_file import ClockFile
 from cloud_dispatcher.adapters.http.gateway import build_gateway, describe
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.server import serving
@@ -33,18 +33,22 @@ from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
 from fleet_protocol.mqtt import BusLimits, MqttBus
+from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import Topics
 
 _CHECK_TIMEOUT_S: Final = 5.0
+_KEEPALIVE_LEAST_S: Final = 5
 
 
-def steady_clock() -> Callable[[], int]:
-    """Return a clock that starts at the wall clock and then only moves forward.
+def attentive(settings: DispatcherSettings) -> BrokerSettings:
+    """Return how the dispatcher connects: who finds its link dead before it finds its workers so.
 
-    Leases and deadlines hang on it: a step of the wall clock must not end them.
+    A link whose other end is gone is noticed within one and a half keepalives. Were that longer
+    than the silence for which a worker counts as gone, all of them would.
     """
-    offset_ns = time.time_ns() - time.monotonic_ns()
-    return lambda: (time.monotonic_ns() + offset_ns) // 1_000_000
+    broker = settings.broker
+    keepalive_s = max(_KEEPALIVE_LEAST_S, settings.engine.worker_silence_ms // 2_000)
+    return msgspec.structs.replace(broker, keepalive_s=min(broker.keepalive_s, keepalive_s))
 
 
 async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
@@ -54,18 +58,20 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
         FleetError: It cannot start, or cannot go on; see `DispatcherService.run`.
     """
     _tune_garbage_collection()
-    clock = steady_clock()
+    kept = settings.store
+    clock_file = ClockFile(Path(kept.path).with_suffix(".clock"))
+    clock = clock_file.start()
     epoch = KeyMint(secrets.randbits).mint(clock())
     topics = Topics(settings.broker.root)
     session = session_of(
         topics, epoch, client_id=settings.client_id, expiry_s=settings.session_expiry_s
     )
-    bus = MqttBus(settings.broker, session, password=broker_password(settings.broker))
+    bus = MqttBus(attentive(settings), session, password=broker_password(settings.broker))
     provider = _provider(settings, environ)
-    kept = settings.store
     store = SqliteJobStore(Path(kept.path), synchronous=kept.synchronous, cache_mb=kept.cache_mb)
     library = _library(settings)
     counts, has_gateway = FleetCounts(), settings.gateway.port is not None
+    noting = asyncio.create_task(clock_file.keep(clock), name="clock-note")
     try:
         async with store:
             outside = Outside(
@@ -99,6 +105,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
             )
             await _serve(service, inside, settings.gateway)
     finally:
+        noting.cancel()
         await provider.close()
 
 

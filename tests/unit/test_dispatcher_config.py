@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 import cloud_dispatcher
+from cloud_dispatcher.app import attentive
 from cloud_dispatcher.config import DispatcherSettings, broker_password, load_settings
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.settings import BrokerSettings
@@ -118,3 +119,17 @@ def test_no_secret_is_in_what_settings_say_of_themselves() -> None:
     assert settings.broker.secret == "hunter2"
     assert "hunter2" not in repr(settings)
     assert "sk-secret" not in repr(settings)
+
+
+@pytest.mark.parametrize("silence_ms", [10_000, 20_000, 60_000])
+@pytest.mark.parametrize("keepalive_s", [5, 30, 600])
+def test_the_dispatcher_finds_its_own_link_dead_before_its_workers(
+    silence_ms: int, keepalive_s: int
+) -> None:
+    environ = {
+        "EDGEFLEET_DISPATCHER_BROKER__KEEPALIVE_S": str(keepalive_s),
+        "EDGEFLEET_DISPATCHER_ENGINE__WORKER_SILENCE_MS": str(silence_ms),
+    }
+    connects = attentive(load_settings(None, environ))
+    assert connects.keepalive_s <= keepalive_s
+    assert 1_500 * connects.keepalive_s < silence_ms
