@@ -16,10 +16,17 @@ from fleet_protocol.messages import (
     AttemptRef,
     HeldJobs,
     JobKey,
+    JobStatus,
     PresenceStatus,
     Settled,
+    WorkerCommand,
     WorkerId,
+    WorkerOp,
 )
+
+_STRANGE_MS = 10_000
+"""What a worker says of itself is retained, and there before its second heartbeat; a worker that
+still beats after this span, and is not known to be there, is asked, and again after each span."""
 
 
 class Roster:
@@ -28,12 +35,14 @@ class Roster:
     def __init__(self, ledger: Ledger, edge: EdgeLane) -> None:
         self._ledger = ledger
         self._edge = edge
+        self._strange_since_ms: dict[WorkerId, int] = {}
 
     def on_presence(self, event: PresenceChanged) -> None:
         """A worker came, left or was removed. The will of an earlier boot changes nothing."""
         presence, fleet = event.presence, self._ledger.fleet
         if presence is not None and presence.status is not PresenceStatus.OFFLINE:
             fleet.set_presence(self._ledger.heard(event.worker), presence)
+            self._strange_since_ms.pop(event.worker, None)
             return
         worker = fleet.find(event.worker)
         if presence is None:
@@ -59,8 +68,11 @@ class Roster:
             fleet.set_info(worker, event.info)
 
     def on_state(self, event: StateReceived) -> None:
-        """A heartbeat."""
-        self._ledger.fleet.set_state(self._ledger.heard(event.worker), event.state)
+        """A heartbeat: whoever says it is there, whatever else was said, or got lost."""
+        worker = self._ledger.heard(event.worker)
+        self._ledger.fleet.set_state(worker, event.state)
+        if worker.info is None or worker.status is PresenceStatus.OFFLINE:
+            self._ask_who(worker.id)
 
     def on_held(self, event: HeldReceived) -> None:
         """Compare what a worker holds with what it was given, and bring both together.
@@ -89,6 +101,19 @@ class Roster:
         self._ledger.fleet.set_silent(worker)
         self._take_back_all(worker)
 
+    def _ask_who(self, worker: WorkerId) -> None:
+        """Have a worker say again that it is there, what it is and what it holds.
+
+        A broker whose queue for us was full dropped what it retained, without a word to anybody; or
+        a will came late, by another way.
+        """
+        now_ms = self._ledger.now_ms
+        since_ms = self._strange_since_ms.setdefault(worker, now_ms)
+        if now_ms - since_ms >= _STRANGE_MS:
+            self._strange_since_ms[worker] = now_ms
+            command = WorkerCommand(id=worker, op=WorkerOp.REPORT)
+            self._ledger.send(topics.COMMAND, (worker,), command)
+
     def _keeps(self, worker: Worker, ref: AttemptRef) -> bool:
         """Whether the outcome of this attempt, which is on its way, will count."""
         job = self._edge.current(worker.id, _key(ref), ref.attempt)
@@ -104,16 +129,21 @@ class Roster:
     def _take_back_missing(self, worker: Worker, held: HeldJobs) -> None:
         """Take back what the worker does not know of.
 
-        Not what was sent just now: that assignment and this report may have crossed on the wire.
-        It is left to its lease; the worker's `started` will say that it arrived.
+        Not what was sent just now: that assignment and this report may have crossed on the wire, or
+        a broker that forgot had it while the worker was not back yet. It is sent again, which does
+        no harm where it did arrive.
         """
         settled_before_ms = self._ledger.now_ms - self._ledger.settings.held_grace_ms
         holds = {(ref.job, ref.attempt) for ref in (*held.running, *held.finished)}
         for key, sent_at_ms in tuple(worker.leases.items()):
             job = self._ledger.jobs[key]
-            if (key, job.attempt) not in holds and sent_at_ms <= settled_before_ms:
+            if (key, job.attempt) in holds:
+                continue
+            if sent_at_ms <= settled_before_ms:
                 message = "the worker lost the assignment"
                 self._edge.give_back(job, lapsed=False, code="worker_lost", message=message)
+            elif job.status is JobStatus.ASSIGNED:
+                self._edge.send_assignment(job, worker.id)
 
 
 def _key(ref: AttemptRef) -> JobKey:

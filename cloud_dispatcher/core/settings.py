@@ -107,7 +107,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         worker_silence_ms: A worker not heard of for so long is treated as offline. Heartbeats
             come every 5 s at QoS 0: three may be lost.
         held_grace_ms: An assignment this young may have crossed the worker's report of what it
-            holds on the wire, so its absence there says nothing.
+            holds on the wire, so its absence there says nothing, and it is sent again.
         result_retell_ms: Pause before a result that the broker refused is told again; doubles.
         result_unheard_max: Tells to nobody after which a result only waits in the store: a device
             that lost its broker needs a moment to come back, one that never listens costs no more.

@@ -125,7 +125,8 @@ class Session:
         """Take over what an earlier run of this worker had on its disk; before any event.
 
         Attempts without an outcome are generated again. Whether they still matter is for the
-        dispatcher to say: it reads of them in `held`.
+        dispatcher to say: it reads of them in `held`. Spans until a deadline begin anew, for nobody
+        here knows how long we were away: a board's clock may say anything after a start.
         """
         self._teller.out = []
         self._answers.recover(answers)
@@ -133,14 +134,10 @@ class Session:
             older = self._jobs.get(job.assignment.job)
             if older is not None:
                 self._drop(older)
-            # A clock that was set back while we were away must not stretch a deadline.
-            received_at_ms = min(job.received_at_ms, now_ms)
-            held = self._take(msgspec.structs.replace(job, received_at_ms=received_at_ms), now_ms)
+            held = self._take(msgspec.structs.replace(job, received_at_ms=now_ms), now_ms)
             if job.outcome is not None:
                 held.phase = Phase.FINISHED
                 held.repeat_at_ms = now_ms + REPEAT_MS
-            elif held.is_late(now_ms):
-                self._expire(held, now_ms, retryable=True)
             else:
                 self._encode(held)
         return self._teller.out
@@ -200,6 +197,8 @@ class Session:
             case m.WorkerOp.FORGET_ANSWERS:
                 self._answers.clear()
                 self._teller.out.append(c.ForgetAnswers())
+            case m.WorkerOp.REPORT:
+                self._introduce(now_ms)
             case m.WorkerOp.RELOAD:
                 self._introduce(now_ms)
                 self._measure(now_ms)
@@ -330,7 +329,7 @@ class Session:
             if held.phase is Phase.FINISHED:
                 self._repeat_if_due(held, now_ms)
             elif held.is_late(now_ms):
-                self._expire(held, now_ms, retryable=False)
+                self._expire(held, now_ms)
             else:
                 self._show_life(held, now_ms)
         reachable = self._teller.is_linked and self._dispatcher_online
@@ -415,15 +414,11 @@ class Session:
         self._teller.out.append(c.KeepJob(held.spooled))
         self._teller.tell(held, now_ms)
 
-    def _expire(self, held: HeldJob, now_ms: int, *, retryable: bool) -> None:
-        """Give an attempt up whose deadline has passed.
-
-        Not for good where the span runs over a restart: the board's clock may have jumped, and
-        the dispatcher keeps the deadline by its own.
-        """
+    def _expire(self, held: HeldJob, now_ms: int) -> None:
+        """Give an attempt up whose deadline has passed."""
         self._teller.out.append(c.StopGeneration(held.id))
         text = "the deadline passed before the answer was there"
-        late = outcomes.failure(held, code="deadline", message=text, retryable=retryable)
+        late = outcomes.failure(held, code="deadline", message=text, retryable=False)
         self._finish(held, late, now_ms)
 
     def _count(self, held: HeldJob, tokens: int) -> None:

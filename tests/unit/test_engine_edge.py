@@ -195,11 +195,16 @@ def test_what_a_worker_does_not_hold_is_taken_back_at_once(desk: Desk) -> None:
     assert not desk.job().lapsed
 
 
-def test_an_assignment_that_may_have_crossed_the_report_is_left_to_its_lease(desk: Desk) -> None:
+def test_an_assignment_that_may_have_crossed_the_report_is_sent_again(desk: Desk) -> None:
     desk.submit()
     desk.now_ms += 1_999
     desk.held()
+    (again,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert (again.job, again.attempt) == ("K1", 1)
     assert desk.job().status is m.JobStatus.ASSIGNED
+    desk.started()
+    desk.held()
+    assert desk.receivers(topics.ASSIGN) == []
 
 
 def test_a_report_of_another_boot_says_nothing(desk: Desk) -> None:

@@ -211,28 +211,18 @@ def test_after_kill_9_an_attempt_without_outcome_is_generated_again_and_reported
     assert len(lab.told(t.DONE, "J2")) == 1
 
 
-def test_after_kill_9_an_attempt_past_its_deadline_is_handed_back_for_others_to_judge() -> None:
+@pytest.mark.parametrize("jump_ms", [-56 * 365 * 86_400_000, -3_600_000, 3_600_000])
+def test_over_a_restart_whatever_the_clock_says_an_attempt_has_its_span_anew(jump_ms: int) -> None:
     lab = SessionLab()
     lab.start(deadline_ms=5_000)
-    lab.now_ms += 6_000
-    lab.boot()
-    assert lab.encoding == {}
-    outcome = lab.disk["J1", 1].outcome
-    assert outcome == m.JobFailed(
-        attempt=1,
-        code="deadline",
-        message="the deadline passed before the answer was there",
-        retryable=True,
-    )
-
-
-def test_a_clock_set_back_over_a_restart_does_not_stretch_a_deadline() -> None:
-    lab = SessionLab()
-    lab.start(deadline_ms=5_000)
-    lab.now_ms -= 900_000
+    lab.now_ms = max(0, lab.now_ms + jump_ms)
     lab.boot()
     lab.link()
-    lab.pass_time(5_500)
+    lab.encode_all()
+    lab.pass_time(4_500)
+    assert len(lab.engine) == 1
+    assert lab.told(t.FAILED, "J1") == []
+    lab.pass_time(1_000)
     assert lab.told(t.FAILED, "J1")[0].code == "deadline"
 
 
@@ -513,6 +503,16 @@ def test_a_reload_says_everything_again_and_measures() -> None:
     lab.do(e.CommandReceived(m.WorkerCommand(id="c1", op=m.WorkerOp.RELOAD)))
     assert lab.names() == ["info", "presence", "held"]
     assert lab.measured == 2
+
+
+def test_a_worker_asked_to_report_says_everything_again_and_measures_nothing() -> None:
+    lab = SessionLab()
+    lab.start()
+    lab.sent.clear()
+    lab.do(e.CommandReceived(m.WorkerCommand(id="c1", op=m.WorkerOp.REPORT)))
+    assert lab.names() == ["info", "presence", "held"]
+    assert lab.told(t.HELD)[0].running == (m.AttemptRef(job="J1", attempt=1),)
+    assert lab.measured == 1
 
 
 def test_the_repr_shows_the_state_and_no_prompt() -> None:
