@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from sqlite_utils import Database, Migrations
 
+from cloud_dispatcher.adapters.named_sql import read_statements
 from fleet_protocol.errors import ConfigError
 
 _MIGRATION_SET: Final = "cloud_dispatcher.jobs"
 _STEPS: Final = frozenset({"001_jobs", "002_spending", "003_cache", "004_dead"})
 
 
-@cache
 def statements() -> Mapping[str, str]:
-    """Read `queries/jobs.sql`: name -> statement."""
-    text = (files("cloud_dispatcher.adapters") / "queries" / "jobs.sql").read_text("utf-8")
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("-- name: "):
-            lines = found.setdefault(line.removeprefix("-- name: ").strip(), [])
-        elif not line.startswith("--"):
-            lines.append(line)
-    return {name: "\n".join(body).strip() for name, body in found.items()}
+    """Return every statement of `queries/jobs.sql` by its name."""
+    return read_statements("jobs.sql")
 
 
 def migrate(conn: sqlite3.Connection, path: Path) -> None:

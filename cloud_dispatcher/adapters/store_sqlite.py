@@ -10,15 +10,19 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-import msgspec
-from msgspec.structs import FieldInfo, fields
-
 from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, read_usage
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
+from cloud_dispatcher.adapters.job_rows import (
+    RARE,
+    decode_submit,
+    encode,
+    encode_state,
+    is_trouble,
+    read_job,
+)
 from cloud_dispatcher.adapters.schema_sqlite import check_history, migrate, statements
 from cloud_dispatcher.adapters.space_sqlite import allow_shrinking, give_back
 from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
@@ -33,11 +37,8 @@ from fleet_protocol.messages import (
     DeviceId,
     JobId,
     JobKey,
-    JobResult,
     JobStatus,
     JobSubmit,
-    LocalAnswer,
-    WorkerId,
 )
 
 Synchronous = Literal["full", "normal"]
@@ -47,34 +48,6 @@ _WRITE_ORDER: Final = (
     "upsert_job", "step", "finish_ok", "tell", "insert_prompt", "forget_answer", "upsert_answer",
     "upsert_result",
 )  # fmt: skip
-_RARE: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
-
-_OWN_COLUMNS: Final = frozenset({
-    "key", "device", "id", "submit", "status", "received_at_ms", "finished_at_ms", "attempt",
-    "worker", "dead", "told", "kept", "result",
-})  # fmt: skip
-
-
-def _default_of(field: FieldInfo) -> Any:
-    if field.default_factory is not msgspec.NODEFAULT:
-        return msgspec.field(default_factory=field.default_factory)
-    return field.default
-
-
-_STATE_FIELDS: Final = tuple(f for f in fields(Job) if f.name not in _OWN_COLUMNS)
-_State: Final = msgspec.defstruct(
-    "_State",
-    [(f.name, f.type, _default_of(f)) for f in _STATE_FIELDS],
-    omit_defaults=True,
-)
-"""The rest of a `Job`, so that a new field with a default needs no new schema."""
-
-_state_of: Final = attrgetter(*(f.name for f in _STATE_FIELDS))
-_encode_into: Final = msgspec.msgpack.Encoder().encode_into
-_decode_state: Final = msgspec.msgpack.Decoder(_State).decode
-_decode_submit: Final = msgspec.msgpack.Decoder(JobSubmit).decode
-_decode_kept: Final = msgspec.msgpack.Decoder(LocalAnswer).decode
-_decode_result: Final = msgspec.msgpack.Decoder(JobResult).decode
 
 
 class SqliteJobStore:
@@ -140,7 +113,7 @@ class SqliteJobStore:
     async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
         """Return what was asked last and by whom, newest first."""
         rows = await self._reader.run(lambda conn: _rows(conn, "recent_questions", (limit,)))
-        return [(DeviceId(device), _decode_submit(submit)) for device, submit in rows]
+        return [(DeviceId(device), decode_submit(submit)) for device, submit in rows]
 
     async def cache_usage(self) -> list[CacheRow]:
         """Return what is cached, by tenant."""
@@ -158,18 +131,20 @@ class SqliteJobStore:
         """Return those of the devices' jobs that exist, open or finished."""
         pairs = tuple(ids)
         return await self._reader.run(
-            lambda conn: {pair: _job(row) for pair in pairs for row in _rows(conn, "find", pair)}
+            lambda conn: {
+                pair: read_job(row) for pair in pairs for row in _rows(conn, "find", pair)
+            }
         )
 
     async def get(self, key: JobKey) -> Job | None:
         """Return a job by its key."""
         rows = await self._reader.run(lambda conn: _rows(conn, "get", (key,)))
-        return _job(rows[0]) if rows else None
+        return read_job(rows[0]) if rows else None
 
     async def load_open(self) -> list[Job]:
         """Return open jobs and the outbox, oldest first."""
         rows = await self._reader.run(lambda conn: _rows(conn, "load_open", ()))
-        jobs = [_job(row) for row in rows]
+        jobs = [read_job(row) for row in rows]
         self._saved = {job.key: job for job in jobs}
         return jobs
 
@@ -285,7 +260,7 @@ def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
     if query.status is not None:
         parts.append("where_status")
         values.append(query.status.value)
-        if query.status in _RARE:
+        if query.status in RARE:
             parts.append("where_trouble")
         elif not query.status.is_final:
             parts.append("where_untold")
@@ -293,7 +268,7 @@ def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
         parts.append("where_before")
         values.append(query.before)
     sql = "\n".join(statements()[part] for part in [*parts, "newest"])
-    return [_job(row) for row in conn.execute(sql, (*values, query.limit))]
+    return [read_job(row) for row in conn.execute(sql, (*values, query.limit))]
 
 
 def probe(path: Path) -> str:
@@ -326,7 +301,7 @@ def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ..
     """Name the statements, with their values, that bring the file from `saved` to `job`."""
     if saved is None:
         yield "upsert_job", _columns(job)
-        yield "insert_prompt", (job.key, _encode(job.submit))
+        yield "insert_prompt", (job.key, encode(job.submit))
         if job.kept is None and job.result is None:
             # A finished job that starts over must not keep its old answer.
             yield "forget_answer", (job.key,)
@@ -340,23 +315,16 @@ def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ..
         yield "upsert_job", _columns(job)
     before = (None, None) if saved is None else (saved.kept, saved.result)
     if before[0] is not job.kept or before[1] is not job.result:
-        kept = None if job.kept is None else _encode(job.kept)
-        result = None if job.result is None else _encode(job.result)
+        kept = None if job.kept is None else encode(job.kept)
+        result = None if job.result is None else encode(job.result)
         if kept is None and result is not None:
             yield "upsert_result", (job.key, result)
         else:
             yield "upsert_answer", (job.key, kept, result)
 
 
-def _encode(value: object) -> bytearray:
-    """Return msgpack as SQLite's driver takes it at once: it asks how to adapt `bytes`."""
-    data = bytearray()
-    _encode_into(value, data)
-    return data
-
-
 def _changing(job: Job) -> tuple[object, ...]:
-    return str(job.status), job.attempt, job.worker, _encode(_State(*_state_of(job)))
+    return str(job.status), job.attempt, job.worker, encode_state(job)
 
 
 def _columns(job: Job) -> tuple[object, ...]:
@@ -373,30 +341,6 @@ def _columns(job: Job) -> tuple[object, ...]:
         job.worker,
         int(job.dead),
         int(job.told),
-        int(job.dead or job.status in _RARE),
-        _encode(_State(*_state_of(job))),
-    )
-
-
-def _job(row: Sequence[Any]) -> Job:
-    """Read a row of `find`, `get`, `load_open` or `select`."""
-    (
-        key, device, job_id, status, received_at_ms, finished_at_ms, attempt, worker, dead, told,
-        state, submit, kept, result,
-    ) = row  # fmt: skip
-    return Job(
-        key=JobKey(key),
-        device=DeviceId(device),
-        id=JobId(job_id),
-        submit=_decode_submit(submit),
-        status=JobStatus(status),
-        received_at_ms=received_at_ms,
-        finished_at_ms=finished_at_ms,
-        attempt=attempt,
-        worker=None if worker is None else WorkerId(worker),
-        dead=bool(dead),
-        told=bool(told),
-        kept=None if kept is None else _decode_kept(kept),
-        result=None if result is None else _decode_result(result),
-        **msgspec.structs.asdict(_decode_state(state)),
+        int(is_trouble(job)),
+        encode_state(job),
     )
