@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.cloud_alerts import CloudAlerts
 from cloud_dispatcher.core.engine import EngineSummary
+from cloud_dispatcher.history import History
 from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import CompletionProvider, JobStore, StoreUnavailableError
 from cloud_dispatcher.publisher import Publisher
@@ -53,6 +54,7 @@ class Housekeeping:
         figures: FleetFigures,
         count: Callable[[], EngineSummary],
         provider: CompletionProvider,
+        history: History,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -60,6 +62,7 @@ class Housekeeping:
         self._figures = figures
         self._count = count
         self._provider = provider
+        self._history = history
         self._cloud_alerts = CloudAlerts(publisher)
         self._summary_at_ms = 0
         self._prune_at_ms = 0
@@ -80,6 +83,7 @@ class Housekeeping:
             summary = self._figures.summary(now_ms, self._count())
             endpoints = self._provider.endpoints
             self._publisher.send(topics.SUMMARY, replace(summary, endpoints=endpoints))
+            self._history.note(summary)
             self._cloud_alerts.show(endpoints, now_ms)
         if now_ms >= self._prune_at_ms:
             self._prune_at_ms = now_ms + 1_000 * self._settings.prune_every_s

@@ -24,6 +24,7 @@ from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import day_of
 from cloud_dispatcher.frequent import FrequentQuestions
+from cloud_dispatcher.history import History
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
@@ -36,6 +37,7 @@ from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider, JobStore, Observer
 from cloud_dispatcher.presence import presence_of
 from cloud_dispatcher.publisher import Publisher
+from cloud_dispatcher.roster_shards import RosterShards
 from cloud_dispatcher.turn import Turn
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
@@ -58,6 +60,7 @@ Clock: TypeAlias = Callable[[], int]
 """UTC epoch milliseconds that never step back: leases and deadlines hang on them."""
 
 Arrival: TypeAlias = BusEvent | e.AnyEvent
+_Watch: TypeAlias = Housekeeping | LoadWatch | LibraryWatch | RosterShards
 
 _NAMING: Final = (e.JobSubmitted, e.JobCancelled)
 """Events that name a job as its device does; such a job may be in the store alone."""
@@ -97,6 +100,7 @@ class DispatcherService:
 
     Attributes:
         local: Devices in this very process.
+        history: The last day's figures.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class DispatcherService:
         self._intake = Intake(outside.topics, mint)
         self._publisher = Publisher(outside.bus, outside.topics)
         figures = FleetFigures()
+        self.history = History()
         self.local = LocalDevices(self._report, mint, outside.clock)
         self._observers = (*outside.observers, figures, self.local)
         self._house = Housekeeping(
@@ -119,12 +124,14 @@ class DispatcherService:
             figures=figures,
             count=engine.summary,
             provider=outside.provider,
+            history=self.history,
         )
         load = LoadWatch(
             self._publisher, memory=outside.memory, view=engine.load, report=self._report
         )
         library = outside.library
-        self._watches: tuple[Housekeeping | LoadWatch | LibraryWatch, ...] = (self._house, load)
+        roster = RosterShards(self._publisher, engine.workers)
+        self._watches: tuple[_Watch, ...] = (self._house, load, roster)
         if library is not None:
             self._watches += (LibraryWatch(library, self._publisher),)
         self._stopping = asyncio.Event()
