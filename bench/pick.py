@@ -1,7 +1,9 @@
 """What picking a worker costs, by the size of the fleet: `python bench/pick.py`.
 
 One step is what the engine does for a job: rank the free workers, take the best, count the lease,
-and release an earlier one. 10,000 workers may cost at most twice the time of 100.
+and release an earlier one. 10,000 workers may cost at most twice the time of 100, whether jobs are
+all alike or `mixed`: any of five models or none, short and long ones. The larger fleet does not fit
+into the processor's caches; `p2c`, which draws two workers blindly, shows what that alone costs.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import argparse
 import gc
 import statistics
 import time
+from collections.abc import Sequence
+from itertools import product
 
 from bench.report import Aim, report
 from cloud_dispatcher.core.fleet import Fleet
@@ -19,20 +23,32 @@ from cloud_dispatcher.core.settings import WeightSettings
 from fleet_protocol import messages as m
 
 SIZES = (100, 10_000)
-NEED = Need(None, 0)
+MODELS = tuple(f"model{number}" for number in range(4))
+LOADS = {
+    "": (Need(None, 0),),
+    "_mixed": (
+        *(Need(None, 0, work) for work in (4, 5, 6)),
+        Need("small", 1_024),
+        *(Need(model, 0) for model in MODELS),
+    ),
+}
 ROUNDS = 5
 
 
 class Picker:
     """A fleet half of whose slots are taken."""
 
-    def __init__(self, policy: PolicyName, workers: int) -> None:
+    def __init__(self, policy: PolicyName, needs: Sequence[Need], workers: int) -> None:
         scheduling = SchedulingSettings(policy=policy)
         self._fleet = Fleet(WeightSettings(), policy_of(scheduling))
-        model = m.ModelInfo(name="small", version="1", context_tokens=2_048)
+        self._needs = needs
         for number in range(workers):
             speed = m.Benchmark(decode_tok_s=10.0 + number % 90, prefill_tok_s=100.0)
-            info = m.WorkerInfo(boot="b", slots=4, prefetch=1, models=(model,), benchmark=speed)
+            models = tuple(
+                m.ModelInfo(name=name, version="1", context_tokens=2_048)
+                for name in ("small", MODELS[number % len(MODELS)])
+            )
+            info = m.WorkerInfo(boot="b", slots=4, prefetch=1, models=models, benchmark=speed)
             worker = self._fleet.see(m.WorkerId(f"w{number:05}"), 0)
             self._fleet.set_info(worker, info)
             self._fleet.set_presence(worker, m.Presence(status=m.PresenceStatus.ONLINE, boot="b"))
@@ -52,7 +68,8 @@ class Picker:
         return (time.process_time() - begun) / picks * 1e6
 
     def _give(self) -> None:
-        worker = self._fleet.pick_worker(NEED, avoid=None)
+        need = self._needs[self._jobs % len(self._needs)]
+        worker = self._fleet.pick_worker(need, avoid=None)
         if worker is None:
             raise RuntimeError("no worker is free")
         self._jobs += 1
@@ -71,12 +88,13 @@ def main() -> None:
     gc.disable()
     ours: dict[str, float] = {}
     ratios: dict[str, list[float]] = {}
-    for policy in PolicyName:
-        pickers = [Picker(policy, workers) for workers in SIZES]
+    for (load, needs), policy in product(LOADS.items(), PolicyName):
+        name = f"{policy}{load}"
+        pickers = [Picker(policy, needs, workers) for workers in SIZES]
         rounds = [[picker.us_per_pick(picks) for picker in pickers] for _ in range(ROUNDS)]
         for place, workers in enumerate(SIZES):
-            ours[f"{policy}_{workers}_us"] = statistics.median(one[place] for one in rounds)
-        ratios[str(policy)] = [large / small for small, large in rounds]
+            ours[f"{name}_{workers}_us"] = statistics.median(one[place] for one in rounds)
+        ratios[name] = [large / small for small, large in rounds]
     worst = max(statistics.median(values) for values in ratios.values())
     report(
         "pick",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -17,7 +17,7 @@ from fleet_protocol.messages import Usage, WorkerId
 Rank: TypeAlias = tuple[float, ...]
 """A sort key: the lowest gets the job."""
 
-_HEAPS_MOST: Final = 64
+_NEEDS_MOST: Final = 64
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ class WorkerLoad(msgspec.Struct, frozen=True):
 
 
 Serves: TypeAlias = Callable[[Need], bool]
-Ranking: TypeAlias = Callable[[WorkerLoad, Need], Rank]
+RankOf: TypeAlias = Callable[[WorkerLoad, Need], Rank]
 
 
 class Pool(Protocol):
@@ -82,37 +82,59 @@ class Policy(ABC):
         return FreeWorkers(self.rank)
 
 
-_Entry: TypeAlias = tuple[Rank, WorkerId, int]
+_Entry: TypeAlias = tuple[Any, ...]
+"""The rank's numbers, then the worker: flat, for tuples within tuples compare at half the speed."""
+
+
+class _Ranking:
+    """Workers by rank. Who is not free any more may still be in it.
+
+    Attributes:
+        entries: The entry that counts, of each worker; it is in the heap, among older ones.
+    """
+
+    __slots__ = ("entries", "heap")
+
+    def __init__(self, entries: Iterable[_Entry]) -> None:
+        self.entries: dict[WorkerId, _Entry] = {entry[-1]: entry for entry in entries}
+        self.heap = list(self.entries.values())
+        heapify(self.heap)
+
+    def put(self, worker: WorkerId, rank: Rank) -> None:
+        """Let a worker have a rank; one that is what it was costs nothing."""
+        entry = (*rank, worker)
+        if self.entries.get(worker) != entry:
+            self.entries[worker] = entry
+            heappush(self.heap, entry)
 
 
 class FreeWorkers:
     """Picks the best one, for each kind of need.
 
-    One heap a need with lazy invalidation: a worker whose load changed is filed anew and its old
+    One heap a need with lazy invalidation: a worker whose rank changed is filed anew and its old
     entry thrown away when it surfaces. Picking costs O(log workers), not O(workers).
     """
 
-    def __init__(self, rank: Ranking) -> None:
+    def __init__(self, rank: RankOf) -> None:
         self._rank = rank
-        self._filed: dict[WorkerId, tuple[int, WorkerLoad, Serves]] = {}
-        self._heaps: dict[Need, list[_Entry]] = {}
-        self._serial = 0
+        self._filed: dict[WorkerId, tuple[WorkerLoad, Serves]] = {}
+        self._rankings: dict[Need, _Ranking] = {}
 
     def __len__(self) -> int:
         return len(self._filed)
 
     def file(self, worker: WorkerId, load: WorkerLoad, serves: Serves) -> None:
         """Let a worker be free with this load, for the needs that it `serves`."""
-        self._serial += 1
         filed = self._filed
-        filed[worker] = (self._serial, load, serves)
+        filed[worker] = (load, serves)
         most = 2 * len(filed) + 64
-        for need, heap in self._heaps.items():
+        for need, ranking in self._rankings.items():
             if serves(need):
-                heappush(heap, (self._rank(load, need), worker, self._serial))
-                if len(heap) > most:
-                    heap[:] = [kept for kept in heap if self._is_valid(kept)]
-                    heapify(heap)
+                ranking.put(worker, self._rank(load, need))
+                if len(ranking.heap) > most:
+                    self._rankings[need] = _Ranking(self._entries(need))
+            else:
+                ranking.entries.pop(worker, None)
 
     def strike(self, worker: WorkerId) -> None:
         """Let a worker not be free. Unknown ones are ignored."""
@@ -122,39 +144,40 @@ class FreeWorkers:
         """Return the best free worker for a need; `avoid` only if there is no other."""
         if not self._filed:
             return None
-        heap = self._heap(need)
-        best = self._top(heap)
-        if best is None or best[1] != avoid:
-            return None if best is None else best[1]
-        heappop(heap)
-        other = self._top(heap)
-        heappush(heap, best)
-        return best[1] if other is None else other[1]
+        ranking = self._ranking(need)
+        best = self._first(ranking)
+        if best is None or best != avoid:
+            return best
+        entry = heappop(ranking.heap)
+        other = self._first(ranking)
+        heappush(ranking.heap, entry)
+        return other or best
 
-    def _heap(self, need: Need) -> list[_Entry]:
-        heap = self._heaps.get(need)
-        if heap is None:
-            if len(self._heaps) >= _HEAPS_MOST:
-                self._heaps.clear()
-            heap = [
-                (self._rank(load, need), worker, serial)
-                for worker, (serial, load, serves) in self._filed.items()
-                if serves(need)
-            ]
-            heapify(heap)
-            self._heaps[need] = heap
-        return heap
+    def _ranking(self, need: Need) -> _Ranking:
+        ranking = self._rankings.get(need)
+        if ranking is None:
+            if len(self._rankings) >= _NEEDS_MOST:
+                self._rankings.clear()
+            ranking = self._rankings[need] = _Ranking(self._entries(need))
+        return ranking
 
-    def _top(self, heap: list[_Entry]) -> _Entry | None:
+    def _entries(self, need: Need) -> Iterator[_Entry]:
+        for worker, (load, serves) in self._filed.items():
+            if serves(need):
+                yield (*self._rank(load, need), worker)
+
+    def _first(self, ranking: _Ranking) -> WorkerId | None:
+        """Return the best free worker; its entry is the heap's first then."""
+        heap, entries = ranking.heap, ranking.entries
         while heap:
-            if self._is_valid(heap[0]):
-                return heap[0]
+            entry = heap[0]
+            worker: WorkerId = entry[-1]
+            if entries.get(worker) is entry:
+                if worker in self._filed:
+                    return worker
+                del entries[worker]
             heappop(heap)
         return None
-
-    def _is_valid(self, entry: _Entry) -> bool:
-        filed = self._filed.get(entry[1])
-        return filed is not None and filed[0] == entry[2]
 
 
 class DrawnWorkers:
@@ -163,7 +186,7 @@ class DrawnWorkers:
     Drawing is a plain generator's, so a run can be repeated.
     """
 
-    def __init__(self, rank: Ranking) -> None:
+    def __init__(self, rank: RankOf) -> None:
         self._rank = rank
         self._filed: dict[WorkerId, tuple[WorkerLoad, Serves]] = {}
         self._lists: dict[Need, tuple[list[WorkerId], dict[WorkerId, int]]] = {}
@@ -203,7 +226,7 @@ class DrawnWorkers:
     def _members(self, need: Need) -> list[WorkerId]:
         found = self._lists.get(need)
         if found is None:
-            if len(self._lists) >= _HEAPS_MOST:
+            if len(self._lists) >= _NEEDS_MOST:
                 self._lists.clear()
             members = [worker for worker, (_, serves) in self._filed.items() if serves(need)]
             found = (members, {worker: place for place, worker in enumerate(members)})

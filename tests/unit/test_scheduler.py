@@ -86,7 +86,7 @@ def test_there_are_never_more_heaps_than_a_bound() -> None:
     free = filed(a=1)
     for number in range(1_000):
         assert free.pick_worker(Need(f"model{number}", 0)) == "a"
-    assert len(free._heaps) <= 64
+    assert len(free._rankings) <= 64
 
 
 @given(
