@@ -34,6 +34,7 @@ from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
 from fleet_protocol.mqtt import BusLimits, MqttBus
 from fleet_protocol.settings import BrokerSettings
+from fleet_protocol.systemd import ServiceNotifier
 from fleet_protocol.topics import Topics
 
 _CHECK_TIMEOUT_S: Final = 5.0
@@ -57,6 +58,8 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     Raises:
         FleetError: It cannot start, or cannot go on; see `DispatcherService.run`.
     """
+    notifier = ServiceNotifier.of(environ)
+    notifier.doing(f"connecting to {settings.broker.host}:{settings.broker.port}")
     _tune_garbage_collection()
     kept = settings.store
     clock_file = ClockFile(Path(kept.path).with_suffix(".clock"))
@@ -84,6 +87,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 observers=(JobLog(), counts) if has_gateway else (JobLog(),),
                 library=library,
                 memory=LinuxMemory().used_pct,
+                alive=notifier.alive,
             )
             tariff = _tariff(settings)
             engine = Engine(
@@ -103,20 +107,26 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 metrics=lambda: counts.families(engine.summary()),
                 clock=clock,
             )
-            await _serve(service, inside, settings.gateway)
+            await _serve(service, inside, settings.gateway, notifier=notifier)
     finally:
         noting.cancel()
         await provider.close()
 
 
-async def _serve(service: DispatcherService, inside: Inside, settings: GatewaySettings) -> None:
+async def _serve(
+    service: DispatcherService,
+    inside: Inside,
+    settings: GatewaySettings,
+    *,
+    notifier: ServiceNotifier,
+) -> None:
     """Run until a signal. The gateway ends first, while jobs can still end with it."""
     if settings.port is None:
-        with _stopped_by_signals(service.stop):
+        with _stopped_by_signals(service.stop, notifier):
             await service.run()
         return
     stopping = asyncio.Event()
-    with _stopped_by_signals(stopping.set):
+    with _stopped_by_signals(stopping.set, notifier):
         async with serving(build_gateway(inside, settings), settings):
             running = asyncio.create_task(service.run(), name="dispatcher")
             told = asyncio.create_task(stopping.wait(), name="stop-signal")
@@ -203,10 +213,14 @@ def _tune_garbage_collection() -> None:
 
 
 @contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+def _stopped_by_signals(stop: Callable[[], None], notifier: ServiceNotifier) -> Iterator[None]:
+    def told() -> None:
+        notifier.stopping()
+        stop()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, told)
     try:
         yield
     finally:

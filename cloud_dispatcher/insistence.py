@@ -33,11 +33,18 @@ class Insistence:
     """Repeats a call to the store until it works, with an alert that says what to do."""
 
     def __init__(
-        self, publisher: Publisher, *, clock: Callable[[], int], stopping: asyncio.Event
+        self,
+        publisher: Publisher,
+        *,
+        clock: Callable[[], int],
+        stopping: asyncio.Event,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
+        """`alive` is called with each try: whoever waits for its disk is not hung."""
         self._publisher = publisher
         self._clock = clock
         self._stopping = stopping
+        self._alive = alive
         self._failing = 0
         self._since_at_ms = 0
 
@@ -53,6 +60,7 @@ class Insistence:
                 try:
                     return await call()
                 except StoreUnavailableError as error:
+                    self._alive()
                     _log.error("store.unavailable", error=str(error), hint=error.hint)
                     if not failed:
                         failed = True

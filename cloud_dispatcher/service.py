@@ -82,6 +82,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         observers: See every decision after it was carried out.
         library: The same that the engine asks.
         memory: How full the machine's memory is, 0..100; None where nobody can tell.
+        alive: Called after each turn: a service manager watches that they go on.
     """
 
     bus: MessageBus
@@ -93,6 +94,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     observers: tuple[Observer, ...] = ()
     library: AnswerLibrary | None = None
     memory: Callable[[], float | None] = lambda: None
+    alive: Callable[[], None] = lambda: None
 
 
 class DispatcherService:
@@ -135,7 +137,9 @@ class DispatcherService:
         if library is not None:
             self._watches += (LibraryWatch(library, self._publisher),)
         self._stopping = asyncio.Event()
-        self._insistence = Insistence(self._publisher, clock=outside.clock, stopping=self._stopping)
+        self._insistence = Insistence(
+            self._publisher, clock=outside.clock, stopping=self._stopping, alive=outside.alive
+        )
         self._inquiries = Inquiries(
             outside.store,
             self._insistence,
@@ -242,6 +246,7 @@ class DispatcherService:
                 turn = Turn()
             for watch in self._watches:
                 await watch.keep(self._clock())
+            self._outside.alive()
         return turn
 
     def _set_alarm(self) -> None:

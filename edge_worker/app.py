@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -41,6 +41,7 @@ from fleet_protocol.codec import encode
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import Benchmark, Presence, PresenceStatus, WorkerInfo
 from fleet_protocol.mqtt import MqttBus
+from fleet_protocol.systemd import ServiceNotifier
 
 SESSION_EXPIRY_S: Final = 86_400
 """The broker keeps what it has for a worker that is away for a day."""
@@ -93,10 +94,12 @@ def run_worker(settings: WorkerSettings, environ: Mapping[str, str]) -> None:
         FleetError: With a code and what to do next: see the command line's exit codes.
         KeyboardInterrupt: SIGINT ended it at once.
     """
+    notifier = ServiceNotifier.of(environ)
     with StopSignals() as stop:
         try:
+            notifier.doing("loading the model, and measuring where it never ran before")
             loaded = _load(settings, environ)
-            asyncio.run(_run(settings, environ, loaded=loaded, stop=stop))
+            asyncio.run(_run(settings, environ, loaded=loaded, watch=Watch(stop, notifier)))
         except (KeyboardInterrupt, asyncio.CancelledError):
             if stop.last is None:
                 raise
@@ -116,10 +119,17 @@ def _load(settings: WorkerSettings, environ: Mapping[str, str]) -> LoadedEngine:
     return loaded
 
 
+class Watch(NamedTuple):
+    """Who tells the worker to stop, and whom the worker tells how it is."""
+
+    stop: StopSignals
+    notifier: ServiceNotifier
+
+
 async def _run(
-    settings: WorkerSettings, environ: Mapping[str, str], *, loaded: LoadedEngine, stop: StopSignals
+    settings: WorkerSettings, environ: Mapping[str, str], *, loaded: LoadedEngine, watch: Watch
 ) -> None:
-    stop.watch()
+    watch.stop.watch()
     folder = open_data_folder(settings, environ)
     measure = _meter(loaded.measured, measurement_file(settings, environ))
     runner = EngineRunner(loaded.engine, measure=measure)
@@ -131,8 +141,10 @@ async def _run(
         link = _bus_session(settings, names, boot=info.boot)
         keeper = certificate_keeper(settings)
         if keeper is not None:
+            watch.notifier.doing("waiting for the clock, where it is before the certificate")
             await keeper.wait_for_clock()
         now_ms = steady_clock()
+        watch.notifier.doing(f"connecting to {settings.broker.host}:{settings.broker.port}")
         async with MqttBus(settings.broker, link, password=password) as mqtt:
             parts = ServiceParts(
                 worker=settings.worker,
@@ -147,8 +159,9 @@ async def _run(
                 now_ms=now_ms,
                 rng=random.Random(),  # noqa: S311 - jitter, not a secret
                 keeper=keeper,
+                alive=watch.notifier.alive,
             )
-            await _serve(WorkerService(parts), info, stop=stop)
+            await _serve(WorkerService(parts), info, watch=watch)
     finally:
         runner.close()
 
@@ -237,14 +250,15 @@ def _meter(
     return measure
 
 
-async def _serve(service: WorkerService, info: WorkerInfo, *, stop: StopSignals) -> None:
+async def _serve(service: WorkerService, info: WorkerInfo, *, watch: Watch) -> None:
     """Run the service; the first signal drains it, a second one ends it at once."""
 
     def drain() -> None:
         _log.info("worker.draining")
+        watch.notifier.stopping()
         service.request_stop()
 
-    stop.drain_with(drain)
+    watch.stop.drain_with(drain)
     _tune_garbage_collection()
     _log.info("worker.started", boot=info.boot, model=info.models[0].name, slots=info.slots)
     await service.run()

@@ -68,6 +68,7 @@ class ServiceParts(msgspec.Struct, frozen=True, kw_only=True):
         spool: Not open yet.
         now_ms: UTC epoch milliseconds; must never go back.
         keeper: Looks after the certificate; None where the broker asks for none.
+        alive: Called after each turn: a service manager watches that they go on.
         rng: Where the jitter of heartbeats comes from.
     """
 
@@ -81,6 +82,7 @@ class ServiceParts(msgspec.Struct, frozen=True, kw_only=True):
     now_ms: Callable[[], int]
     rng: random.Random
     keeper: CertificateKeeper | None = None
+    alive: Callable[[], None] = lambda: None
     pace: Pace = msgspec.field(default_factory=Pace)
 
 
@@ -193,6 +195,7 @@ class WorkerService:
             while self._inbox:
                 self._decide()
                 await self._save_and_tell()
+                self._parts.alive()
             await self._save_and_tell()
         if self._measuring is not None:
             self._measuring.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from fleet_pki.registry import Member
 from fleet_protocol.log import set_up_logging
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings
+from fleet_protocol.systemd import ServiceNotifier
 from fleet_protocol.topics import DEFAULT_ROOT, Role, Topics
 
 
@@ -239,11 +241,21 @@ async def _serve(broker: BrokerSettings, pki: PkiFolder) -> None:
     async with bus:
         service = AuthorityService(Authority(pki), bus, topics, wall_ms=now_ms)
         work = asyncio.create_task(service.run(), name="authority")
+        beat = asyncio.create_task(_stay_alive(), name="alive")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, work.cancel)
         with contextlib.suppress(asyncio.CancelledError):
             await work
+        beat.cancel()
+
+
+async def _stay_alive() -> None:
+    """Tell a service manager that the loop turns; it waits for requests most of its life."""
+    notifier = ServiceNotifier.of(os.environ)
+    while True:
+        notifier.alive()
+        await asyncio.sleep(notifier.beat_s)
 
 
 def _view(member: Member) -> MemberView:
