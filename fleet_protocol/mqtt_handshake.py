@@ -14,12 +14,15 @@ from fleet_protocol.bus import Publication, Session
 from fleet_protocol.errors import BusClosedError, ConfigError, RejectedError, RetryableError
 from fleet_protocol.settings import BrokerSettings
 
+CLOCK_BEHIND: Final = "clock_behind"
 GOODBYE: Final = mqtt5.DisconnectPacket().write()
 
 # The codec's reason codes look like IntEnums but neither hash nor compare: hence `.value`.
 _FAILURE: Final = 0x80
 _SUBSCRIBE_ID: Final = 1
 _RUMQTTD_TOPIC_ALIASES: Final = 4_096
+_X509_NOT_YET_VALID: Final = 9
+_X509_EXPIRED: Final = 10
 _SIGN_IN_HINT: Final = "check the user name, the password and the broker's access list"
 _LASTING: Final = {
     mqtt5.ConnAckReasonCode.BAD_USER_NAME_OR_PASSWORD.value: "not_authorized",
@@ -164,12 +167,7 @@ def suspect_take_over(client_id: str, losses: int) -> BusClosedError:
 def explain(error: OSError, broker: BrokerSettings) -> RetryableError | ConfigError:
     """Translate what the operating system or TLS said."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return ConfigError(
-            f"the certificate of {broker.host}:{broker.port} is not trusted: "
-            f"{error.verify_message}",
-            code="certificate_untrusted",
-            hint="set tls.ca_file to the authority that signed it, and use the name it is for",
-        )
+        return _untrusted(error, broker)
     if isinstance(error, ssl.SSLError):
         return ConfigError(
             f"no TLS with {broker.host}:{broker.port}: {error.reason or error}",
@@ -179,8 +177,29 @@ def explain(error: OSError, broker: BrokerSettings) -> RetryableError | ConfigEr
     return RetryableError(error.strerror or str(error) or type(error).__name__)
 
 
+def _untrusted(
+    error: ssl.SSLCertVerificationError, broker: BrokerSettings
+) -> RetryableError | ConfigError:
+    """A board without a battery for its clock starts in the past: that passes by itself."""
+    whose = f"the certificate of {broker.host}:{broker.port}"
+    if error.verify_code == _X509_NOT_YET_VALID:
+        return RetryableError(
+            f"{whose} does not hold yet, by this machine's clock",
+            code=CLOCK_BEHIND,
+            hint="set this machine's clock (timedatectl), and have it set over the network",
+        )
+    hint = "set tls.ca_file to the authority that signed it, and use the name it is for"
+    if error.verify_code == _X509_EXPIRED:
+        hint = "renew it with `fleet pki broker`; or this machine's clock is ahead: set it"
+    return ConfigError(
+        f"{whose} is not trusted: {error.verify_message}", code="certificate_untrusted", hint=hint
+    )
+
+
 def unreachable(broker: BrokerSettings, error: Exception) -> RetryableError:
     """Return what entering the bus raises when its time is over."""
+    if isinstance(error, RetryableError) and error.code == CLOCK_BEHIND:
+        return error
     return RetryableError(
         f"no MQTT 5 broker at {broker.host}:{broker.port}: {error}",
         code="broker_unreachable",

@@ -25,6 +25,7 @@ class Exit(IntEnum):
 
 _BY_CODE: Final = {
     "broker_unreachable": Exit.CANNOT_CONNECT,
+    "clock_behind": Exit.CANNOT_CONNECT,
     "not_authorized": Exit.DENIED,
     "timeout": Exit.TIMEOUT,
 }

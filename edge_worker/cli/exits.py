@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
 
 _BY_CODE = {
     "broker_unreachable": ExitCode.CANNOT_CONNECT,
+    "clock_behind": ExitCode.CANNOT_CONNECT,
     "timeout": ExitCode.TIMEOUT,
     "not_authorized": ExitCode.DENIED,
     "session_taken_over": ExitCode.TAKEN_OVER,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,7 +14,13 @@ import trustme
 
 from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess
 from fleet_protocol.bus import Confirmed, LinkDown, Publication, Refused, Session
-from fleet_protocol.errors import BusClosedError, ConfigError, FleetError, RejectedError
+from fleet_protocol.errors import (
+    BusClosedError,
+    ConfigError,
+    FleetError,
+    RejectedError,
+    RetryableError,
+)
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings, TlsSettings
 from tests.conftest import require
@@ -48,9 +55,15 @@ def authority() -> trustme.CA:
 
 
 def tls_options(
-    folder: Path, authority: trustme.CA, *, host: str = "127.0.0.1", asks_clients: bool = False
+    folder: Path,
+    authority: trustme.CA,
+    *,
+    host: str = "127.0.0.1",
+    asks_clients: bool = False,
+    span: tuple[datetime, datetime] | None = None,
 ) -> BrokerOptions:
-    certificate = authority.issue_cert(host)
+    begin, end = span or (None, None)
+    certificate = authority.issue_cert(host, not_before=begin, not_after=end)
     chain, key, ca = folder / "broker.pem", folder / "broker.key", folder / "ca.pem"
     certificate.cert_chain_pems[0].write_to_path(chain)
     certificate.private_key_pem.write_to_path(key)
@@ -180,6 +193,33 @@ async def test_a_certificate_for_another_name_is_not_trusted(
     with pytest.raises(ConfigError, match="not trusted") as caught:
         await enter(BrokerSettings(url=broker.url, tls=tls))
     assert caught.value.code == "certificate_untrusted"
+
+
+async def test_before_the_brokers_certificate_holds_it_is_our_clock_that_is_waited_for(
+    start: Start, tmp_path: Path, authority: trustme.CA
+) -> None:
+    # To a board that starts in 1970 every certificate is one of the future.
+    begin = datetime.now(UTC) + timedelta(hours=1)
+    span = (begin, begin + timedelta(days=1))
+    broker = start(tls_options(tmp_path, authority, span=span))
+    settings = BrokerSettings(url=broker.url, tls=TlsSettings(ca_file=str(tmp_path / "ca.pem")))
+    limits = msgspec.structs.replace(QUICK, connect_timeout_s=0.3)
+    with pytest.raises(RetryableError, match="does not hold yet") as caught:
+        async with MqttBus(settings, session(), limits=limits):
+            pass
+    assert caught.value.code == "clock_behind"
+    assert "clock" in caught.value.hint
+
+
+async def test_an_expired_certificate_of_the_broker_may_be_our_clock_too(
+    start: Start, tmp_path: Path, authority: trustme.CA
+) -> None:
+    end = datetime.now(UTC) - timedelta(hours=1)
+    broker = start(tls_options(tmp_path, authority, span=(end - timedelta(days=1), end)))
+    settings = BrokerSettings(url=broker.url, tls=TlsSettings(ca_file=str(tmp_path / "ca.pem")))
+    with pytest.raises(ConfigError, match="expired") as caught:
+        await enter(settings)
+    assert "clock" in caught.value.hint
 
 
 async def test_tls_files_that_are_not_there_are_named(tmp_path: Path) -> None:
