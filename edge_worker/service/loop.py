@@ -41,6 +41,9 @@ TURN_EVENTS: Final = 2_000
 """Most events decided on before they are saved; what is beyond waits for the next turn."""
 BACKLOG_MOST: Final = 20_000
 """Events waiting here until the bus is read no further; it then holds the broker back."""
+UNSENT_MOST: Final = 10_000
+"""Messages that the full bus did not take yet. What is beyond is dropped, for it will be said
+again; but not what is retained."""
 RETRY_FIRST_MS: Final = 500
 RETRY_MOST_MS: Final = 10_000
 
@@ -288,7 +291,8 @@ class WorkerService:
             # A refusal of these means that the broker's rules do not know this worker.
             token=channel.name if channel.retain else None,
         )
-        self._unsent.append(publication)
+        if len(self._unsent) < UNSENT_MOST or channel.retain:
+            self._unsent.append(publication)
         self._flush()
 
     def _flush(self) -> None:

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from edge_worker.adapters.echo_engine import EchoEngine
 from edge_worker.adapters.host_linux import LinuxHost
 from edge_worker.adapters.spool_memory import MemorySpool
+from edge_worker.core import commands as c
 from edge_worker.core.rules import SessionRules
 from edge_worker.core.session import STARTED_AFTER_MS, Session
 from edge_worker.ports import EngineEvent, InferenceEngine
@@ -28,6 +29,7 @@ from edge_worker.service import (
     measure_speed,
 )
 from edge_worker.service.intake import subscriptions
+from edge_worker.service.loop import UNSENT_MOST
 from fleet_protocol import bus as b
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
@@ -128,7 +130,7 @@ class Lab:
 
     @asynccontextmanager
     async def worker(
-        self, engine: InferenceEngine | None = None
+        self, engine: InferenceEngine | None = None, *, max_unconfirmed: int = 100_000
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Run a worker; it is ended at once if it still runs at the end."""
         self.boots += 1
@@ -141,7 +143,7 @@ class Lab:
             will=b.Publication(topic=topic, payload=encode(gone), retain=True),
             expiry_s=60,
         )
-        async with MemoryBus(self.broker, session) as bus:
+        async with MemoryBus(self.broker, session, max_unconfirmed=max_unconfirmed) as bus:
             self.service = WorkerService(self._parts(bus, runner))
             running = asyncio.create_task(self.service.run(), name="test-worker")
             try:
@@ -356,6 +358,23 @@ async def test_a_worker_whose_id_is_taken_stops_with_a_code(lab: Lab) -> None:
             with pytest.raises(BusClosedError) as caught:
                 await asyncio.wait_for(running, PATIENCE_S)
             assert caught.value.code == "session_taken_over"
+
+
+async def test_what_a_full_bus_does_not_take_waits_within_bounds_and_what_is_retained_is_told(
+    lab: Lab,
+) -> None:
+    async with lab.dispatcher() as dispatcher, lab.worker(max_unconfirmed=100):
+        await dispatcher.hear(t.HELD)
+        lab.broker.cut(WORKER)
+        progress = c.Send(t.PROGRESS, (WORKER, "J1"), m.JobProgress(attempt=1))
+        for _ in range(UNSENT_MOST + 2_000):
+            lab.service._publish(progress)
+        gone = m.Presence(status=m.PresenceStatus.DRAINING, boot="b1")
+        lab.service._publish(c.Send(t.PRESENCE, (WORKER,), gone))
+        assert len(lab.service._unsent) == UNSENT_MOST + 1, "others gave way, presence did not"
+        lab.broker.heal(WORKER)
+        await dispatcher.until(lambda: gone in dispatcher.all(t.PRESENCE))
+        assert not lab.service._unsent
 
 
 async def test_bandwidth_is_measured_by_echoes_and_said(lab: Lab) -> None:
