@@ -69,6 +69,18 @@ class _Flow:
         self.turn = 0
 
 
+class _Lone(NamedTuple):
+    """The only ready job. While boards are free there is no other: it is spared the lines.
+
+    Attributes:
+        since_ms: When it came.
+    """
+
+    job: Job
+    tenant: str
+    since_ms: int
+
+
 class _Level:
     """The flows of a lane that count as equally important: tenants take turns, then devices do."""
 
@@ -129,7 +141,9 @@ class JobQueue:
         self._rising: OrderedDict[_Flow, None] = OrderedDict()
         self._tenants = Turns()
         self._devices: dict[str, Turns] = {}
-        self._ready: dict[JobKey, _Flow] = {}
+        # Without a flow: the lone one.
+        self._ready: dict[JobKey, _Flow | None] = {}
+        self._lone: _Lone | None = None
         self._pausing: dict[JobKey, int] = {}
         # By the order in which they came to wait; a dict, for any may leave at any time.
         self._by_priority: list[dict[JobKey, None]] = [{} for _ in range(_PRIORITIES)]
@@ -143,7 +157,7 @@ class JobQueue:
     @property
     def has_ready(self) -> bool:
         """Whether any job could be given out now."""
-        return bool(self._lanes)
+        return bool(self._ready)
 
     def add(self, job: Job, *, now_ms: int, tenant: str = "") -> None:
         """Let a job wait; one that waits already is filed anew."""
@@ -153,49 +167,45 @@ class JobQueue:
         if job.not_before_ms > now_ms:
             self._pausing[job.key] = priority
             return
-        name = _FlowName(need_of(job), tenant, job.device, priority)
-        flow = self._flows.get(name)
-        if flow is not None:
-            self._ready[job.key] = flow
-            flow.jobs.put(job.key, _urgency(job))
-            self._refile(flow)
+        if not self._ready:
+            self._lone = _Lone(job, tenant, now_ms)
+            self._ready[job.key] = None
             return
-        flow = self._flows[name] = self._ready[job.key] = _Flow(name)
-        flow.jobs.put(job.key, _urgency(job))
-        self._tenants.enter(tenant)
-        self._devices.setdefault(tenant, Turns()).enter(job.device)
-        self._begin(flow, now_ms)
+        self._join_others()
+        self._line_up(job, tenant, now_ms)
 
     def remove(self, key: JobKey) -> None:
         """Let a job no longer wait. Unknown ones are ignored."""
-        flow = self._ready.pop(key, None)
-        if flow is None:
-            priority = self._pausing.pop(key, None)
-            if priority is not None:
-                del self._by_priority[priority][key]
+        if key in self._ready:
+            flow = self._leave(key)
+            if flow is not None and flow.jobs:
+                self._refile(flow)
+            elif flow is not None:
+                self._end(flow)
             return
-        del self._by_priority[flow.name.priority][key]
-        flow.jobs.discard(key)
-        if flow.jobs:
-            self._refile(flow)
-        else:
-            self._end(flow)
+        priority = self._pausing.pop(key, None)
+        if priority is not None:
+            del self._by_priority[priority][key]
 
     def take(self, key: JobKey, *, now_ms: int) -> None:
         """Let a job no longer wait because a worker has it: its device had a turn."""
-        flow = self._ready.get(key)
-        if flow is None:
+        if key not in self._ready:
             self.remove(key)
             return
-        name = flow.name
-        level = self._lanes[name.need][flow.level]
-        self._tenants.took(name.tenant)
-        self._devices[name.tenant].took(name.device)
-        self.remove(key)
-        if flow.jobs:
-            self._strike(flow)
-            self._begin(flow, now_ms)
-        level.served(name.tenant, self._tenants)
+        lone = self._lone
+        flow = self._leave(key)
+        if lone is not None:
+            self._took(lone.tenant, lone.job.device)
+        elif flow is not None:
+            name = flow.name
+            level = self._lanes[name.need][flow.level]
+            self._took(name.tenant, name.device)
+            if flow.jobs:
+                self._strike(flow)
+                self._begin(flow, now_ms)
+            else:
+                self._end(flow)
+            level.served(name.tenant, self._tenants)
 
     def ahead_of(self, priority: int) -> int:
         """Return how many wait with this priority or a higher one."""
@@ -215,6 +225,10 @@ class JobQueue:
 
     def age(self, now_ms: int) -> None:
         """Let those count a priority higher that have waited for long enough."""
+        if self._lone is not None:
+            if now_ms - self._lone.since_ms < self._ageing_ms:
+                return
+            self._join_others()
         for _ in range(min(len(self._rising), _RISE_MOST)):
             flow = next(iter(self._rising))
             if now_ms - flow.since_ms < self._ageing_ms:
@@ -226,6 +240,9 @@ class JobQueue:
 
     def heads(self) -> Iterator[tuple[Need, JobKey]]:
         """Yield the best ready job of each lane, the best of all first."""
+        if self._lone is not None:
+            yield need_of(self._lone.job), self._lone.job.key
+            return
         tops = [(*self._first(lane), need) for need, lane in self._lanes.items()]
         for _, key, need in sorted(tops, key=itemgetter(0)) if len(tops) > 1 else tops:
             yield need, key
@@ -235,6 +252,50 @@ class JobQueue:
         level = max(lane)
         rank, key = lane[level].first()
         return (-level, *rank), key
+
+    def _join_others(self) -> None:
+        """Let the lone job line up, as it would have when it came."""
+        lone, self._lone = self._lone, None
+        if lone is not None:
+            self._line_up(lone.job, lone.tenant, lone.since_ms)
+
+    def _line_up(self, job: Job, tenant: str, now_ms: int) -> None:
+        """Let a ready job wait among others."""
+        name = _FlowName(need_of(job), tenant, job.device, job.submit.priority)
+        flow = self._flows.get(name)
+        if flow is not None:
+            self._ready[job.key] = flow
+            flow.jobs.put(job.key, _urgency(job))
+            if flow.jobs.first()[1] == job.key:
+                self._refile(flow)
+            return
+        flow = self._flows[name] = self._ready[job.key] = _Flow(name)
+        flow.jobs.put(job.key, _urgency(job))
+        self._tenants.enter(tenant)
+        self._turns_of(tenant).enter(job.device)
+        self._begin(flow, now_ms)
+
+    def _leave(self, key: JobKey) -> _Flow | None:
+        """Let a ready job be in none of the books but its flow's; None: it was the lone one."""
+        flow = self._ready.pop(key)
+        if flow is None:
+            if self._lone is not None:
+                del self._by_priority[self._lone.job.submit.priority][key]
+            self._lone = None
+        else:
+            del self._by_priority[flow.name.priority][key]
+            flow.jobs.discard(key)
+        return flow
+
+    def _took(self, tenant: str, device: DeviceId) -> None:
+        self._tenants.took(tenant)
+        self._turns_of(tenant).took(device)
+
+    def _turns_of(self, tenant: str) -> Turns:
+        turns = self._devices.get(tenant)
+        if turns is None:
+            turns = self._devices[tenant] = Turns()
+        return turns
 
     def _begin(self, flow: _Flow, now_ms: int) -> None:
         """Let the wait of a flow's first job begin."""

@@ -8,32 +8,44 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 _Member = TypeVar("_Member")
 _Rank: TypeAlias = tuple[Any, ...]
 
+_Entry: TypeAlias = tuple[_Rank, int, _Member]
+
 _SPARE: Final = 64
+"""Ghosts are laid only when they are the larger half by so many."""
 
 
 class Ranked(Generic[_Member]):
-    """Members with a rank each; the lowest is found in O(log members). No two ranks are equal."""
+    """Members with a rank each; the lowest is found in O(log members), of equals the first put."""
+
+    __slots__ = ("_entries", "_heap", "_serial")
 
     def __init__(self) -> None:
-        self._ranks: dict[_Member, _Rank] = {}
-        self._heap: list[tuple[_Rank, _Member]] = []
+        self._entries: dict[_Member, _Entry[_Member]] = {}
+        # Also holds what these entries were before, ghosts.
+        self._heap: list[_Entry[_Member]] = []
+        # Members may not compare, and a ghost may have the rank of who took its place.
+        self._serial = 0
 
     def __len__(self) -> int:
-        return len(self._ranks)
+        return len(self._entries)
 
     def __contains__(self, member: _Member) -> bool:
-        return member in self._ranks
+        return member in self._entries
 
     def put(self, member: _Member, rank: _Rank) -> None:
         """Let a member be there with this rank, whatever it had before."""
-        self._ranks[member] = rank
-        heappush(self._heap, (rank, member))
-        self._trim()
+        self._serial += 1
+        entry = self._entries[member] = (rank, self._serial, member)
+        heap = self._heap
+        heappush(heap, entry)
+        if len(heap) > 2 * len(self._entries) + _SPARE:
+            self._lay_ghosts()
 
     def discard(self, member: _Member) -> None:
         """Let a member not be there. Unknown ones are ignored."""
-        if self._ranks.pop(member, None) is not None:
-            self._trim()
+        entries = self._entries
+        if entries.pop(member, None) and len(self._heap) > 2 * len(entries) + _SPARE:
+            self._lay_ghosts()
 
     def first(self) -> tuple[_Rank, _Member]:
         """Return the lowest rank and whose it is.
@@ -41,17 +53,17 @@ class Ranked(Generic[_Member]):
         Raises:
             IndexError: Nobody is there.
         """
+        heap, entries = self._heap, self._entries
         while True:
-            rank, member = self._heap[0]
-            if self._ranks.get(member) is rank:
+            entry = heap[0]
+            rank, _, member = entry
+            if entries.get(member) is entry:
                 return rank, member
-            heappop(self._heap)
+            heappop(heap)
 
-    def _trim(self) -> None:
-        """Keep the heap from holding mostly ghosts."""
-        if len(self._heap) > 2 * len(self._ranks) + _SPARE:
-            self._heap = [(rank, member) for member, rank in self._ranks.items()]
-            heapify(self._heap)
+    def _lay_ghosts(self) -> None:
+        self._heap = list(self._entries.values())
+        heapify(self._heap)
 
 
 class Turns:
@@ -80,15 +92,12 @@ class Turns:
 
     def turn(self, name: str) -> int:
         """Return in which turn this name would be served next; the lowest goes first."""
-        return int(self._start(name))
+        return int(max(self._next.get(name, 0.0), self._now))
 
     def took(self, name: str) -> None:
         """Count a turn that was taken, before those that wait for it no more leave."""
-        start = self._start(name)
+        start = max(self._next.get(name, 0.0), self._now)
         self._next[name] = start + 1.0
-        self._now = max(self._now, start) + 1.0 / max(len(self._waiting), 1)
+        self._now = start + 1.0 / max(len(self._waiting), 1)
         if len(self._next) > 2 * len(self._waiting) + _SPARE:
             self._next = {key: at for key, at in self._next.items() if at > self._now}
-
-    def _start(self, name: str) -> float:
-        return max(self._next.get(name, 0.0), self._now)

@@ -120,6 +120,16 @@ def test_cancelled_jobs_do_not_pile_up() -> None:
     assert drained(queue) == ["A", "A2", "B0-d1", "B0-e0"]
 
 
+def test_a_job_may_leave_and_come_back_with_the_rank_that_it_had() -> None:
+    queue = JobQueue()
+    for key in "ABC":
+        queue.add(job(key, device=key), now_ms=0)
+    for key in "CABCBA":
+        queue.remove(JobKey(key))
+        queue.add(job(key, device=key), now_ms=0)
+    assert drained(queue) == ["A", "B", "C"]
+
+
 def test_a_device_that_submits_much_does_not_make_others_wait() -> None:
     queue = JobQueue()
     for number in range(1_000):
