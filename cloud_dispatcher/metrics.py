@@ -188,7 +188,12 @@ class FleetCounts:
 
 
 def _gauges(now: EngineSummary) -> list[Family]:
-    states = {"queued": now.queued, "inflight": now.inflight, "escalated": now.escalated}
+    states = {
+        "queued": now.queued,
+        "delayed": now.delayed,
+        "inflight": now.inflight,
+        "escalated": now.escalated,
+    }
     figures: list[tuple[str, str, dict[Labels, float]]] = [
         (
             "edgefleet_jobs_open",

@@ -114,6 +114,7 @@ class FleetFigures:
         return m.FleetSummary(
             at_ms=now_ms,
             queued=now.queued,
+            delayed=now.delayed,
             inflight=now.inflight,
             escalated=now.escalated,
             workers=now.workers,

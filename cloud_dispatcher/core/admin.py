@@ -96,6 +96,7 @@ class AdminDesk:
             submit=submit,
             received_at_ms=job.received_at_ms,
             deadline_at_ms=now_ms + span_ms,
+            start_by_at_ms=self._ledger.start_by_at_ms(submit),
             reply=replace(job.reply, topic=None, correlation_data=None),
             attempt=job.attempt,
             answer_key=job.answer_key,

@@ -98,9 +98,9 @@ class CloudLane:
         if refusal:
             self.do_without(job, code=BUDGET_SPENT, message=refusal)
             return
-        remaining_ms, timeout_ms = ledger.remaining_ms(job), ledger.settings.cloud_timeout_ms
-        if remaining_ms is not None:
-            timeout_ms = min(timeout_ms, remaining_ms)
+        limits_ms = (ledger.remaining_ms(job), ledger.attempt_ms(job))
+        timeout_ms = ledger.settings.cloud_timeout_ms
+        timeout_ms = min([timeout_ms, *(limit for limit in limits_ms if limit is not None)])
         job = replace(
             job,
             status=JobStatus.ESCALATED,
@@ -157,6 +157,8 @@ class CloudLane:
                 self.do_without(job, code=event.code, message=event.message)
                 return
             job = replace(job, cloud_tries=job.cloud_tries - 1)  # nobody was asked
+        else:
+            job = replace(job, start_by_at_ms=None)
         decision = retry_cloud(
             job,
             ledger.settings.retry,
@@ -215,6 +217,7 @@ class CloudLane:
         cheap_at_ms += crc32(job.key.encode()) % ledger.settings.deferred_spread_ms
         latest_ms = cheap_at_ms + ledger.settings.cloud_timeout_ms
         too_late = job.deadline_at_ms is not None and latest_ms >= job.deadline_at_ms
+        too_late |= job.start_by_at_ms is not None and cheap_at_ms >= job.start_by_at_ms
         return now_ms if too_late else cheap_at_ms
 
     def _record(self, event: CompletionFinished | CompletionFailed) -> None:
@@ -247,6 +250,7 @@ class CloudLane:
             lapsed=False,
             kept=said.answer or job.kept,
             lease_until_ms=None,
+            start_by_at_ms=None,
         )
         if submit.privacy is Privacy.ANY and submit.escalate is not Escalate.NEVER:
             if job.cloud_code:

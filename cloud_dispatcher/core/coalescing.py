@@ -13,13 +13,13 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import Ledger
-from cloud_dispatcher.core.outbox import DEADLINE, Outbox
+from cloud_dispatcher.core.outbox import DEADLINE, NOT_STARTED, Outbox
 from cloud_dispatcher.core.overload import SHED
 from cloud_dispatcher.core.results import shared_result
 from fleet_protocol.messages import Defer, JobKey, JobStatus
 
 _Question: TypeAlias = tuple[bytes, bool]
-_OWN_ENDS: Final = frozenset({DEADLINE, SHED})
+_OWN_ENDS: Final = frozenset({DEADLINE, NOT_STARTED, SHED})
 _NEVER_MS = 2**62
 
 
@@ -84,6 +84,14 @@ class Coalescer:
         group = None if question is None else self._groups.get(question)
         if question is not None and group is not None and group.leader == job.key:
             del self._groups[question]
+
+    def has_begun(self, job: Job) -> bool:
+        """Tell whether somebody works on the answer that a job waits for."""
+        question = _question_of(job)
+        group = None if question is None else self._groups.get(question)
+        if group is None or job.key not in group.followers:
+            return False
+        return self._ledger.jobs[group.leader].lease_until_ms is not None
 
     def settle(self, job: Job) -> Job | None:
         """Give the followers of a finished job their results; return who takes over from it, if so.

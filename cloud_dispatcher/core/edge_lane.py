@@ -31,6 +31,9 @@ from fleet_protocol.messages import (
     WorkerId,
 )
 
+ATTEMPT_TOO_SLOW = "attempt_too_slow"
+"""An attempt made progress, but took longer than one may."""
+
 _SCOLD_PAUSE_MS = 1_000
 _SCOLDED_MOST = 4_096
 
@@ -62,7 +65,7 @@ class EdgeLane:
     def send_assignment(self, job: Job, worker: WorkerId) -> None:
         """Send a job to the holder of its lease; on (job, attempt) that is idempotent."""
         ledger, submit = self._ledger, job.submit
-        lease_ms, remaining_ms = ledger.settings.lease_ms, ledger.remaining_ms(job)
+        lease_ms, remaining_ms = ledger.lease_ms(job), ledger.remaining_ms(job)
         tenant = ledger.budget.tenant_of(job.device)
         assignment = Assignment(
             job=job.key,
@@ -88,7 +91,7 @@ class EdgeLane:
         ledger = self._ledger
         for need, key in ledger.queue.heads():
             job = ledger.jobs[key]
-            if ledger.is_overdue(job):
+            if ledger.is_overdue(job) or ledger.is_unstarted(job):
                 self._outbox.expire(job)
                 return True
             kept_by = ledger.conversations.board_of(job.submit, ledger.now_ms)
@@ -109,7 +112,7 @@ class EdgeLane:
             worker=worker.id,
             lapsed=False,
             assigned_at_ms=ledger.now_ms,
-            lease_until_ms=ledger.now_ms + ledger.settings.lease_ms,
+            lease_until_ms=ledger.lease_until_ms(job),
             not_before_ms=0,
             first_token_at_ms=None,
         )
@@ -160,8 +163,11 @@ class EdgeLane:
         failure = event.failure
         job = self.current(event.worker, event.job, failure.attempt)
         self._ledger.heard(event.worker)
-        if failure.retryable and failure.code not in NO_FAULT:
+        has_tried = failure.code not in NO_FAULT
+        if failure.retryable and has_tried:
             self._ledger.fleet.failed(event.worker, self._ledger.now_ms)
+        if job is not None and has_tried:
+            job = replace(job, start_by_at_ms=None)
         if job is not None and failure.retryable:
             self.give_back(job, lapsed=False, code=failure.code, message=failure.message)
         elif job is not None:
@@ -189,14 +195,14 @@ class EdgeLane:
             return None if job is None else self._ledger.renew(job, JobStatus.RUNNING)
         if len(worker.leases) >= worker.capacity:
             return None
-        lease_until_ms = self._ledger.now_ms + self._ledger.settings.lease_ms
         job = replace(
             job,
             status=JobStatus.RUNNING,
             worker=worker.id,
             lapsed=False,
-            lease_until_ms=lease_until_ms,
+            lease_until_ms=self._ledger.lease_until_ms(job),
             not_before_ms=0,
+            start_by_at_ms=None,
         )
         self._ledger.grant(job, worker)
         return job
@@ -228,9 +234,16 @@ class EdgeLane:
         )
         ledger.enqueue(waiting)
 
-    def lease_over(self, job: Job) -> None:
-        """Take back an attempt that was not heard of, unless nobody can be heard at all."""
-        if self._ledger.is_linked:
+    def due(self, job: Job) -> None:
+        """Take back an attempt that was not heard of, or takes too long.
+
+        Neither while nobody can be heard at all.
+        """
+        if self._ledger.is_too_slow(job):
+            self._ledger.call_off(job)
+            message = "the attempt took longer than it may: see attempt_ms"
+            self.give_back(job, lapsed=False, code=ATTEMPT_TOO_SLOW, message=message)
+        elif self._ledger.is_linked:
             if job.worker is not None:
                 self._ledger.fleet.failed(job.worker, self._ledger.now_ms)
             self.give_back(job, lapsed=True)

@@ -55,6 +55,7 @@ class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         queued: Jobs waiting for a slot, retry pauses included.
+        delayed: Jobs that their devices want later.
         inflight: Jobs under a lease.
         escalated: Jobs in the cloud lane.
         untold: Finished jobs whose result the broker did not confirm.
@@ -63,6 +64,7 @@ class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     queued: int
+    delayed: int = 0
     inflight: int
     escalated: int
     untold: int
@@ -146,7 +148,8 @@ class Engine:
         Leases start afresh with their holders, so that workers have time to say what they hold
         and nothing runs twice needlessly; provider calls died with the process and are made anew.
         """
-        self._ledger.now_ms = self._ledger.began_at_ms = now_ms
+        ledger = self._ledger
+        ledger.now_ms = ledger.began_at_ms = ledger.linked_at_ms = now_ms
         self._ledger.budget.record(spends, now_ms)
         for job in jobs:
             self._take_up(job)
@@ -189,7 +192,8 @@ class Engine:
             status = worker.status.value
             workers[status] = workers.get(status, 0) + 1
         return EngineSummary(
-            queued=counts[JobStatus.QUEUED],
+            queued=counts[JobStatus.QUEUED] - self._ledger.delayed,
+            delayed=self._ledger.delayed,
             inflight=sum(counts[status] for status in LEASED),
             escalated=counts[JobStatus.ESCALATED],
             untold=len(self._outbox),
@@ -288,17 +292,17 @@ class Engine:
                 self._outbox.tell(job)
         elif job.status in LEASED and job.worker is not None:
             worker = ledger.fleet.find(job.worker) or ledger.fleet.see(job.worker, ledger.now_ms)
-            lease_until_ms = ledger.now_ms + ledger.settings.lease_ms
-            ledger.grant(replace(job, lease_until_ms=lease_until_ms), worker, save=False)
+            job = replace(job, lease_until_ms=ledger.lease_until_ms(job))
+            ledger.grant(job, worker, save=False)
             self._coalescer.work_goes_on(job)
         elif job.status is JobStatus.ESCALATED:
             ledger.put(job, save=False)
             self._coalescer.work_goes_on(job)
             if job.lease_until_ms is not None or job.not_before_ms <= ledger.now_ms:
                 self._cloud.call(job)
-        elif job.is_delayed or not (
-            self._parts.take_up(job) or self._coalescer.follows(job, save=False)
-        ):
+        elif job.is_delayed:
+            ledger.put(job, save=False)
+        elif not (self._parts.take_up(job) or self._coalescer.follows(job, save=False)):
             ledger.enqueue(job, save=False)
 
     def _go_on(self, jobs: Sequence[Job]) -> None:
@@ -314,7 +318,7 @@ class Engine:
     def _on_link_restored(self, event: e.LinkRestored) -> None:
         """Say again whatever the broker may have forgotten, and let everyone be heard afresh."""
         ledger = self._ledger
-        ledger.is_linked = True
+        ledger.is_linked, ledger.linked_at_ms = True, ledger.now_ms
         for worker in tuple(ledger.fleet.workers):
             if not worker.is_silent and worker.id in ledger.worker_alarms:
                 ledger.heard(worker.id)
@@ -346,6 +350,8 @@ class Engine:
             self._outbox.tell(job)
         elif self._ledger.is_overdue(job):
             self._outbox.expire(job)
+        elif self._ledger.is_unstarted(job):
+            self._on_unstarted(job)
         elif job.is_delayed:
             self._intake.begin(job)
         elif job.status is JobStatus.QUEUED:
@@ -353,4 +359,11 @@ class Engine:
         elif job.status is JobStatus.ESCALATED:
             self._cloud.due(job)
         else:
-            self._edge.lease_over(job)
+            self._edge.due(job)
+
+    def _on_unstarted(self, job: Job) -> None:
+        """End a job that nobody has begun with in time, unless its answer is in the making."""
+        if self._parts.has_begun(job) or self._coalescer.has_begun(job):
+            self._ledger.put(replace(job, start_by_at_ms=None))
+        else:
+            self._outbox.expire(job)

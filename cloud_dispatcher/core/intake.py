@@ -69,7 +69,7 @@ class Intake:
             return
         self._acknowledge(job)
         if is_delayed:
-            self._ledger.enqueue(replace(job, not_before_ms=job.begins_at_ms))
+            self._ledger.put(replace(job, not_before_ms=job.begins_at_ms))
         elif answer is not None:
             now_ms = self._ledger.now_ms
             self._outbox.finish(job, cached_result(job, answer, now_ms=now_ms))
@@ -127,9 +127,13 @@ class Intake:
                 f"there is too much to do for priority {submit.priority}",
                 retry_after_ms=spread(event.key, settings.overload.retry_ms),
             )
-        is_full = ledger.counts[JobStatus.QUEUED] >= settings.queue_limit
+        wait_ms = 2 * spread(event.key, settings.busy_retry_ms)
+        if submit.not_before_ms is not None:
+            is_full = ledger.delayed >= settings.delayed_limit
+            message = f"{settings.delayed_limit} jobs are put off already"
+            return self._busy(message, retry_after_ms=wait_ms) if is_full else None
+        is_full = ledger.counts[JobStatus.QUEUED] - ledger.delayed >= settings.queue_limit
         if is_full and not self._made_way(submit.priority):
-            wait_ms = 2 * spread(event.key, settings.busy_retry_ms)
             return self._busy("the queue is full", retry_after_ms=wait_ms)
         return None
 
@@ -156,6 +160,7 @@ class Intake:
             submit=event.submit,
             received_at_ms=now_ms,
             deadline_at_ms=now_ms + self._ledger.span_ms(event.submit),
+            start_by_at_ms=self._ledger.start_by_at_ms(event.submit),
             reply=event.reply,
             answer_key=self._answers.key_of(event.device, event.submit),
         )

@@ -62,6 +62,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         lapsed: That lease was taken away unheard: its holder may still come back with the answer.
         assigned_at_ms: When the last lease was given out.
         lease_until_ms: When the lease is over unless renewed.
+        start_by_at_ms: When somebody must have begun with it; None: there is no such limit, or
+            somebody has.
         not_before_ms: A retry waits until then, and a job whose device wants it later.
         reason: Why it was escalated.
         detail: For people: the figures behind `reason`.
@@ -84,6 +86,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     submit: JobSubmit
     received_at_ms: int
     deadline_at_ms: int | None = None
+    start_by_at_ms: int | None = None
     reply: ReplyTo = msgspec.field(default_factory=ReplyTo)
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
@@ -116,9 +119,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_delayed(self) -> bool:
-        """Whether it was queued by its device's wish, and not placed since."""
+        """Whether it waits by its device's wish, and was not placed since."""
         wanted = self.submit.not_before_ms is not None and self.part is None
-        return wanted and self.attempt == 0 and self.not_before_ms == self.begins_at_ms
+        return (
+            wanted
+            and self.status is JobStatus.QUEUED
+            and self.attempt == 0
+            and self.not_before_ms == self.begins_at_ms
+        )
 
     @property
     def is_open(self) -> bool:

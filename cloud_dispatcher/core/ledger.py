@@ -45,6 +45,7 @@ class Ledger:
     Attributes:
         jobs: By key: open ones, and finished ones whose result was not confirmed.
         counts: Jobs here by status.
+        delayed: Of those queued the ones that their devices want later; they are not in the queue.
         chunks: Pieces of a cloud answer passed on so far, for jobs that were escalated.
         finished: Jobs that got their result in this turn.
         conversations: Which board answered what lately.
@@ -52,6 +53,7 @@ class Ledger:
         overload: Whether there is too much to do.
         outage: Whether nobody in the cloud can be asked.
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
+        linked_at_ms: When the broker was there (again), or this run began.
         began_at_ms: When this run of the dispatcher took up its jobs; None: it did not yet.
         now_ms: Of this turn.
     """
@@ -60,6 +62,7 @@ class Ledger:
         self.settings = settings
         self.jobs: dict[JobKey, Job] = {}
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
+        self.delayed = 0
         self.chunks: dict[JobKey, int] = {}
         self.finished: list[Job] = []
         self.queue = JobQueue(settings.ageing_ms)
@@ -72,6 +75,7 @@ class Ledger:
         self.worker_alarms: Alarms[WorkerId] = Alarms()
         self.is_linked = True
         self.began_at_ms: int | None = None
+        self.linked_at_ms = 0
         self.now_ms = 0
         self._keys: dict[Name, JobKey] = {}
         self._commands: list[AnyCommand] = []
@@ -104,7 +108,9 @@ class Ledger:
             self._keys[job.device, job.id] = key
         else:
             counts[old.status] -= 1
+            self.delayed -= old.is_delayed
         counts[job.status] += 1
+        self.delayed += job.is_delayed
         self.jobs[key] = job
         due_ms = self._due_at_ms(job)
         if due_ms is None:
@@ -135,10 +141,20 @@ class Ledger:
         self.put(job, save=save)
 
     def renew(self, job: Job, status: JobStatus) -> Job:
-        """Return the job with its lease renewed. Not saved: a lease starts afresh on recovery."""
-        lease_until_ms = self.now_ms + self.settings.lease_ms
-        job = replace(job, status=status, lease_until_ms=lease_until_ms)
-        self.put(job, save=False)
+        """Return the job with its lease renewed.
+
+        Not saved, for a lease starts afresh on recovery; but that somebody has begun is, where
+        that was to be within a span.
+        """
+        begins = status is JobStatus.RUNNING and job.start_by_at_ms is not None
+        start_by_at_ms = None if begins else job.start_by_at_ms
+        job = replace(
+            job,
+            status=status,
+            lease_until_ms=self.lease_until_ms(job),
+            start_by_at_ms=start_by_at_ms,
+        )
+        self.put(job, save=begins)
         return job
 
     def detach(self, job: Job) -> None:
@@ -169,9 +185,37 @@ class Ledger:
         own_ms = settings.deferred_deadline_ms if can_wait else settings.default_deadline_ms
         return submit.deadline_ms or own_ms + (submit.not_before_ms or 0)
 
+    def start_by_at_ms(self, submit: JobSubmit) -> int | None:
+        """Return when somebody must have begun with what is submitted now; None: at any time."""
+        span_ms = submit.start_within_ms or self.settings.default_start_within_ms
+        return None if span_ms is None else self.now_ms + (submit.not_before_ms or 0) + span_ms
+
+    def lease_ms(self, job: Job) -> int:
+        """Return the span within which the holder of a lease must be heard of."""
+        return job.submit.lease_ms or self.settings.lease_ms
+
+    def lease_until_ms(self, job: Job) -> int:
+        """Return when a lease that begins now is over."""
+        return self.now_ms + self.lease_ms(job)
+
+    def attempt_ms(self, job: Job) -> int | None:
+        """Return the longest that an attempt may take; None: any time."""
+        return job.submit.attempt_ms or self.settings.default_attempt_ms
+
     def is_overdue(self, job: Job) -> bool:
         """Whether the deadline has passed."""
         return job.deadline_at_ms is not None and job.deadline_at_ms <= self.now_ms
+
+    def is_unstarted(self, job: Job) -> bool:
+        """Whether nobody has begun with a job that somebody should have by now."""
+        if job.start_by_at_ms is None or job.lease_until_ms is not None:
+            return False
+        return job.start_by_at_ms <= self.now_ms
+
+    def is_too_slow(self, job: Job) -> bool:
+        """Whether the attempt under way takes longer than it may."""
+        over_ms = self._attempt_over_ms(job)
+        return over_ms is not None and over_ms <= self.now_ms
 
     def remaining_ms(self, job: Job) -> int | None:
         """Return the span left until the deadline, at least 1; None: there is none."""
@@ -184,8 +228,23 @@ class Ledger:
             return None
         due_ms = job.deadline_at_ms
         own_ms = job.lease_until_ms
-        if own_ms is None and job.not_before_ms > self.now_ms:
-            own_ms = job.not_before_ms
-        if own_ms is not None and (due_ms is None or own_ms < due_ms):
-            due_ms = own_ms
+        if own_ms is not None:
+            other_ms = self._attempt_over_ms(job)
+        else:
+            other_ms = job.start_by_at_ms
+            own_ms = job.not_before_ms if job.not_before_ms > self.now_ms else None
+        for at_ms in (own_ms, other_ms):
+            if at_ms is not None and (due_ms is None or at_ms < due_ms):
+                due_ms = at_ms
         return due_ms
+
+    def _attempt_over_ms(self, job: Job) -> int | None:
+        """Return when a board's attempt is called off as too slow; None: it is not.
+
+        Not while nobody can be told, and not before what was ready meanwhile could arrive.
+        """
+        span_ms = self.attempt_ms(job)
+        if span_ms is None or job.worker is None or job.assigned_at_ms is None:
+            return None
+        heard_ms = self.linked_at_ms + self.settings.held_grace_ms
+        return max(job.assigned_at_ms + span_ms, heard_ms) if self.is_linked else None

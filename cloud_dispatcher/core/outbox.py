@@ -20,6 +20,8 @@ _RETELL_CAP_MS = 300_000
 _FULL_CODE = "bus_full"
 DEADLINE = "deadline"
 """The job's own time is over."""
+NOT_STARTED = "not_started_in_time"
+"""Nobody began with the job within the span that it gives for that."""
 UNHEARD = "unheard"
 """The broker has the result, but its device was not subscribed: it may be on its way back."""
 
@@ -66,10 +68,15 @@ class Outbox:
         self._end(job, JobStatus.FAILED, code=code, message=message)
 
     def expire(self, job: Job) -> None:
-        """End a job whose deadline has passed, with what is kept or written down if anything is."""
+        """End a job whose deadline, or time to begin, has passed.
+
+        With what is kept or written down if anything is.
+        """
         self._ledger.call_off(job)
-        message = "the deadline passed before there was an answer"
-        self._end(job, JobStatus.EXPIRED, code=DEADLINE, message=message)
+        code, message = DEADLINE, "the deadline passed before there was an answer"
+        if not self._ledger.is_overdue(job):
+            code, message = NOT_STARTED, "nobody had begun with it in time: see start_within_ms"
+        self._end(job, JobStatus.EXPIRED, code=code, message=message)
 
     def shed(self, job: Job) -> None:
         """End a waiting job so that a more important one has its place in the full queue."""

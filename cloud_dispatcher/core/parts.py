@@ -112,6 +112,11 @@ class Parts:
             self._outbox.fail(parent, code=PART_FAILED, message=message)
         return []
 
+    def has_begun(self, job: Job) -> bool:
+        """Tell whether somebody has begun with any part of a job."""
+        jobs = self._ledger.jobs
+        return any(jobs[key].attempt > 0 for key in self._families.get(job.key, ()))
+
     def take_up(self, job: Job) -> bool:
         """Take note, on recovery, of a job that waits for its parts; False: it does not."""
         waits = job.parts > 0 and job.status is JobStatus.QUEUED
@@ -157,6 +162,7 @@ class Parts:
             lapsed=False,
             lease_until_ms=None,
             not_before_ms=0,
+            start_by_at_ms=None if smaller else job.start_by_at_ms,
         )
         self._families[job.key] = []
         return self._make(waiting, 0, spans)

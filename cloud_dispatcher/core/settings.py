@@ -93,12 +93,18 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         lease_ms: A worker must be heard of about an attempt within this span: its start, its
-            progress or its tokens renew the lease.
+            progress or its tokens renew the lease. For jobs whose device names no span.
         default_deadline_ms: For jobs whose device names none.
+        default_start_within_ms: The same for the limit within which somebody must have begun;
+            None: none.
+        default_attempt_ms: The same for the longest that one attempt may take; None: any time, as
+            long as the worker is heard of.
         deferred_deadline_ms: The same for jobs that may wait for cheaper hours.
         deferred_spread_ms: These begin spread over so much of the cheaper hours, not all at once.
         queue_limit: Jobs waiting for a slot; beyond it one of lower priority makes way, or the
             submission is refused as `busy`.
+        delayed_limit: Jobs that their devices want later; beyond it such a one is refused as
+            `busy`. They do not count as waiting, and when their time comes they are not refused.
         ageing_ms: What waits so long counts a priority higher, again and again up to 9; of each
             device only the job that is its next.
         busy_retry_ms: What a refused device is told to wait, at least.
@@ -116,9 +122,12 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     lease_ms: _SpanMs = 30_000
     default_deadline_ms: _SpanMs = 600_000
+    default_start_within_ms: _SpanMs | None = None
+    default_attempt_ms: _SpanMs | None = None
     deferred_deadline_ms: _SpanMs = 86_400_000
     deferred_spread_ms: _SpanMs = 1_800_000
     queue_limit: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    delayed_limit: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     ageing_ms: _SpanMs = 30_000
     busy_retry_ms: _SpanMs = 2_000
     cloud_timeout_ms: _SpanMs = 60_000

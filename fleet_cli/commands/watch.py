@@ -143,8 +143,9 @@ def _headline(picture: FleetPicture) -> list[str]:
     now = picture.summary
     if now is None:
         return [f"dispatcher {state}"]
+    later = f"for later {now.delayed}   " if now.delayed else ""
     load = (
-        f"queued {now.queued}   at work {now.inflight}   in the cloud {now.escalated}   "
+        f"queued {now.queued}   {later}at work {now.inflight}   in the cloud {now.escalated}   "
         f"{now.jobs_per_s:.1f} jobs/s   p50 {now.latency_ms.p50:.0f} ms   "
         f"p99 {now.latency_ms.p99:.0f} ms   {now.cost_usd:.4f} USD"
     )

@@ -103,6 +103,7 @@ class FleetSummary(Message, frozen=True, kw_only=True):
 
     Attributes:
         queued: Jobs waiting for a slot.
+        delayed: Jobs that their devices want later.
         inflight: Jobs assigned or running.
         escalated: Jobs in the cloud lane now.
         workers: Number of workers by presence.
@@ -120,6 +121,7 @@ class FleetSummary(Message, frozen=True, kw_only=True):
 
     at_ms: InstantMs
     queued: Count = 0
+    delayed: Count = 0
     inflight: Count = 0
     escalated: Count = 0
     workers: dict[str, int] = msgspec.field(default_factory=dict)

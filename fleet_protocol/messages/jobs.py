@@ -186,6 +186,14 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         not_before_ms: Span from receipt before which nobody works on the job; None: at once. A
             deadline counts from receipt, too, and must lie behind it; the dispatcher's own begins
             where this ends.
+        start_within_ms: Span, from when it may begin, within which a board or the cloud must have
+            begun with it, or it ends as `not_started_in_time`; None: the dispatcher's default. A
+            job that is given out has begun, unless its board is lost before it said so.
+        attempt_ms: Longest that one attempt may take, from when a board is given the job, or the
+            cloud is asked; then it is called off there and made elsewhere. None: the
+            dispatcher's default.
+        lease_ms: A board must be heard of within this span, again and again, or the job goes
+            elsewhere; None: the dispatcher's default.
         compact: Answer with `CompactResult`, for devices with small buffers.
         defer: `offpeak`: if the job needs the cloud, it waits for the cheaper hours as long as its
             deadline allows; without a deadline of its own, for a day at most.
@@ -219,6 +227,9 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)] | None = None
     not_before_ms: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)] | None = None
+    start_within_ms: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400_000)] | None = None
+    attempt_ms: Annotated[int, msgspec.Meta(ge=100, le=86_400_000)] | None = None
+    lease_ms: Annotated[int, msgspec.Meta(ge=3_000, le=3_600_000)] | None = None
     compact: bool = False
     defer: Defer = Defer.NO
     cache: Caching = Caching.AUTO

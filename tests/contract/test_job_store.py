@@ -60,6 +60,7 @@ FULL = make_job(
         compact=True,
     ),
     deadline_at_ms=99_000,
+    start_by_at_ms=98_000,
     reply=ReplyTo(plain=True, topic="fleet/v1/dev/d1/mine", correlation_data=b"\x00\xff"),
     status=m.JobStatus.FAILED,
     attempt=4,

@@ -12,6 +12,7 @@ from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.outbox import NOT_STARTED
 from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.parts import CUT_AGAIN
 from cloud_dispatcher.core.results import as_message
@@ -182,8 +183,12 @@ class ModelledShell:
         old = self.store.get(job.key)
         if old is not None:
             assert job.attempt >= old.attempt, "an attempt number went back"
-            if old.result is not None and job.key not in self.retried:
-                assert job.result == old.result, "a final result changed"
+            if job.key not in self.retried:
+                assert old.result is None or job.result == old.result, "a final result changed"
+                began = old.start_by_at_ms is None
+                assert not began or job.start_by_at_ms is None, "what was begun was forgotten"
+                code = "" if job.result is None else job.result.code
+                assert not (began and code == NOT_STARTED), "it was begun, and said not to be"
         if old is None or job.result is None:
             self.retried.discard(job.key)
         assert self.names.setdefault((job.device, job.id), job.key) == job.key, "a job runs twice"
@@ -277,10 +282,13 @@ class ModelledShell:
         waiting = [job for job in ledger.jobs.values() if job.status is m.JobStatus.QUEUED]
         parked = {job.key for job in waiting if job.key not in ledger.queue}
         assert len(ledger.queue) == len(waiting) - len(parked), "the queue is not the queued jobs"
+        delayed = {job.key for job in waiting if job.is_delayed}
+        assert delayed <= parked, "a job waits for a slot before its time"
         families = self._check_families()
-        self._check_followers(parked - families)
+        self._check_followers(parked - families - delayed)
         summary = self.engine.summary()
-        assert (summary.queued, summary.inflight) == (len(waiting), len(leased))
+        assert summary.queued + summary.delayed == len(waiting)
+        assert (summary.delayed, summary.inflight) == (len(delayed), len(leased))
         calling = {
             key
             for key, job in ledger.jobs.items()

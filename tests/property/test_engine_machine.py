@@ -27,6 +27,9 @@ SUBMITS = st.builds(
     privacy=st.sampled_from(m.Privacy),
     deadline_ms=st.sampled_from([None, 15_000]),
     not_before_ms=st.sampled_from([None, None, None, 3_000]),
+    start_within_ms=st.sampled_from([None, None, 2_000, 20_000]),
+    attempt_ms=st.sampled_from([None, None, 1_000, 10_000]),
+    lease_ms=st.sampled_from([None, None, 5_000]),
     stream=st.booleans(),
     compact=st.booleans(),
     cache=st.sampled_from([m.Caching.AUTO, m.Caching.OFF]),
@@ -37,6 +40,8 @@ EQUAL_SUBMITS = st.builds(
     prompt=st.sampled_from(["the same", "the same", "the  same ", "another"]),
     priority=st.sampled_from([0, 5, 9]),
     deadline_ms=st.sampled_from([None, 15_000, 40_000]),
+    start_within_ms=st.sampled_from([None, None, 2_000]),
+    attempt_ms=st.sampled_from([None, None, 10_000]),
     defer=st.sampled_from([m.Defer.NO, m.Defer.NO, m.Defer.OFFPEAK]),
     # Of an answer's time nothing is left when the next job comes: only what is open is shared.
     cache_ttl_ms=st.sampled_from([1, 1, 60_000]),
@@ -56,6 +61,7 @@ LONG_SUBMITS = st.builds(
     escalate=st.sampled_from(m.Escalate),
     privacy=st.sampled_from(m.Privacy),
     deadline_ms=st.sampled_from([None, None, 15_000]),
+    start_within_ms=st.sampled_from([None, None, 2_000]),
     stream=st.booleans(),
 )
 ANSWERS = st.sampled_from(["done", "failed", "broken", "low_confidence", "overheated", "too_slow"])

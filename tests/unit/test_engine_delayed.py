@@ -7,6 +7,7 @@ import pytest
 
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.settings import EngineSettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
 from tests.unit.engine_desk import Desk
@@ -97,3 +98,32 @@ def test_what_it_waited_by_wish_does_not_count_as_late(desk: Desk) -> None:
     desk.done()
     desk.handle(e.LoadLooked(memory_pct=None))
     assert desk.engine.load().edge_p50_ms == 0
+
+
+def test_delayed_jobs_do_not_fill_the_queue_and_have_a_limit_of_their_own() -> None:
+    desk = Desk(EngineSettings(queue_limit=1, delayed_limit=2))
+    for number in (1, 2):
+        desk.submit(number, not_before_ms=LATER_MS)
+        assert desk.sent(topics.ACK, m.JobAck)[0].status is m.AckStatus.ACCEPTED
+    desk.submit(3, not_before_ms=LATER_MS, priority=9)
+    (ack,) = desk.sent(topics.ACK, m.JobAck)
+    assert (ack.status, ack.code) == (m.AckStatus.REJECTED, "busy")
+    assert ack.retry_after_ms > 0
+    desk.submit(4)
+    assert desk.sent(topics.ACK, m.JobAck)[0].status is m.AckStatus.ACCEPTED
+    summary = desk.engine.summary()
+    assert (summary.queued, summary.delayed) == (1, 2)
+    desk.submit(5, priority=9)
+    assert [said.id for said in desk.sent(topics.RESULT, m.JobResult)] == ["4"], "it made way"
+    desk.restart()
+    summary = desk.engine.summary()
+    assert (summary.queued, summary.delayed) == (1, 2)
+
+
+def test_when_its_time_has_come_a_full_queue_does_not_turn_it_away() -> None:
+    desk = Desk(EngineSettings(queue_limit=1))
+    desk.submit(1, not_before_ms=LATER_MS)
+    desk.submit(2)
+    desk.handle(e.TimePassed(), after_ms=LATER_MS)
+    assert desk.sent(topics.RESULT, m.JobResult) == []
+    assert (desk.engine.summary().queued, desk.engine.summary().delayed) == (2, 0)
