@@ -21,7 +21,7 @@ from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.memory_linux import LinuxMemory
 from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
-from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
+from cloud_dispatcher.adapters.stores import build_store, probe_store
 from cloud_dispatcher.config import DispatcherSettings, broker_password
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.keys import KeyMint
@@ -61,8 +61,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     notifier = ServiceNotifier.of(environ)
     notifier.doing(f"connecting to {settings.broker.host}:{settings.broker.port}")
     _tune_garbage_collection()
-    kept = settings.store
-    clock_file = ClockFile(Path(kept.path).with_suffix(".clock"))
+    clock_file = ClockFile(Path(settings.store.path).with_suffix(".clock"))
     clock = clock_file.start()
     epoch = KeyMint(secrets.randbits).mint(clock())
     topics = Topics(settings.broker.root)
@@ -71,7 +70,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     )
     bus = MqttBus(attentive(settings), session, password=broker_password(settings.broker))
     provider = _provider(settings, environ)
-    store = SqliteJobStore(Path(kept.path), synchronous=kept.synchronous, cache_mb=kept.cache_mb)
+    store = build_store(settings.store)
     library = _library(settings)
     counts, has_gateway = FleetCounts(), settings.gateway.port is not None
     noting = asyncio.create_task(clock_file.keep(clock), name="clock-note")
@@ -164,7 +163,7 @@ async def check(settings: DispatcherSettings, environ: Mapping[str, str]) -> lis
     """Look whether the dispatcher would run with these settings. Changes nothing."""
 
     async def store() -> str:
-        return await asyncio.to_thread(probe, Path(settings.store.path))
+        return await probe_store(settings.store)
 
     async def broker() -> str:
         # An identity of its own: the dispatcher's would throw a running one off the broker.

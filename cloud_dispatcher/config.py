@@ -10,7 +10,8 @@ import msgspec
 
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
-from cloud_dispatcher.adapters.store_sqlite import Synchronous
+from cloud_dispatcher.adapters.secret_file import read_secret
+from cloud_dispatcher.adapters.stores import StoreSettings
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from fleet_protocol.errors import ConfigError
@@ -18,21 +19,6 @@ from fleet_protocol.messages import ID_PATTERN
 from fleet_protocol.settings import BrokerSettings, parse_settings
 
 ENVIRONMENT_PREFIX = "EDGEFLEET_DISPATCHER"
-
-
-class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where jobs are kept.
-
-    Attributes:
-        path: The SQLite file; its folder is made if it is missing.
-        synchronous: `full`: what was acknowledged survives a power cut. `normal`: it survives a
-            crash of the dispatcher; a power cut may take the last moments.
-        cache_mb: Most megabytes of cached answers in it; 0: none.
-    """
-
-    path: Annotated[str, msgspec.Meta(min_length=1)] = "dispatcher.db"
-    synchronous: Synchronous = "full"
-    cache_mb: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 64
 
 
 class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,19 +117,7 @@ def broker_password(broker: BrokerSettings) -> str | None:
     """
     if broker.password_file is None:
         return broker.secret
-    try:
-        lines = Path(broker.password_file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"broker.password_file {broker.password_file} cannot be read: {error}",
-            hint="correct the path, or the rights of the file",
-        ) from error
-    if not lines or not lines[0].strip():
-        raise ConfigError(
-            f"broker.password_file {broker.password_file} is empty",
-            hint="put the password on its first line",
-        )
-    return lines[0].strip()
+    return read_secret(broker.password_file, "broker.password_file")
 
 
 def _read(path: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""Brokers for every suite that wants one: memory, embedded, Mosquitto."""
+"""Servers for every suite that wants one: brokers (memory, embedded, Mosquitto), PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from fleet_cli.broker import BrokerKind, BrokerProcess
 from fleet_protocol.memory import MemoryBroker
+from tests.postgres_server import PostgresServer, find_postgres
 
 # A busy machine is no failure: what is slow is seen by its duration, not by a deadline.
 settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,6 +43,22 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProces
 def memory() -> MemoryBroker:
     """A broker without a network."""
     return MemoryBroker(seed=1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run: use a database of your own."""
+    require(find_postgres() is not None, "PostgreSQL")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """An empty database of the test's own: its URL."""
+    name = postgres.create()
+    yield postgres.url(name)
+    postgres.drop(name)
 
 
 def _running(kind: BrokerKind, folder: Path) -> Iterator[BrokerProcess]:

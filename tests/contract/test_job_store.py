@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
+from cloud_dispatcher.adapters.store_postgres import PostgresJobStore
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core.job import Job, PartOf, ReplyTo
@@ -93,22 +94,25 @@ FULL = make_job(
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
-    opened = MemoryJobStore() if request.param == "memory" else SqliteJobStore(tmp_path / "jobs.db")
-    async with opened as found:
+    async with make_store(request, tmp_path, cache_mb=64) as found:
         yield found
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def bounded(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
     """A store with room for one megabyte of cached answers."""
-    path = tmp_path / "jobs.db"
-    is_memory = request.param == "memory"
-    async with (
-        MemoryJobStore(cache_mb=1) if is_memory else SqliteJobStore(path, cache_mb=1) as found
-    ):
+    async with make_store(request, tmp_path, cache_mb=1) as found:
         yield found
+
+
+def make_store(request: pytest.FixtureRequest, folder: Path, *, cache_mb: int) -> JobStore:
+    if request.param == "memory":
+        return MemoryJobStore(cache_mb=cache_mb)
+    if request.param == "sqlite":
+        return SqliteJobStore(folder / "jobs.db", cache_mb=cache_mb)
+    return PostgresJobStore(request.getfixturevalue("database"), cache_mb=cache_mb)
 
 
 async def test_every_field_of_a_job_comes_back_as_it_was_saved(store: JobStore) -> None:
@@ -302,16 +306,32 @@ async def test_a_failed_commit_leaves_nothing_and_works_later(store: JobStore) -
 
 
 async def fill_up(store: JobStore) -> None:
-    """Let the disk be full: SQLite's own limit gives the same error."""
+    """Let the disk be full: SQLite's own limit gives that error, PostgreSQL is made to say so."""
     if isinstance(store, MemoryJobStore):
         store.failures = 1
     elif isinstance(store, SqliteJobStore):
         await limit_pages(store, 20)
+    else:
+        await change(store, FULL_DISK)
 
 
 async def free_up(store: JobStore) -> None:
     if isinstance(store, SqliteJobStore):
         await limit_pages(store, 1_000_000)
+    elif isinstance(store, PostgresJobStore):
+        await change(store, "DROP TRIGGER full_disk ON jobs")
+
+
+FULL_DISK = """
+CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'could not extend file: No space left' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER full_disk AFTER INSERT OR UPDATE ON jobs EXECUTE FUNCTION full_disk()
+"""
+
+
+async def change(store: JobStore, words: str) -> None:
+    assert isinstance(store, PostgresJobStore)
+    await store._others.run(lambda conn: conn.execute(words.encode()))
 
 
 async def limit_pages(store: SqliteJobStore, pages: int) -> None:
@@ -492,6 +512,7 @@ async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> N
 _VICTIM = """
 import asyncio, os, signal, sys
 from pathlib import Path
+from cloud_dispatcher.adapters.store_postgres import PostgresJobStore
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore
 from cloud_dispatcher.core.job import Job
 from fleet_protocol.messages import JobSubmit

@@ -68,6 +68,7 @@ def test_the_house_keeps_its_floors(house: Path) -> None:
         ("fleet_pki/registry.py", "import fleet_client", "CLI stands on"),
         ("fleet_cli/pki.py", "import cryptography", "Only the authority"),
         ("fleet_protocol/codec.py", "import mqtt5", "only the mqtt modules"),
+        ("cloud_dispatcher/app.py", "import psycopg", "Only the PostgreSQL store"),
     ],
 )
 def test_a_planted_violation_breaks_the_build(

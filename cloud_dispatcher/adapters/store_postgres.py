@@ -1,0 +1,343 @@
+"""Jobs in a PostgreSQL database: for several dispatchers, or where there is one anyway.
+
+All SQL is in `queries/postgres.sql`. Two connections: one commits, the other one does all the rest,
+so that reads and pruning never wait for a commit, nor a commit for them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, Final, Literal, Self
+
+import msgspec
+
+from cloud_dispatcher.adapters.connection_postgres import Conn, Cursor, Link
+from cloud_dispatcher.adapters.job_rows import RARE, decode_submit, read_job
+from cloud_dispatcher.adapters.schema_postgres import look, migrate, statements
+from cloud_dispatcher.adapters.turn_postgres import (
+    SPEND_COLUMNS,
+    AnswerTable,
+    add_spends,
+    write_jobs,
+)
+from cloud_dispatcher.core.commands import AnswerChange
+from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.spending import Spend
+from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
+from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.messages import CacheRow, DeviceId, JobId, JobKey, JobSubmit
+
+Synchronous = Literal["full", "normal"]
+"""`full`: every commit is on the disk. `normal`: a crash of the server may take the last few."""
+
+# A stronger default of the server's own stays as it is.
+_DURABLE: Final = {
+    "full": b"SELECT set_config('synchronous_commit', 'on', false)"
+    b" WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')",
+    "normal": b"SET synchronous_commit = off",
+}
+# Every statement of a commit finds its rows by their keys. A plan made while a table was small
+# would be kept while it grows, and read all of it each time.
+_BY_KEYS: Final = (
+    b"SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
+    b"SET enable_hashjoin = off; SET enable_mergejoin = off;"
+)
+_AS_THEY_COME: Final = b"SET plan_cache_mode = force_custom_plan"
+_LOADING_S: Final = 600.0
+_decode_answer: Final = msgspec.msgpack.Decoder(CachedAnswer).decode
+
+
+class _Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """What one commit is asked to save; of several values of one job the last one."""
+
+    jobs: tuple[Job, ...]
+    spends: tuple[Spend, ...]
+    answers: tuple[AnswerChange, ...]
+
+
+class PostgresJobStore:
+    """A JobStore in one database; its tables are made if they are missing.
+
+    Args:
+        url: `postgresql://ROLE@HOST/DATABASE`, as libpq reads it, without a password.
+        password: Asked at each connection; None: libpq looks into PGPASSWORD and PGPASSFILE.
+        synchronous: See `Synchronous`.
+        cache_mb: Most megabytes of cached answers.
+
+    Raises:
+        ConfigError: The URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        password: Callable[[], str | None] = lambda: None,
+        synchronous: Synchronous = "full",
+        cache_mb: int = 64,
+    ) -> None:
+        self._synchronous = synchronous
+        self._commits = Link(
+            url,
+            password=password,
+            session=_BY_KEYS + _DURABLE[synchronous],
+            greet=self._take_up,
+        )
+        self._others = Link(url, password=password, session=_AS_THEY_COME)
+        self._answers = AnswerTable(max_bytes=cache_mb * 1_048_576)
+        self._saved: dict[JobKey, Job] = {}
+        """What the database holds of jobs that are not told yet: only what changed is written."""
+        self._writer = uuid.uuid4().hex
+        self._link = 0
+        self._landed = 0
+        """Number of the last commit of ours that the database has, as the connection found it."""
+        self._sent = 0
+        self._doubtful: _Turn | None = None
+        """The last commit, while we have no word of how it ended."""
+
+    def __repr__(self) -> str:
+        return f"PostgresJobStore({self._commits.where!r}, synchronous={self._synchronous!r})"
+
+    async def __aenter__(self) -> Self:
+        """Open and migrate.
+
+        Raises:
+            StoreUnavailableError: It cannot be reached now.
+            ConfigError: A newer release wrote it, or it cannot be used as things are set.
+        """
+        where = self._commits.where
+        try:
+            await self._others.run(lambda conn: migrate(conn, where), patience_s=_LOADING_S)
+            await self._others.run(lambda conn: _execute(conn, "forget_writers"))
+            await self._commits.run(_nothing)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close."""
+        try:
+            await self._others.run(partial(_execute, name="put_down", values=(self._writer,)))
+        except StoreUnavailableError:
+            pass  # whoever opens it later clears it away
+        finally:
+            await self._close()
+
+    async def commit(
+        self,
+        jobs: Sequence[Job],
+        spends: Sequence[Spend] = (),
+        answers: Sequence[AnswerChange] = (),
+    ) -> None:
+        """Save these values in one transaction, or none.
+
+        If the connection breaks at its very end, nobody knows whether it was made. Each commit has
+        a number, which the database keeps with it: the next connection asks, and the same commit
+        again is then made once in all, although spends are added up.
+        """
+        latest = tuple({job.key: job for job in jobs}.values())
+        turn = _Turn(jobs=latest, spends=tuple(spends), answers=tuple(answers))
+        await self._commits.run(lambda conn: self._commit(conn, turn))
+
+    async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
+        """Return those of the devices' jobs that exist, open or finished."""
+        names = tuple(ids)
+        if not names:
+            return {}
+        columns = [list(column) for column in zip(*names, strict=True)]
+        jobs = map(read_job, await self._read("find", columns))
+        return {(job.device, job.id): job for job in jobs}
+
+    async def get(self, key: JobKey) -> Job | None:
+        """Return a job by its key."""
+        rows = await self._read_where((("where_key", key),), "oldest")
+        return read_job(rows[0]) if rows else None
+
+    async def load_open(self) -> list[Job]:
+        """Return open jobs and the outbox, oldest first."""
+        rows = await self._read_where((("where_untold", None),), "oldest", patience_s=_LOADING_S)
+        jobs = [read_job(row) for row in rows]
+        self._saved = {job.key: job for job in jobs}
+        return jobs
+
+    async def select(self, query: JobQuery) -> list[Job]:
+        """List jobs, newest first."""
+        rows = await self._read_where(_filters(query), "newest", query.limit)
+        return [read_job(row) for row in rows]
+
+    async def spending(self, *, since_day: int) -> list[Spend]:
+        """Return what was spent from that UTC day on, oldest first."""
+        rows = await self._read("spends", (since_day,))
+        return [Spend(**dict(zip(SPEND_COLUMNS, row, strict=True))) for row in rows]
+
+    async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
+        """Return those of the cached answers that exist, fresh or not."""
+        wanted = list(keys)
+        if not wanted:
+            return {}
+        found = dict(await self._read("cache_find", (wanted,)))
+        return {key: _decode_answer(found[key]) for key in wanted if key in found}
+
+    async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
+        """Return what was asked last and by whom, newest first."""
+        rows = await self._read("recent_questions", (limit,))
+        return [(DeviceId(device), decode_submit(submit)) for device, submit in rows]
+
+    async def cache_usage(self) -> list[CacheRow]:
+        """Return what is cached, by tenant."""
+        columns = ("tenant", "answers", "size_bytes", "hits")
+        rows = await self._read("cache_usage")
+        return [CacheRow(**dict(zip(columns, row, strict=True))) for row in rows]
+
+    async def sweep_answers(self, *, until_before_ms: int) -> int:
+        """Forget cached answers whose time was over before; return how many."""
+        swept = await self._change("cache_sweep", until_before_ms)
+        self._answers.forget_bytes()  # also for what other dispatchers added meanwhile
+        return swept
+
+    async def purge(self, key: JobKey) -> bool:
+        """Forget a dead letter; return whether it was one, and told."""
+        return await self._change("purge", key) > 0
+
+    async def give_back(self, *, most_bytes: int) -> int:
+        """Space is the server's business: its autovacuum uses it again, and gives back the end."""
+        del most_bytes
+        return 0
+
+    async def prune(self, *, finished_before_ms: int, dead_before_ms: int, limit: int) -> int:
+        """Forget told jobs that finished before, dead letters by their own limit; say how many."""
+        pruned = await self._change("prune", False, finished_before_ms, limit)  # noqa: FBT003 - SQL
+        return pruned + await self._change("prune", True, dead_before_ms, limit - pruned)  # noqa: FBT003
+
+    # ------------------------------------------------------------ on the committing connection
+
+    async def _take_up(self, conn: Conn) -> None:
+        """Wait for the end of what an earlier connection sent, and ask how far it got."""
+        ((self._link, self._landed),) = await (
+            await _run(conn, "take_up", (self._writer,))
+        ).fetchall()
+
+    async def _commit(self, conn: Conn, turn: _Turn) -> None:
+        doubtful, self._doubtful = self._doubtful, None
+        if doubtful is not None and self._landed == self._sent:
+            self._note(doubtful)
+            if doubtful == turn:
+                return
+        self._doubtful = turn
+        self._sent = self._landed + 1
+        await self._send(conn, turn)
+        self._landed = self._sent
+        self._doubtful = None
+        self._note(turn)
+
+    async def _send(self, conn: Conn, turn: _Turn) -> None:
+        """Send it all in one go, then wait for the answers."""
+        changes = chain(
+            write_jobs(turn.jobs, self._saved),
+            add_spends(turn.spends),
+            self._answers.change(turn.answers),
+        )
+        counting = None
+        try:
+            async with conn.pipeline():
+                await _run(conn, "begin")
+                await _run(conn, "begin_turn", (self._writer, self._link, self._sent))
+                for name, values in changes:
+                    done = await _run(conn, name, values)
+                    counting = done if name == "cache_bytes" else counting
+                await _run(conn, "commit")
+        except BaseException:
+            self._answers.forget_bytes()
+            raise
+        counted = None if counting is None else await counting.fetchone()
+        if counted is not None:
+            self._answers.counted(counted[0])
+
+    def _note(self, turn: _Turn) -> None:
+        for job in turn.jobs:
+            if job.told:
+                self._saved.pop(job.key, None)
+            else:
+                self._saved[job.key] = job
+
+    # ------------------------------------------------------------ on the other one
+
+    async def _close(self) -> None:
+        await self._commits.close()
+        await self._others.close()
+
+    async def _read(self, name: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return await self._others.run(lambda conn: _rows(conn, statements()[name], values))
+
+    async def _read_where(
+        self,
+        filters: Iterable[tuple[str, object]],
+        order: str,
+        *values: object,
+        patience_s: float = 60.0,
+    ) -> list[tuple[Any, ...]]:
+        names, found = ["select"], list[object]()
+        for name, value in filters:
+            names.append(name)
+            found += [] if value is None else [value]
+        text = "\n".join(statements()[name] for name in (*names, order))
+        return await self._others.run(
+            lambda conn: _rows(conn, text, (*found, *values)), patience_s=patience_s
+        )
+
+    async def _change(self, name: str, *values: object) -> int:
+        return await self._others.run(lambda conn: _execute(conn, name, values))
+
+
+async def probe(url: str, *, password: Callable[[], str | None] = lambda: None) -> str:
+    """Look whether the store can be used, without making or migrating it; say what is there.
+
+    Raises:
+        StoreUnavailableError: It cannot be reached or written now.
+        ConfigError: It cannot be used as things are set.
+    """
+    link = Link(url, password=password)
+    try:
+        return await look(link)
+    finally:
+        await link.close()
+
+
+def _filters(query: JobQuery) -> list[tuple[str, object]]:
+    """Name the conditions, each with its value where it has one."""
+    found: list[tuple[str, object]] = []
+    if query.device is not None:
+        found.append(("where_device", query.device))
+    if query.dead:
+        found.append(("where_dead", None))
+    if query.status is not None:
+        found.append(("where_status", query.status.value))
+        if query.status in RARE:
+            found.append(("where_trouble", None))
+        elif not query.status.is_final:
+            found.append(("where_untold", None))
+    if query.before is not None:
+        found.append(("where_before", query.before))
+    return found
+
+
+async def _nothing(conn: Conn) -> None:
+    """Connect, no more."""
+    del conn
+
+
+async def _run(conn: Conn, name: str, values: Sequence[object] = ()) -> Cursor:
+    return await conn.execute(statements()[name].encode(), values or None)
+
+
+async def _execute(conn: Conn, name: str, values: Sequence[object] = ()) -> int:
+    """Return how many rows it was."""
+    return (await _run(conn, name, values)).rowcount
+
+
+async def _rows(conn: Conn, text: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+    return await (await conn.execute(text.encode(), values or None, binary=True)).fetchall()

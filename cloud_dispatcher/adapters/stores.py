@@ -1,0 +1,101 @@
+"""Which store there is, by the settings. PostgreSQL's is imported only where it is used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from cloud_dispatcher.adapters.secret_file import read_secret
+from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, Synchronous, probe
+from cloud_dispatcher.ports import JobStore
+from fleet_protocol.errors import ConfigError
+
+_SCHEMES: Final = frozenset({"postgresql", "postgres"})
+_SECRETS: Final = frozenset({"password", "sslpassword"})
+
+
+class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where jobs are kept.
+
+    Attributes:
+        path: The SQLite file; its folder is made if it is missing. With `url` only its name counts:
+            the note of the dispatcher's clock lies beside it.
+        url: A PostgreSQL database instead, `postgresql://ROLE@HOST/DATABASE`, as libpq reads it.
+        password_file: File whose first line is the role's password; None: libpq looks for it, in
+            PGPASSWORD and in the password file.
+        synchronous: `full`: what was acknowledged survives a power cut. `normal`: it survives a
+            crash of the dispatcher; a power cut may take the last moments.
+        cache_mb: Most megabytes of cached answers in it; 0: none.
+    """
+
+    path: Annotated[str, msgspec.Meta(min_length=1)] = "dispatcher.db"
+    url: str | None = None
+    password_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    synchronous: Synchronous = "full"
+    cache_mb: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 64
+
+    def __post_init__(self) -> None:
+        if self.url is None:
+            if self.password_file is not None:
+                raise ValueError("store.password_file is for store.url, which is not set")
+            return
+        parts = urlsplit(self.url)
+        if parts.scheme not in _SCHEMES:
+            raise ValueError(f"store url {parts.scheme}://… is not postgresql://…")
+        if parts.password is not None or not _SECRETS.isdisjoint(parse_qs(parts.query)):
+            raise ValueError(
+                "store url has a password in it, where others see it: use password_file, PGPASSWORD"
+                " or a password file of libpq's"
+            )
+
+
+def build_store(settings: StoreSettings) -> JobStore:
+    """Return the store, not open yet.
+
+    Raises:
+        ConfigError: What it needs is not installed, or the URL is none.
+    """
+    if settings.url is None:
+        path = Path(settings.path)
+        return SqliteJobStore(path, synchronous=settings.synchronous, cache_mb=settings.cache_mb)
+    return _postgres().PostgresJobStore(  # type: ignore[no-any-return]
+        settings.url,
+        password=_password(settings),
+        synchronous=settings.synchronous,
+        cache_mb=settings.cache_mb,
+    )
+
+
+async def probe_store(settings: StoreSettings) -> str:
+    """Look whether the store can be used, without changing anything; say what is there.
+
+    Raises:
+        StoreUnavailableError: It cannot be used now.
+        ConfigError: It cannot be used as things are set.
+    """
+    if settings.url is None:
+        return await asyncio.to_thread(probe, Path(settings.path))
+    found = await _postgres().probe(settings.url, password=_password(settings))
+    return str(found)
+
+
+def _password(settings: StoreSettings) -> Callable[[], str | None]:
+    """Read anew at each connection: it may have been changed meanwhile."""
+    file = settings.password_file
+    return lambda: None if file is None else read_secret(file, "store.password_file")
+
+
+def _postgres() -> Any:
+    try:
+        from cloud_dispatcher.adapters import store_postgres  # noqa: PLC0415 - see the module
+    except ImportError as error:
+        raise ConfigError(
+            f"store.url needs psycopg, which cannot be loaded: {error}",
+            hint="pip install 'edgefleet[cloud,postgres]'",
+        ) from error
+    return store_postgres
