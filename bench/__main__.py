@@ -1,6 +1,6 @@
-"""Runs every benchmark in turn and prints one table: `python -m bench [--quick]`.
+"""Runs benchmarks in turn and prints one table: `python -m bench [NAME ...] [--quick]`.
 
-`python -m bench prepare` builds the peers that no package brings.
+Without a name all of them run. `python -m bench prepare` builds the peers that no package brings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("dispatch", "inference", "cloud_lane", "escalation")
+BENCHES = ("dispatch", "fleet", "inference", "cloud_lane", "escalation")
 
 
 def main() -> None:
@@ -22,10 +22,15 @@ def main() -> None:
 
         prepare(sys.argv[2:])
         return
+    words = sys.argv[1:]
+    named = [word for word in words if not word.startswith("-")]
+    if unknown := set(named) - set(BENCHES):
+        raise SystemExit(f"no benchmark is called {', '.join(unknown)}: {', '.join(BENCHES)}")
+    options = [word for word in words if word.startswith("-")]
     results = []
-    for name in BENCHES:
+    for name in named or BENCHES:
         print(f"running {name} ...", file=sys.stderr)
-        command = [sys.executable, str(HERE / f"{name}.py"), "--json", *sys.argv[1:]]
+        command = [sys.executable, str(HERE / f"{name}.py"), "--json", *options]
         outcome = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(outcome.stdout.splitlines()[-1]))
     for result in results:

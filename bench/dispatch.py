@@ -1,275 +1,185 @@
-"""Durable jobs per second, end to end, beside Dramatiq on Redis in the same run.
+"""Durable jobs per second, end to end, beside four other queues in the same run.
 
-Ours: this process is the device; broker, dispatcher and echo worker are processes of their own. The
-dispatcher runs with its defaults: each job is on the disk (SQLite WAL, synchronous=FULL) before it
-is acknowledged or assigned, and each result before it is told. The peer: this process enqueues to
-Redis (appendonly, fsync every second, which is its usual durable setting), one worker process of
-8 threads echoes, the result is awaited from Redis.
+Ours: this process is the device; broker, dispatcher and echo worker are processes of their own,
+with their defaults: each job is on the disk (SQLite WAL, synchronous=FULL) before it is
+acknowledged or assigned, on the board's disk before it is worked on, and each result before it is
+told. Beside that the same with synchronous=NORMAL, and on the embedded broker.
 
-Both get the same prompts and the same number in flight, in alternating rounds; medians are shown.
+The peers: a producer and a worker process, a server with files. Dramatiq, Celery and Huey on Redis
+(append-only file), and JetStream written by hand, each twice: `always` has each write on the disk
+before it is confirmed, as we have; `everysec` brings it there once a second, as Redis usually does
+(JetStream's default is two minutes).
+
+All get the same prompt and the same number in flight, in alternating rounds; medians are shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import os
-import shutil
-import sqlite3
 import statistics
 import sys
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-
-import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.processes import cpu_s, free_port, module, process
+from bench.carrier import carried_per_s, require_client
+from bench.own_fleet import PROMPT, OwnFleet, own_fleet
+from bench.queue_peers import WORKERS, Sync, queue_peer, require_servers
 from bench.report import Aim, report
-from fleet_cli.broker import BrokerKind, BrokerProcess
-from fleet_protocol import codec, topics
-from fleet_protocol.bus import Delivery, Publication, Session
-from fleet_protocol.messages import Caching, JobResult, JobStatus, JobSubmit
-from fleet_protocol.mqtt import MqttBus
-from fleet_protocol.settings import BrokerSettings
+from bench.sides import Side
+from fleet_cli.broker import BrokerKind
+from fleet_protocol import codec
+from fleet_protocol.log import set_up_logging
+from fleet_protocol.messages import Caching, JobSubmit
 
 WINDOW = 256
-SLOTS = 64
-PREFETCH = 192
-PROMPT = "is the reading of 21.5 C in hall 3 within the limits? " + "x" * 150
-TOPICS = topics.Topics()
+ROUNDS = 3
+WARM_S = 1.0
+HOPS = 3
+"""Messages without which no job is done: submission, assignment, answer. In truth we send more."""
+OURS = {
+    "ours": (BrokerKind.MOSQUITTO, "full"),
+    "normal": (BrokerKind.MOSQUITTO, "normal"),
+    "embedded": (BrokerKind.EMBEDDED, "full"),
+}
+AT_LEAST = {"dramatiq": 6.0, "celery": 30.0, "jetstream": 2.0}
+Figures = dict[str, float]
 
 
-class Device:
-    """Publishes submissions with a window in flight and times each result."""
-
-    def __init__(self, bus: MqttBus) -> None:
-        self._bus = bus
-
-    async def run(self, jobs: int, window: int) -> list[float]:
-        """Do `jobs` jobs, `window` at once; return each one's seconds from submit to result."""
-        run_id = uuid.uuid4().hex[:12]
-        payload = codec.encode(JobSubmit(prompt=PROMPT, cache=Caching.OFF))
-        started: dict[str, float] = {}
-        latencies: list[float] = []
-        sent = 0
-        while len(latencies) < jobs:
-            while sent < jobs and len(started) < window:
-                job = f"{run_id}-{sent}"
-                topic = TOPICS.name(topics.SUBMIT, "bench", job)
-                self._bus.publish(Publication(topic=topic, payload=payload))
-                started[job] = time.perf_counter()
-                sent += 1
-            async with asyncio.timeout(60):
-                latencies += self._collect(await self._bus.receive(), started)
-        return latencies
-
-    def _collect(self, events: list[object], started: dict[str, float]) -> list[float]:
-        deliveries = [event for event in events if isinstance(event, Delivery)]
-        now = time.perf_counter()
-        done = []
-        for delivery in deliveries:
-            result = codec.decode_as(JobResult, delivery.payload)
-            if result.status is not JobStatus.OK:
-                raise RuntimeError(f"job {result.id}: {result.status} {result.code}")
-            begun = started.pop(result.id, None)
-            if begun is not None:
-                done.append(now - begun)
-        self._bus.acknowledge(deliveries)
-        return done
+def own_side(stack: contextlib.ExitStack, folder: Path, name: str) -> OwnFleet:
+    """Start one of our own fleets."""
+    kind, synchronous = OURS[name]
+    environ = {"EDGEFLEET_DISPATCHER_STORE__SYNCHRONOUS": synchronous}
+    return stack.enter_context(own_fleet(folder / name, kind, environ=environ))
 
 
-class Ours:
-    """The fleet under test."""
-
-    def __init__(self, broker: BrokerProcess, folder: Path, dispatcher: psutil.Process) -> None:
-        self._url = broker.url
-        self._folder = folder
-        self._dispatcher = dispatcher
-
-    def run(self, jobs: int, window: int) -> tuple[float, list[float], float]:
-        """Return jobs/s, latencies in seconds and the dispatcher's CPU microseconds a job."""
-        return asyncio.run(self._run(jobs, window))
-
-    async def _run(self, jobs: int, window: int) -> tuple[float, list[float], float]:
-        session = Session(client_id="bench", subscriptions=(TOPICS.filter(topics.RESULT, "bench"),))
-        async with MqttBus(BrokerSettings(url=self._url), session) as bus:
-            cpu = cpu_s(self._dispatcher)
-            begun = time.perf_counter()
-            latencies = await Device(bus).run(jobs, window)
-            wall = time.perf_counter() - begun
-            return jobs / wall, latencies, (cpu_s(self._dispatcher) - cpu) / jobs * 1e6
-
-    def stored(self) -> int:
-        """Return how many finished jobs the dispatcher's database holds."""
-        path = next(self._folder.glob("dispatcher/**/*.db"))
-        with contextlib.closing(sqlite3.connect(path)) as db:
-            return int(db.execute("select count(*) from jobs where status = 'ok'").fetchone()[0])
-
-
-class Peer:
-    """Dramatiq on Redis."""
-
-    def __init__(self, worker: psutil.Process) -> None:
-        from bench.peers import dramatiq_echo  # noqa: PLC0415 - reads its URL when imported
-
-        self._echo = dramatiq_echo.echo
-        self._backend = dramatiq_echo.backend
-        self._worker = worker
-
-    def run(self, jobs: int, window: int) -> tuple[float, list[float], float]:
-        """Return jobs/s, latencies in seconds and the worker's CPU microseconds a job."""
-        cpu = cpu_s(self._worker)
-        waiting = []
-        latencies = []
-        begun = time.perf_counter()
-        for _ in range(jobs):
-            waiting.append((self._echo.send(PROMPT), time.perf_counter()))
-            if len(waiting) >= window:
-                latencies.append(self._wait(*waiting.pop(0)))
-        latencies += [self._wait(*one) for one in waiting]
-        wall = time.perf_counter() - begun
-        return jobs / wall, latencies, (cpu_s(self._worker) - cpu) / jobs * 1e6
-
-    def _wait(self, message: object, begun: float) -> float:
-        message.get_result(backend=self._backend, block=True, timeout=60_000)
-        return time.perf_counter() - begun
-
-
-@contextlib.contextmanager
-def our_fleet(folder: Path, kind: BrokerKind) -> Iterator[Ours]:
-    """Broker, dispatcher and echo worker, ready."""
-    with BrokerProcess(kind, folder / "broker") as broker, contextlib.ExitStack() as stack:
-        dispatcher = stack.enter_context(
-            process(
-                module(
-                    "cloud_dispatcher",
-                    "run",
-                    "--broker",
-                    broker.url,
-                    "--data",
-                    folder / "dispatcher",
-                ),
-                log=folder / "dispatcher.log",
-            )
-        )
-        stack.enter_context(
-            process(
-                module(
-                    "edge_worker", "run", "--id", "echo", "--engine", "echo",
-                    "--broker", broker.url, "--data", folder / "worker",
-                ),
-                log=folder / "worker.log",
-                environ={
-                    "EDGEFLEET_WORKER_SLOTS": str(SLOTS),
-                    "EDGEFLEET_WORKER_PREFETCH": str(PREFETCH),
-                },
-            )
-        )  # fmt: skip
-        asyncio.run(ready(broker.url))
-        yield Ours(broker, folder, dispatcher)
-
-
-async def ready(url: str) -> None:
-    """Wait until the dispatcher and the worker say that they are online."""
-    wanted = {TOPICS.name(topics.DISPATCHER), TOPICS.name(topics.PRESENCE, "echo")}
-    session = Session(client_id="bench-ready", subscriptions=tuple(wanted))
-    async with MqttBus(BrokerSettings(url=url), session) as bus, asyncio.timeout(60):
-        while wanted:
-            for event in await bus.receive():
-                if isinstance(event, Delivery) and b'"online"' in event.payload:
-                    wanted.discard(event.topic)
-
-
-@contextlib.contextmanager
-def dramatiq_fleet(folder: Path) -> Iterator[Peer]:
-    """Redis and a Dramatiq worker, ready."""
-    port = free_port()
-    url = f"redis://127.0.0.1:{port}/0"
-    os.environ["BENCH_REDIS_URL"] = url
-    server = shutil.which("redis-server") or "redis-server"
-    words = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    with (
-        process([server, *words, "--appendonly", "yes"], log=folder / "redis.log"),
-        process(
-            module("dramatiq", "bench.peers.dramatiq_echo", "--processes", "1", "--threads", "8"),
-            log=folder / "dramatiq.log",
-        ) as worker,
-    ):
-        yield Peer(worker)
-
-
-Runner = Callable[[int, int], tuple[float, list[float], float]]
-
-
-def quantile_ms(latencies: list[float], share: float) -> float:
-    """Return a quantile in milliseconds."""
-    return sorted(latencies)[min(len(latencies) - 1, int(len(latencies) * share))] * 1e3
-
-
-def figures(name: str, runner: Runner, jobs: int, singles: int) -> dict[str, float]:
+def figures(name: str, side: Side, *, load_s: float, alone_s: float) -> Figures:
     """One round of one side: throughput with a full window, then one job at a time."""
-    jobs_per_s, _, cpu_us = runner(jobs, WINDOW)
-    _, alone, _ = runner(singles, 1)
-    print(f"{name}: {jobs_per_s:.0f} jobs/s, {cpu_us:.0f} us CPU a job", file=sys.stderr)
+    load = side.run(seconds=load_s, window=WINDOW)
+    alone = side.run(seconds=alone_s, window=1)
+    print(
+        f"{name}: {load.jobs_per_s:.0f} jobs/s, {load.cpu_us_per_job:.0f} us CPU a job, "
+        f"alone {alone.quantile_ms(0.5):.1f} ms",
+        file=sys.stderr,
+    )
     return {
-        "jobs_per_s": jobs_per_s,
-        "p50_ms": quantile_ms(alone, 0.50),
-        "p99_ms": quantile_ms(alone, 0.99),
-        "cpu_us_per_job": cpu_us,
+        "jobs_per_s": load.jobs_per_s,
+        "p50_ms": alone.quantile_ms(0.50),
+        "p99_ms": alone.quantile_ms(0.99),
+        "cpu_us_per_job": load.cpu_us_per_job,
     }
 
 
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+def medians(rounds: list[Figures]) -> Figures:
     """Return the median of each figure over the rounds."""
     return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
 
-def main() -> None:
-    """Run both sides in turn and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under 50 s")
-    parser.add_argument("--json", action="store_true", help="only the JSON object")
-    parser.add_argument("--broker-kind", type=BrokerKind, default=BrokerKind.MOSQUITTO)
-    options = parser.parse_args()
-    rounds = 3
-    jobs, singles = (6_000, 300) if options.quick else (20_000, 1_000)
-    peer_jobs, peer_singles = (1_000, 100) if options.quick else (3_000, 300)
-    with (
-        tempfile.TemporaryDirectory() as ours_at,
-        tempfile.TemporaryDirectory() as peer_at,
-        our_fleet(Path(ours_at), options.broker_kind) as ours,
-        dramatiq_fleet(Path(peer_at)) as peer,
-    ):
-        ours.run(200, 32)
-        peer.run(50, 32)
-        ours_rounds, peer_rounds, ratios = [], [], []
-        for _ in range(rounds):
-            ours_rounds.append(figures("ours", ours.run, jobs, singles))
-            peer_rounds.append(figures("dramatiq", peer.run, peer_jobs, peer_singles))
-            ratios.append(ours_rounds[-1]["jobs_per_s"] / peer_rounds[-1]["jobs_per_s"])
-        expected = 200 + rounds * (jobs + singles)
-        if ours.stored() != expected:
-            raise SystemExit(f"{ours.stored()} jobs on the disk, {expected} were answered")
-    mine, theirs = medians(ours_rounds), medians(peer_rounds)
-    ratio = statistics.median(ratios)
+class Comparison:
+    """The figures of all sides, round by round."""
+
+    def __init__(self, sides: Mapping[str, Side], broker_url: str) -> None:
+        self.rounds: dict[str, list[Figures]] = {name: [] for name in sides}
+        self.carried: list[float] = []
+        self._sides = sides
+        self._broker_url = broker_url
+
+    def play(self, number: int, *, load_s: float, alone_s: float, messages: int) -> None:
+        """Let all have their turn; another one begins in every round."""
+        names = list(self._sides)
+        begins = number % len(names)
+        for name in (*names[begins:], *names[:begins]):
+            side = self._sides[name]
+            one = figures(name, side, load_s=load_s, alone_s=alone_s)
+            self.rounds[name].append(one)
+            if name == "ours":
+                payload = codec.encode(JobSubmit(prompt=PROMPT, cache=Caching.OFF))
+                rate = carried_per_s(self._broker_url, messages=messages, payload=payload)
+                print(f"mosquitto_pub: {rate:.0f} messages/s", file=sys.stderr)
+                self.carried.append(rate)
+
+    def ratios(self, name: str) -> list[float]:
+        """Return our jobs/s over a side's, round by round."""
+        pairs = zip(self.rounds["ours"], self.rounds[name], strict=True)
+        return [mine["jobs_per_s"] / theirs["jobs_per_s"] for mine, theirs in pairs]
+
+    def carried_shares(self) -> list[float]:
+        """Return what of the broker's power for a C client our jobs use, round by round."""
+        pairs = zip(self.rounds["ours"], self.carried, strict=True)
+        return [HOPS * mine["jobs_per_s"] / rate for mine, rate in pairs]
+
+
+def tell(comparison: Comparison, *, as_json: bool) -> None:
+    """Print the figures."""
+    mine = medians(comparison.rounds["ours"])
+    peers = [name for name in comparison.rounds if name not in OURS]
+    ratios = {name: comparison.ratios(name) for name in peers}
+    shares = {
+        "full_share_of_normal": comparison.ratios("normal"),
+        "hops_share_of_c_client": comparison.carried_shares(),
+    }
+    ours = mine | {name: statistics.median(values) for name, values in shares.items()}
+    ours["c_client_messages_per_s"] = statistics.median(comparison.carried)
+    for other in ("normal", "embedded"):
+        ours |= {
+            f"{other}_{figure}": value
+            for figure, value in medians(comparison.rounds[other]).items()
+        }
     report(
         "dispatch",
-        ours=mine,
-        peers={"dramatiq_redis": theirs},
-        ratios={"dramatiq_redis": ratio},
+        ours=ours,
+        peers={name: medians(comparison.rounds[name]) for name in peers},
+        ratios=ratios,
         aims={
-            "jobs_per_s": Aim(mine["jobs_per_s"], at_least=4_000),
-            "p50_ms": Aim(mine["p50_ms"], at_most=3),
-            "dramatiq_redis": Aim(ratio, at_least=6),
+            "jobs_per_s": Aim(ours["jobs_per_s"], at_least=4_000),
+            "embedded_jobs_per_s": Aim(ours["embedded_jobs_per_s"], at_least=8_000),
+            "p50_ms": Aim(ours["p50_ms"], at_most=3),
+            "p99_ms": Aim(ours["p99_ms"], at_most=15),
+            "cpu_us_per_job": Aim(ours["cpu_us_per_job"], at_most=120),
+            "full_share_of_normal": Aim(ours["full_share_of_normal"], at_least=0.7),
+            "hops_share_of_c_client": Aim(ours["hops_share_of_c_client"], at_least=0.7),
+            **{
+                name: Aim(statistics.median(values), at_least=AT_LEAST[name.partition("_")[0]])
+                for name, values in ratios.items()
+                if name.partition("_")[0] in AT_LEAST
+            },
         },
-        as_json=options.json,
+        as_json=as_json,
     )
+
+
+def main() -> None:
+    """Run all sides in turn and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a minute and a half, not five")
+    parser.add_argument("--json", action="store_true", help="only the JSON object")
+    parser.add_argument("--alone", action="store_true", help="without the peers")
+    options = parser.parse_args()
+    set_up_logging(level="warning")
+    require_client()
+    load_s, alone_s, messages = (1.5, 0.7, 10_000) if options.quick else (5.0, 1.5, 30_000)
+    with tempfile.TemporaryDirectory() as at, contextlib.ExitStack() as stack:
+        folder = Path(at)
+        own = {name: own_side(stack, folder, name) for name in OURS}
+        sides: dict[str, Side] = dict(own)
+        if not options.alone:
+            require_servers()
+            for name in WORKERS:
+                for sync in Sync:
+                    label = f"{name}_{sync}"
+                    peer = queue_peer(name, folder / label, sync, text=PROMPT)
+                    sides[label] = stack.enter_context(peer)
+        for side in sides.values():
+            side.run(seconds=WARM_S, window=32)
+        comparison = Comparison(sides, own["ours"].url)
+        for number in range(ROUNDS):
+            comparison.play(number, load_s=load_s, alone_s=alone_s, messages=messages)
+        for one in own.values():
+            one.check()
+    tell(comparison, as_json=options.json)
 
 
 if __name__ == "__main__":
