@@ -206,7 +206,7 @@ def worker_info(settings: WorkerSettings, loaded: LoadedEngine, *, facts: HostFa
         models=(model,),
         benchmark=None if loaded.measured is None else benchmark_of(loaded.measured),
         capabilities=tuple(capabilities),
-        labels=settings.labels,
+        labels=settings.label_values,
     )
 
 

@@ -19,6 +19,7 @@ from fleet_protocol.settings import BrokerSettings, parse_settings
 PREFIX: Final = "EDGEFLEET_WORKER"
 _ECHO_SLOTS: Final = 64
 _ONNX_SLOTS: Final = 4
+_Label = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
 class EngineName(StrEnum):
@@ -66,7 +67,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             elsewhere, and in any case above `limit_c`.
         spool_max_mb: Bound of the spool's file.
         cache_mb: Most megabytes of earlier answers, in memory and within that file; 0: none.
-        labels: The operator's own names for the board.
+        labels: The operator's own names for what the board has, for jobs that ask for it: `camera`,
+            `site=north`; or a table of names and values.
     """
 
     id: Id | None = None
@@ -90,7 +92,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     critical_c: Annotated[float, msgspec.Meta(ge=30.0, le=130.0)] | None = None
     spool_max_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
     cache_mb: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 8
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: tuple[_Label, ...] | dict[_Label, str] = ()
     log_level: LogLevel = LogLevel.INFO
 
     @property
@@ -98,6 +100,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """The worker's id, from the host's name if none was given."""
         host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])
         return WorkerId(self.id or host[:36] or "worker")
+
+    @property
+    def label_values(self) -> dict[str, str]:
+        """The labels with their values, empty where they have none."""
+        if isinstance(self.labels, dict):
+            return dict(self.labels)
+        parts = (label.partition("=") for label in self.labels)
+        return {name: value for name, _, value in parts}
 
     @property
     def slot_count(self) -> int:

@@ -100,7 +100,9 @@ class AnswerCache:
             return None
         if submit.split is not Split.NO:
             return None  # Its parts may be answered from the boards' own caches.
-        scope = (tenant, submit.model or "", str(submit.escalate))
+        scope: tuple[str, ...] = (tenant, submit.model or "", str(submit.escalate))
+        if submit.label is not None:
+            scope += (submit.label,)  # What other boards know may not be what these do.
         return answer_key(submit.conversation, submit.generation, scope=scope)
 
     def find(self, job: Job, stored: CachedAnswer | None) -> CachedAnswer | None:

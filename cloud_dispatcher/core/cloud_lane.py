@@ -200,10 +200,9 @@ class CloudLane:
 
     def _has_second_best(self, job: Job) -> bool:
         """Whether a board kept an answer, or could give one."""
+        contexts = self._ledger.fleet.contexts_of(job.submit.label)
         can_fall_back = job.reason in _FALLS_BACK
-        return job.kept is not None or (
-            can_fall_back and fits_edge(job.submit, self._ledger.fleet.contexts)
-        )
+        return job.kept is not None or (can_fall_back and fits_edge(job.submit, contexts))
 
     def _cheap_at_ms(self, job: Job) -> int:
         """Return when to ask: now, unless the job may wait for a cheaper hour and has the time."""

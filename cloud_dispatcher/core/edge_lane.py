@@ -89,7 +89,7 @@ class EdgeLane:
 
     def _assign_next(self) -> bool:
         ledger = self._ledger
-        for need, key in ledger.queue.heads():
+        for need, key in ledger.queue.heads(ledger.fleet.free_labels):
             job = ledger.jobs[key]
             if ledger.is_overdue(job) or ledger.is_unstarted(job):
                 self._outbox.expire(job)

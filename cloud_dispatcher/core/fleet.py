@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, KeysView
 
 from cloud_dispatcher.core.ejection import EjectionSettings, Outliers, Standing
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.labels import LabelledPools, names_of
 from cloud_dispatcher.core.pace import Pace, work_tokens
 from cloud_dispatcher.core.queue import Need
 from cloud_dispatcher.core.scheduler import Policy, WorkerLoad
@@ -31,6 +32,7 @@ class Worker:
         leases: The attempts it holds, each with the moment the assignment was last sent.
         company: For attempts given out in this run, how many it held with them at that moment.
         pace: What was learned of its speed.
+        labels: By what names its labels may be asked for.
         standing: Whether it is trusted with jobs, after failures in a row.
         is_silent: Not heard of for too long: as good as offline until it is.
         is_held_back: An operator drains it; on top of what it says of itself.
@@ -39,7 +41,7 @@ class Worker:
 
     __slots__ = (
         "bandwidth", "capacity", "company", "compute", "id", "info", "is_held_back", "is_silent",
-        "leases", "pace", "presence", "seen_at_ms", "standing", "state", "turn", "weight",
+        "labels", "leases", "pace", "presence", "seen_at_ms", "standing", "state", "turn", "weight",
     )  # fmt: skip
 
     def __init__(self, worker_id: WorkerId, weight: WeightSettings) -> None:
@@ -53,6 +55,7 @@ class Worker:
         self.leases: dict[JobKey, int] = {}
         self.company: dict[JobKey, int] = {}
         self.pace = Pace()
+        self.labels: frozenset[str] = frozenset()
         self.standing = Standing.IN
         self.capacity = 0
         self.turn = 0
@@ -89,8 +92,8 @@ class Worker:
         return self.is_free and self.info is not None and len(self.leases) < self.info.slots
 
     def serves(self, need: Need) -> bool:
-        """Whether one of its models answers such a job."""
-        if self.info is None:
+        """Whether one of its models answers such a job, and it has what else it needs."""
+        if self.info is None or not (need.label is None or need.label in self.labels):
             return False
         for model in self.info.models:
             if need.tokens <= model.context_tokens and (
@@ -143,9 +146,9 @@ class Fleet:
         self.outliers = Outliers(ejection)
         self._settings = settings
         self._workers: dict[WorkerId, Worker] = {}
-        self._free = policy.pool()
+        self._free = LabelledPools(policy.pool)
         self._turns = 0
-        self._contexts: dict[str | None, int] | None = None
+        self._contexts: dict[str | None, dict[str | None, int]] | None = None
         self._builds: frozenset[str] | None = None
 
     @property
@@ -159,24 +162,42 @@ class Fleet:
 
         Workers that are away count: they may be back before the job's deadline.
         """
+        return self.contexts_of(None)
+
+    def contexts_of(self, label: str | None) -> dict[str | None, int]:
+        """Return the same of the workers with a label alone; None: of all."""
         if self._contexts is None:
             self._contexts = {}
+        contexts = self._contexts.get(label)
+        if contexts is None:
+            contexts = self._contexts[label] = {}
             for worker in self._workers.values():
-                for model in worker.info.models if worker.info else ():
-                    for name in (None, model.name):
-                        known = self._contexts.get(name, 0)
-                        self._contexts[name] = max(known, model.context_tokens)
-        return self._contexts
+                if label is None or label in worker.labels:
+                    for model in worker.info.models if worker.info else ():
+                        for name in (None, model.name):
+                            known = contexts.get(name, 0)
+                            contexts[name] = max(known, model.context_tokens)
+        return contexts
 
-    def contexts_there(self, model: str | None) -> list[int]:
+    @property
+    def labels(self) -> list[str]:
+        """All labels of all workers, away or not."""
+        return sorted(set[str]().union(*(worker.labels for worker in self._workers.values())))
+
+    def contexts_there(self, model: str | None, label: str | None = None) -> list[int]:
         """Return the contexts, smallest first, in which boards that are there answer with a model.
 
         Of all boards known, if none is there.
 
         Args:
             model: None: any.
+            label: That they must have; None: none.
         """
-        known = [worker for worker in self._workers.values() if worker.info is not None]
+        known = [
+            worker
+            for worker in self._workers.values()
+            if worker.info is not None and (label is None or label in worker.labels)
+        ]
         there = [worker for worker in known if worker.status is PresenceStatus.ONLINE]
         infos = [worker.info for worker in there or known if worker.info is not None]
         found = (offered for info in infos for offered in info.models)
@@ -222,6 +243,7 @@ class Fleet:
     def set_info(self, worker: Worker, info: WorkerInfo | None) -> None:
         """Take note of what a worker is and can do."""
         worker.info = info
+        worker.labels = names_of({} if info is None else info.labels)
         worker.capacity = 0 if info is None else info.slots + info.prefetch
         benchmark = None if info is None else info.benchmark
         worker.compute, worker.bandwidth, worker.weight = weigh(benchmark, self._settings)
@@ -321,6 +343,11 @@ class Fleet:
         """Whether any worker has a free slot."""
         return len(self._free) > 0
 
+    @property
+    def free_labels(self) -> KeysView[str]:
+        """The labels of workers with a free slot."""
+        return self._free.labels
+
     def _count_present(self) -> int:
         return sum(w.status is not PresenceStatus.OFFLINE for w in self._workers.values())
 
@@ -341,6 +368,6 @@ class Fleet:
             load = WorkerLoad(
                 worker.weight, len(worker.leases), worker.turn, slots=slots, pace=worker.pace
             )
-            self._free.file(worker.id, load, worker.serves)
+            self._free.file(worker.id, load, worker.serves, worker.labels)
         else:
             self._free.strike(worker.id)

@@ -24,13 +24,14 @@ from fleet_protocol.messages import (
     JobAck,
     JobId,
     JobStatus,
+    JobSubmit,
     PlainText,
     Privacy,
     Reason,
 )
 from fleet_protocol.routing import EscalateTo, Refuse
 
-_MODELS_SHOWN = 10
+_NAMES_SHOWN = 10
 _NOTE_MOST = 2_000
 
 
@@ -115,12 +116,10 @@ class Intake:
 
     def _refusal(self, event: JobSubmitted) -> JobAck | None:
         ledger, submit = self._ledger, event.submit
-        contexts = ledger.fleet.contexts
         cloud_wanted = submit.escalate is Escalate.ALWAYS and submit.privacy is Privacy.ANY
-        if not cloud_wanted and not is_known_model(submit, contexts):
-            names = sorted(name for name in contexts if name is not None)[:_MODELS_SHOWN]
-            known = ", ".join(names)
-            return _rejected("unknown_model", f"no worker has {submit.model!r}; known are {known}")
+        unserved = None if cloud_wanted else self._unserved(submit)
+        if unserved is not None:
+            return unserved
         settings = ledger.settings
         if ledger.overload.refuses(submit.priority):
             return self._busy(
@@ -135,6 +134,20 @@ class Intake:
         is_full = ledger.counts[JobStatus.QUEUED] - ledger.delayed >= settings.queue_limit
         if is_full and not self._made_way(submit.priority):
             return self._busy("the queue is full", retry_after_ms=wait_ms)
+        return None
+
+    def _unserved(self, submit: JobSubmit) -> JobAck | None:
+        """Refuse what no worker that is known, away or not, could ever answer."""
+        fleet, label = self._ledger.fleet, submit.label
+        contexts = fleet.contexts_of(label)
+        if fleet.contexts and not contexts:
+            known = ", ".join(fleet.labels[:_NAMES_SHOWN]) or "none"
+            message = f"no worker has the label {label!r}; known are {known}"
+            return _rejected("unknown_label", message)
+        if not is_known_model(submit, contexts):
+            known = ", ".join(sorted(name for name in contexts if name)[:_NAMES_SHOWN])
+            who = "no worker" if label is None else f"no worker with the label {label!r}"
+            return _rejected("unknown_model", f"{who} has {submit.model!r}; known are {known}")
         return None
 
     def _made_way(self, priority: int) -> bool:
@@ -183,7 +196,7 @@ class Intake:
             for part in parts:
                 self.place(part)
             return
-        route = route_of(job.submit, self._ledger.fleet.contexts)
+        route = route_of(job.submit, self._ledger.fleet.contexts_of(job.submit.label))
         if isinstance(route, EscalateTo):
             self._cloud.send_up(job, route.reason, route.detail)
             return

@@ -28,17 +28,20 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         room: Jobs that it could begin within a second: its free slots, and as many as it finished
             in the last one, less what waits.
         contexts: The largest context, by model, of its workers that are there.
+        labelled: The same of those with a label, by label.
         summary: Its part of the overview.
     """
 
     waiting: int = 0
     room: int = 0
     contexts: dict[str, int] = {}
+    labelled: dict[str, dict[str, int]] = {}
     summary: FleetSummary | None = None
 
     def serves(self, need: Need) -> bool:
         """Whether one of its workers answers such a job."""
-        return need.tokens <= self.contexts.get(need.model or ANY_MODEL, -1)
+        contexts = self.contexts if need.label is None else self.labelled.get(need.label, {})
+        return need.tokens <= contexts.get(need.model or ANY_MODEL, -1)
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,7 +80,9 @@ class Parts:
             return []
         if submit.escalate is Escalate.ALWAYS and submit.privacy is Privacy.ANY:
             return []  # The cloud has room for all of it.
-        if submit.split is Split.AUTO and fits_edge(submit, self._ledger.fleet.contexts):
+        if submit.split is Split.AUTO and fits_edge(
+            submit, self._ledger.fleet.contexts_of(submit.label)
+        ):
             return []
         return self._cut_whole(job)
 
@@ -184,7 +186,7 @@ class Parts:
     def _room_tokens(self, job: Job, long: LongText) -> int:
         """Return what text fits the smallest board that has room for any beside the rest."""
         taken = long.frame_tokens + job.submit.max_tokens
-        contexts = self._ledger.fleet.contexts_there(job.submit.model)
+        contexts = self._ledger.fleet.contexts_there(job.submit.model, job.submit.label)
         rooms = [tokens - taken for tokens in contexts or [_UNKNOWN_CONTEXT_TOKENS]]
         return next((room for room in rooms if room >= _LEAST_TOKENS), 0)
 

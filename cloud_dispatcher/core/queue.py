@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -29,18 +29,21 @@ class Need(NamedTuple):
         tokens: Least context, rounded down to a power of two so that there are few kinds of need;
             the exact count is the worker's to make. 0 for all that is small.
         work: Class of the work by which a policy ranks workers; 0: it does not look at it.
+        label: What else the worker must have; None: nothing.
     """
 
     model: str | None
     tokens: int
     work: int = 0
+    label: str | None = None
 
 
 def need_of(job: Job) -> Need:
     """Return what a job asks of a worker."""
     submit = job.submit
     tokens = least_prompt_tokens(submit.prompt_chars) + submit.max_tokens
-    return Need(submit.model, 0 if tokens < 2 * _SMALL_TOKENS else 1 << tokens.bit_length() - 1)
+    least = 0 if tokens < 2 * _SMALL_TOKENS else 1 << tokens.bit_length() - 1
+    return Need(submit.model, least, label=submit.label)
 
 
 class _FlowName(NamedTuple):
@@ -136,6 +139,8 @@ class JobQueue:
     def __init__(self, ageing_ms: int = 30_000) -> None:
         self._ageing_ms = ageing_ms
         self._lanes: dict[Need, dict[int, _Level]] = {}
+        # By the label that they need.
+        self._labels: dict[str | None, dict[Need, None]] = {}
         self._flows: dict[_FlowName, _Flow] = {}
         # By `since_ms`, oldest first; those that cannot rise are not in it.
         self._rising: OrderedDict[_Flow, None] = OrderedDict()
@@ -238,12 +243,18 @@ class JobQueue:
             flow.since_ms = now_ms
             self._file(flow)
 
-    def heads(self) -> Iterator[tuple[Need, JobKey]]:
-        """Yield the best ready job of each lane, the best of all first."""
+    def heads(self, labels: KeysView[str] | None = None) -> Iterator[tuple[Need, JobKey]]:
+        """Yield the best ready job of each lane, the best of all first.
+
+        Args:
+            labels: Of lanes that need a label, those that need one of these; None: all lanes.
+        """
         if self._lone is not None:
             yield need_of(self._lone.job), self._lone.job.key
             return
-        tops = [(*self._first(lane), need) for need, lane in self._lanes.items()]
+        kinds = self._labels.keys() if labels is None else (None, *(self._labels.keys() & labels))
+        needs = (need for kind in kinds for need in self._labels.get(kind, ()))
+        tops = [(*self._first(self._lanes[need]), need) for need in needs]
         for _, key, need in sorted(tops, key=itemgetter(0)) if len(tops) > 1 else tops:
             yield need, key
 
@@ -312,7 +323,11 @@ class JobQueue:
         self._devices[name.tenant].leave(name.device)
 
     def _file(self, flow: _Flow) -> None:
-        lane = self._lanes.setdefault(flow.name.need, {})
+        need = flow.name.need
+        lane = self._lanes.get(need)
+        if lane is None:
+            lane = self._lanes[need] = {}
+            self._labels.setdefault(need.label, {})[need] = None
         level = lane.get(flow.level)
         if level is None:
             level = lane[flow.level] = _Level()
@@ -333,6 +348,9 @@ class JobQueue:
             del lane[flow.level]
             if not lane:
                 del self._lanes[need]
+                del self._labels[need.label][need]
+                if not self._labels[need.label]:
+                    del self._labels[need.label]
         self._rising.pop(flow, None)
 
 

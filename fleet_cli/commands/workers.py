@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -121,7 +122,7 @@ def print_workers(workers: tuple[WorkerView, ...]) -> None:
     """Print the table of workers, each weight with its two parts; less on a narrow terminal."""
     columns = (
         *("worker", "status", "weight", "= compute", "+ bandwidth", "tok/s", "Mbit/s"),
-        *("jobs/slots", "temp", "cpu", "model", "seen"),
+        *("jobs/slots", "temp", "cpu", "model", "labels", "seen"),
     )
     shown = len(columns) if console().width >= _WIDE_COLUMNS else _NARROW_CELLS
     print_table(
@@ -147,8 +148,14 @@ def _row(worker: WorkerView) -> tuple[str, ...]:
         NOTHING if temp_c is None else f"{temp_c:.0f} °C",
         NOTHING if state is None else f"{state.cpu_pct:.0f} %",
         info.models[0].name if info and info.models else NOTHING,
+        _labels(info.labels if info else {}),
         age(worker.seen_at_ms),
     )
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    """As a job asks for them."""
+    return " ".join(f"{name}={value}" if value else name for name, value in labels.items())
 
 
 def _tell(connection: Connection, op: AdminOp, worker: str, done: str) -> None:

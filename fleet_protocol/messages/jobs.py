@@ -168,6 +168,18 @@ class Generation(Part, frozen=True, kw_only=True, omit_defaults=True):
     output: OutputFormat | None = None
 
 
+class Needs(Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What a board must have to be given a job.
+
+    Attributes:
+        model: The same as the job's own `model`.
+        label: One of the board's labels: `camera`, or with its value `site=north`.
+    """
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    label: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+
+
 class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     """A device asks. Exactly one of `prompt` and `messages` must be given.
 
@@ -175,6 +187,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         prompt: What to answer, as one user turn.
         messages: A conversation instead, oldest first.
         model: Name of the model to use; None takes the fleet's default.
+        needs: What else its board must have. Whether the cloud may answer is for `escalate` and
+            `privacy` to say.
         max_tokens: See `Generation`; so are temperature, top_p, seed, stop and output. `output`
             and `stop` exclude each other: a stop text would cut the form in two.
         stream: Send `TokenChunk`s while the answer grows.
@@ -212,6 +226,7 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[tuple[ChatMessage, ...], msgspec.Meta(min_length=1, max_length=256)] | None
     ) = None
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    needs: Needs | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 64
     temperature: Annotated[float, msgspec.Meta(ge=0.0, le=2.0)] = 0.0
     top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
@@ -245,6 +260,15 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("give `output` or `stop`, not both: a stop text would cut the form")
         if self.output is not None and self.split is not Split.NO:
             raise ValueError("give `output` or `split`, not both: a part's answer has not the form")
+        if self.needs is not None and self.needs.model is not None:
+            if self.model not in {None, self.needs.model}:
+                raise ValueError("`model` and `needs.model` name different models: give one")
+            msgspec.structs.force_setattr(self, "model", self.needs.model)
+
+    @property
+    def label(self) -> str | None:
+        """The label that its board must have; None: any board will do."""
+        return None if self.needs is None else self.needs.label
 
     @property
     def conversation(self) -> tuple[ChatMessage, ...]:

@@ -92,7 +92,8 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     Attributes:
         slots: Jobs it answers at once.
         prefetch: Jobs it holds beyond that, so that no slot waits for the network.
-        labels: Operator's own names, for affinity.
+        labels: The operator's own names for what the board has, each with a value or an empty
+            one: a job may ask for one, see `Needs`.
     """
 
     boot: Id

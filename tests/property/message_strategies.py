@@ -36,7 +36,8 @@ def _submits(given: str, missing: str) -> st.SearchStrategy[m.JobSubmit]:
     alone = {"stop": (), "split": m.Split.NO}
     both = st.fixed_dictionaries(fields)
     either = both.map(lambda values: values if values["output"] is None else values | alone)
-    return either.map(_in_time).map(lambda values: m.JobSubmit(**values))
+    one_model = either.map(_in_time).map(_of_one_model)
+    return one_model.map(lambda values: m.JobSubmit(**values))
 
 
 def _in_time(values: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +46,12 @@ def _in_time(values: dict[str, Any]) -> dict[str, Any]:
     if begin_ms is None or deadline_ms is None or begin_ms < deadline_ms:
         return values
     return values | {"not_before_ms": deadline_ms - 1 or None}
+
+
+def _of_one_model(values: dict[str, Any]) -> dict[str, Any]:
+    """Let what a job needs name its model alone."""
+    needs = values["needs"]
+    return values if needs is None or needs.model is None else values | {"model": None}
 
 
 def _forms() -> st.SearchStrategy[m.OutputFormat]:

@@ -12,6 +12,7 @@ from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
+from cloud_dispatcher.core.labels import names_of
 from cloud_dispatcher.core.outbox import NOT_STARTED
 from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.parts import CUT_AGAIN
@@ -53,6 +54,7 @@ class ModelledWorker:
     def __init__(self, name: str, *, slots: int, prefetch: int, tok_s: float) -> None:
         self.id = m.WorkerId(name)
         self.slots, self.prefetch, self.tok_s = slots, prefetch, tok_s
+        self.labels = {"quick": ""} if tok_s > 50 else {"speed": "low"}
         self.boots = 0
         self.is_online = False
         self.inbox: list[m.Message] = []
@@ -71,6 +73,7 @@ class ModelledWorker:
             prefetch=self.prefetch,
             models=(model,),
             benchmark=m.Benchmark(decode_tok_s=self.tok_s, prefill_tok_s=self.tok_s),
+            labels=self.labels,
         )
 
     @property
@@ -250,6 +253,8 @@ class ModelledShell:
             job = self.store[m.JobKey(message.job)]
             assert job.attempt == message.attempt, "an assignment was sent before it was saved"
             assert job.worker == worker, "an assignment was sent before it was saved"
+            has = next(w.labels for w in self.workers if w.id == worker)
+            assert job.submit.label in {None, *names_of(has)}, "a board has not what is needed"
             assert message.cloud_away == self.is_cloud_away, "a board was told wrong of the cloud"
             if message.cloud_away and not job.cloud_code:
                 assert message.escalate is job.submit.escalate, "a doubt has no way up any more"

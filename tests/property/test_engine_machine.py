@@ -30,6 +30,7 @@ SUBMITS = st.builds(
     start_within_ms=st.sampled_from([None, None, 2_000, 20_000]),
     attempt_ms=st.sampled_from([None, None, 1_000, 10_000]),
     lease_ms=st.sampled_from([None, None, 5_000]),
+    needs=st.sampled_from([None, None, m.Needs(label="quick"), m.Needs(label="speed=low")]),
     stream=st.booleans(),
     compact=st.booleans(),
     cache=st.sampled_from([m.Caching.AUTO, m.Caching.OFF]),
