@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Self, Unpack
 
+from paho.mqtt.client import MQTTMessageInfo
+
 from fleet_client.credentials import broker_settings
 from fleet_client.errors import JobTimeoutError
 from fleet_client.link import LinkOptions, PahoLink
@@ -258,8 +260,7 @@ class FleetClient:
             self._send_due(tracker)
             return
         info = self._link.publish(self._table.cancel_topic(job_id), encode(JobCancel()))
-        info.wait_for_publish(timeout_s)
-        if not info.is_published():
+        if not _is_taken(info, timeout_s):
             raise JobTimeoutError(
                 f"the broker did not take the cancellation within {timeout_s:g} s",
                 hint="check the link and cancel again",
@@ -339,6 +340,15 @@ class FleetClient:
 
     def _timed_out(self, tracker: JobTracker, waited_s: float) -> JobTimeoutError:
         return self._table.timed_out(tracker, waited_s)
+
+
+def _is_taken(info: MQTTMessageInfo, timeout_s: float) -> bool:
+    """Wait until the broker has a publication; paho raises where it is not connected, or full."""
+    try:
+        info.wait_for_publish(timeout_s)
+        return info.is_published()
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _deadline(timeout_s: float | None) -> float | None:

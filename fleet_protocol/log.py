@@ -5,12 +5,14 @@ Event names are constant, `noun.verb`. Prompts and answers are never logged: the
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 import time
 from collections.abc import MutableMapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 import structlog
@@ -43,9 +45,27 @@ def set_up_logging(*, level: str = "info", json: bool | None = None) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Lines(sys.stderr)),
         cache_logger_on_first_use=True,
     )
+
+
+class _Lines(io.TextIOBase):
+    """Where lines go, as long as they can be written: a full disk under a log ends no program."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str, /) -> int:
+        """Write, or let the line be lost."""
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or leave it to the next line."""
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 def _stamp(

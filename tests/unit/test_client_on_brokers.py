@@ -245,6 +245,15 @@ async def test_a_cancelled_job_ends_with_a_result_that_says_so_with_asyncio(
             assert (await handle.wait(WAIT_S)).status is JobStatus.CANCELLED
 
 
+def test_a_cancellation_without_a_link_is_a_timeout_and_no_foreign_error() -> None:
+    client = FleetClient("mqtt://127.0.0.1:1", "away")
+    try:
+        with pytest.raises(JobTimeoutError, match="cancellation"):
+            client.cancel("of-an-earlier-process", timeout_s=0.0)
+    finally:
+        client.close()
+
+
 def test_no_answer_in_time_is_a_timeout_that_names_the_next_step(
     broker: BrokerProcess, device: str
 ) -> None:

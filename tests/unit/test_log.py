@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from collections.abc import Iterator
@@ -70,3 +71,28 @@ def test_bound_context_is_on_every_line(monkeypatch: pytest.MonkeyPatch) -> None
     with structlog.contextvars.bound_contextvars(job="01J"):
         written = lines(monkeypatch)
     assert all(json.loads(line)["job"] == "01J" for line in written)
+
+
+class _Disk(io.StringIO):
+    """A file on a disk that may be full."""
+
+    is_full = False
+
+    def write(self, text: str, /) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_a_log_on_a_full_disk_loses_lines_and_ends_no_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = _Disk()
+    monkeypatch.setattr("sys.stderr", disk)
+    set_up_logging(json=True)
+    log = structlog.get_logger()
+    disk.is_full = True
+    log.error("store.unavailable")
+    disk.is_full = False
+    log.info("store.settled")
+    assert [json.loads(line)["event"] for line in disk.getvalue().splitlines()] == ["store.settled"]
