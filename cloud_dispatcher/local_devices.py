@@ -29,6 +29,8 @@ from fleet_protocol import messages as m
 from fleet_protocol import topics
 from fleet_protocol.errors import RejectedError, RetryableError
 
+RATE_EXCEEDED: Final = "rate_limit_exceeded"
+"""More came in than may: what HTTP has a status of its own for."""
 _TO_DEVICES: Final = (topics.ACK, topics.TOKENS, topics.RESULT)
 _REPLY: Final = ReplyTo()
 
@@ -89,7 +91,7 @@ class LocalJob:
         """Wait until the dispatcher has stored the job.
 
         Raises:
-            RetryableError: `busy`, with the time to wait.
+            RetryableError: `busy` or `rate_limit_exceeded`, with the time to wait.
             RejectedError: It will not have it; `code` says why.
         """
         while not isinstance(told := await self._told.get(), m.JobAck):
@@ -99,7 +101,8 @@ class LocalJob:
         self.is_over = True
         message = told.message or f"the dispatcher refused: {told.code}"
         if told.code == "busy":
-            raise RetryableError(message, code=told.code, retry_after_ms=told.retry_after_ms)
+            code = told.code if told.rate is msgspec.UNSET else RATE_EXCEEDED
+            raise RetryableError(message, code=code, retry_after_ms=told.retry_after_ms)
         raise RejectedError(message, code=told.code)
 
     async def told(

@@ -14,6 +14,7 @@ from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.ledger import Ledger
 from cloud_dispatcher.core.outbox import Outbox
 from cloud_dispatcher.core.parts import Parts
+from cloud_dispatcher.core.rate_limits import RateLimits
 from cloud_dispatcher.core.results import cached_result, spoken_refusal
 from cloud_dispatcher.core.retry import spread
 from fleet_protocol import topics
@@ -27,6 +28,7 @@ from fleet_protocol.messages import (
     JobSubmit,
     PlainText,
     Privacy,
+    RateOf,
     Reason,
 )
 from fleet_protocol.routing import EscalateTo, Refuse
@@ -54,6 +56,8 @@ class Intake:
         self._answers = answers
         self._coalescer = coalescer
         self._parts = parts
+        settings = ledger.settings
+        self._rates = RateLimits(settings.rate, settings.budget.tenants)
 
     def on_submitted(self, event: JobSubmitted) -> None:
         """A device asked: a new job, or one that is known."""
@@ -63,11 +67,14 @@ class Intake:
             return
         job = self._job_of(event)
         is_delayed = job.submit.not_before_ms is not None
-        answer = None if is_delayed else self._answers.find(job, event.answer)
-        refusal = None if answer is not None else self._refusal(event)
+        excess = self._excess(event)
+        may_know = excess is None and not is_delayed
+        answer = self._answers.find(job, event.answer) if may_know else None
+        refusal = excess or (None if answer is not None else self._refusal(event))
         if refusal is not None:
             self._reject(event.device, event.id, event.reply, refusal)
             return
+        self._count(event)
         self._acknowledge(job)
         if is_delayed:
             self._ledger.put(replace(job, not_before_ms=job.begins_at_ms))
@@ -113,6 +120,23 @@ class Intake:
             self._ledger.send(topics.ACK, (job.device, job.id), ack)
         if not job.is_open:
             self._outbox.replay(job, reply)
+
+    def _excess(self, event: JobSubmitted) -> JobAck | None:
+        """Refuse what is more than its device, or its tenant, may bring."""
+        if not self._rates.are_set or event.reply.silent:
+            return None
+        tenant = self._ledger.budget.tenant_of(event.device)
+        excess = self._rates.excess(event.device, tenant, self._ledger.now_ms)
+        if excess is None:
+            return None
+        who = "this device" if excess.of is RateOf.DEVICE else f"the tenant {tenant}"
+        message = f"{who} may bring {excess.per_s:g} new jobs a second"
+        return replace(self._busy(message, retry_after_ms=excess.wait_ms), rate=excess.of)
+
+    def _count(self, event: JobSubmitted) -> None:
+        if self._rates.are_set and not event.reply.silent:
+            tenant = self._ledger.budget.tenant_of(event.device)
+            self._rates.count(event.device, tenant, self._ledger.now_ms)
 
     def _refusal(self, event: JobSubmitted) -> JobAck | None:
         ledger, submit = self._ledger, event.submit

@@ -7,6 +7,8 @@ from typing import Final
 
 _SHRINK_PAUSE_MS: Final = 1_000
 """Refusals within this span have one cause, and shrink once."""
+_DUST_MS: Final = 1e-6
+"""What rounding adds to a wait, at most: nobody is told a whole millisecond for it."""
 
 
 class TokenBucket:
@@ -27,7 +29,11 @@ class TokenBucket:
     def wait_ms(self, now_ms: int, amount: float = 1.0) -> int:
         """Return how long `amount` would have to wait; nothing is taken."""
         lacking = min(amount, self._burst) - self._level_at(now_ms)
-        return math.ceil(1_000 * lacking / self._per_s) if lacking > 0 else 0
+        return max(0, math.ceil(1_000 * lacking / self._per_s - _DUST_MS))
+
+    def is_full(self, now_ms: int) -> bool:
+        """Whether no more can be saved up."""
+        return self._level_at(now_ms) >= self._burst
 
     def reserve(self, now_ms: int, amount: float = 1.0) -> int:
         """Take `amount` and return how long to wait before it is used, in ms."""

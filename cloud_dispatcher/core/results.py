@@ -198,7 +198,8 @@ def as_message(job: Job, result: JobResult) -> Message:
 
 def spoken_refusal(ack: JobAck) -> str:
     """Return a rejection as a sentence, for a device that asked in plain text."""
-    wait = f" Try again in {ack.retry_after_ms / 1_000:.0f} s." if ack.retry_after_ms else ""
+    wait_s = -(-ack.retry_after_ms // 1_000)
+    wait = f" Try again in {wait_s} s." if wait_s else ""
     return f"Not accepted ({ack.code}): {ack.message}.{wait}"
 
 

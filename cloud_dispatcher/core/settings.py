@@ -10,6 +10,7 @@ from cloud_dispatcher.core.conversations import ConversationSettings
 from cloud_dispatcher.core.ejection import EjectionSettings
 from cloud_dispatcher.core.overload import OverloadSettings
 from cloud_dispatcher.core.policies import SchedulingSettings
+from cloud_dispatcher.core.rate_limits import RateSettings
 from cloud_dispatcher.core.spending import BudgetSettings
 from fleet_protocol.answer_cache import is_cacheable
 from fleet_protocol.messages import Caching, JobSubmit
@@ -142,6 +143,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ejection: EjectionSettings = msgspec.field(default_factory=EjectionSettings)
     retry: RetrySettings = msgspec.field(default_factory=RetrySettings)
     budget: BudgetSettings = msgspec.field(default_factory=BudgetSettings)
+    rate: RateSettings = msgspec.field(default_factory=RateSettings)
     overload: OverloadSettings = msgspec.field(default_factory=OverloadSettings)
     cache: CacheSettings = msgspec.field(default_factory=CacheSettings)
     conversations: ConversationSettings = msgspec.field(default_factory=ConversationSettings)

@@ -30,11 +30,20 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         name: For people and bills.
         devices: Patterns of device ids; `*` stands for any characters.
         daily_usd: What they may spend in a UTC day; None: as `budget.tenant_daily_usd` says.
+        jobs_per_s: New jobs a second of all of them together; this and the next three: None: as
+            `RateSettings` says.
+        jobs_burst: So many at once.
+        device_jobs_per_s: New jobs a second of each of them.
+        device_jobs_burst: So many at once.
     """
 
     name: _Name
     devices: tuple[str, ...]
     daily_usd: _Usd | None = None
+    jobs_per_s: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    jobs_burst: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    device_jobs_per_s: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    device_jobs_burst: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

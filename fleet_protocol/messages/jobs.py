@@ -308,6 +308,13 @@ class AckStatus(StrEnum):
     REJECTED = "rejected"
 
 
+class RateOf(StrEnum):
+    """Whose new jobs are too many."""
+
+    DEVICE = "device"
+    TENANT = "tenant"
+
+
 class JobAck(Message, frozen=True, kw_only=True):
     """The dispatcher's word on a submission: stored for good, or refused and why.
 
@@ -316,6 +323,7 @@ class JobAck(Message, frozen=True, kw_only=True):
         code: Empty when accepted; else `busy`, `malformed`, `unknown_model`, ...
         message: For people: what to do next.
         retry_after_ms: When `busy`: wait this long before the same submission again.
+        rate: When `busy` because more came in than may: whose jobs those are.
     """
 
     status: AckStatus
@@ -323,6 +331,7 @@ class JobAck(Message, frozen=True, kw_only=True):
     code: Code = ""
     message: Note = ""
     retry_after_ms: SpanMs = 0
+    rate: RateOf | msgspec.UnsetType = msgspec.UNSET
 
 
 class TokenChunk(Message, frozen=True, kw_only=True):

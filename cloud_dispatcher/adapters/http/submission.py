@@ -9,7 +9,7 @@ from typing import Final
 
 from cloud_dispatcher.adapters.http.errors import ApiError
 from cloud_dispatcher.adapters.http.inside import Inside
-from cloud_dispatcher.local_devices import LocalJob
+from cloud_dispatcher.local_devices import RATE_EXCEEDED, LocalJob
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import RejectedError, RetryableError
 from fleet_protocol.messages import DeviceId, JobId, JobSubmit
@@ -62,7 +62,8 @@ async def until_accepted(job: LocalJob) -> None:
         raise ApiError(503, "not_stored", message, retry_after_ms=_STORE_MS) from error
     except RetryableError as error:
         message, wait_ms = str(error), error.retry_after_ms
-        raise ApiError(503, error.code, message, retry_after_ms=wait_ms) from error
+        status = 429 if error.code == RATE_EXCEEDED else 503
+        raise ApiError(status, error.code, message, retry_after_ms=wait_ms) from error
     except RejectedError as error:
         if error.code == "unknown_model":
             raise no_model(str(error)) from error
