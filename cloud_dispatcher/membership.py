@@ -91,8 +91,10 @@ class ClusterStore(JobStore, Protocol):
         """
         ...
 
-    async def claim_workers(self, workers: Collection[WorkerId]) -> frozenset[WorkerId]:
-        """Return those that are ours now, because they were nobody's."""
+    async def claim_workers(
+        self, workers: Collection[WorkerId], *, most: int
+    ) -> frozenset[WorkerId]:
+        """Return those that are ours now, because they were nobody's; at most so many."""
         ...
 
     async def release_workers(self, workers: Collection[WorkerId]) -> None:

@@ -184,11 +184,13 @@ class MemoryClusterStore(MemoryJobStore):
                 break
         return found
 
-    async def claim_workers(self, workers: Collection[WorkerId]) -> frozenset[WorkerId]:
+    async def claim_workers(
+        self, workers: Collection[WorkerId], *, most: int
+    ) -> frozenset[WorkerId]:
         """Return those that are ours now, because they were nobody's."""
         self._fence()
         owners = self._cluster.workers
-        granted = frozenset(worker for worker in workers if worker not in owners)
+        granted = frozenset([worker for worker in workers if worker not in owners][:most])
         owners.update(dict.fromkeys(granted, self.me))
         return granted
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.core.answers import AnswerCache
 from cloud_dispatcher.core.events import AdminAsked
+from cloud_dispatcher.core.exchange import Exchange
 from cloud_dispatcher.core.intake import Intake
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import Ledger
@@ -36,12 +37,18 @@ class AdminDesk:
     """Answers every request but `jobs.ls`, which is the store's: those events are ignored."""
 
     def __init__(
-        self, ledger: Ledger, outbox: Outbox, intake: Intake, answers: AnswerCache
+        self,
+        ledger: Ledger,
+        outbox: Outbox,
+        intake: Intake,
+        answers: AnswerCache,
+        exchange: Exchange,
     ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._intake = intake
         self._answers = answers
+        self._exchange = exchange
 
     def on_asked(self, event: AdminAsked) -> None:
         """Do what was asked and say what came of it."""
@@ -49,8 +56,9 @@ class AdminDesk:
         if request.op is AdminOp.JOBS_LIST:
             return
         if request.op is AdminOp.WORKERS_LIST:
-            workers = tuple(worker.view() for worker in self._ledger.fleet.workers)
-            reply = AdminReply(req=request.req, ok=True, workers=workers)
+            workers = tuple(worker.view() for worker in self._exchange.our_workers())
+            members = self._ledger.members
+            reply = AdminReply(req=request.req, ok=True, workers=workers, members=members)
         elif request.op in {AdminOp.JOB_SHOW, AdminOp.JOB_CANCEL, AdminOp.JOB_RETRY}:
             reply = self._on_job(request, event.found)
         elif request.op in {AdminOp.CACHE_CLEAR, AdminOp.CACHE_PREWARM}:

@@ -23,6 +23,7 @@ from cloud_dispatcher.core.exchange import Exchange
 from cloud_dispatcher.core.intake import Intake
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import LEASED, Ledger
+from cloud_dispatcher.core.members import Figures
 from cloud_dispatcher.core.offline import OfflineAnswers, no_library
 from cloud_dispatcher.core.outbox import Outbox
 from cloud_dispatcher.core.parts import Parts
@@ -126,7 +127,9 @@ class Engine:
             take_up=self._take_up,
             go_on=self._go_on,
         )
-        self._admin = AdminDesk(self._ledger, self._outbox, self._intake, self._answers)
+        self._admin = AdminDesk(
+            self._ledger, self._outbox, self._intake, self._answers, self._exchange
+        )
         self._handlers = self._table()
 
     def handle(self, event: e.AnyEvent, now_ms: int) -> list[AnyCommand]:
@@ -188,7 +191,7 @@ class Engine:
     def summary(self) -> EngineSummary:
         """Count what is going on now."""
         counts, workers = self._ledger.counts, dict[str, int]()
-        for worker in self._ledger.fleet.workers:
+        for worker in self._exchange.our_workers():
             status = worker.status.value
             workers[status] = workers.get(status, 0) + 1
         return EngineSummary(
@@ -215,7 +218,11 @@ class Engine:
 
     def workers(self) -> list[WorkerView]:
         """Return all workers as an operator sees them."""
-        return [worker.view() for worker in self._ledger.fleet.workers]
+        return [worker.view() for worker in self._exchange.our_workers()]
+
+    def figures(self) -> Figures:
+        """Return what other dispatchers should know of this one."""
+        return self._exchange.figures()
 
     def _table(self) -> dict[type[e.Event], Callable[[Any], None]]:
         """One handler an event. A table, not a match: this is the hottest line of the program."""
@@ -244,7 +251,7 @@ class Engine:
             e.LoadLooked: self._on_load_looked,
             e.BoardsAcquired: self._exchange.on_acquired,
             e.RoomOffered: self._exchange.on_offered,
-            e.SurplusFound: self._exchange.on_surplus,
+            e.SharesFound: self._exchange.on_shares,
             e.SpendingRead: self._exchange.on_spending,
             e.TimePassed: self._on_time_passed,
         }

@@ -255,10 +255,11 @@ class RoomOffered(Event, frozen=True, kw_only=True):
     offers: tuple[Offer, ...]
 
 
-class SurplusFound(Event, frozen=True, kw_only=True):
-    """So many of our boards are another dispatcher's share; 0: none is."""
+class SharesFound(Event, frozen=True, kw_only=True):
+    """How many dispatchers share the fleet, and how many of our boards are another one's share."""
 
-    count: int
+    members: int
+    surplus: int
 
 
 class SpendingRead(Event, frozen=True, kw_only=True):
@@ -296,7 +297,7 @@ AnyEvent: TypeAlias = (
     | LoadLooked
     | BoardsAcquired
     | RoomOffered
-    | SurplusFound
+    | SharesFound
     | SpendingRead
     | TimePassed
 )

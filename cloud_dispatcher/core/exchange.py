@@ -17,13 +17,13 @@ from cloud_dispatcher.core.events import (
     BoardsAcquired,
     PresenceChanged,
     RoomOffered,
+    SharesFound,
     SpendingRead,
-    SurplusFound,
 )
 from cloud_dispatcher.core.fleet import Worker
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.ledger import LEASED, Ledger
-from cloud_dispatcher.core.members import MemberId, Offer
+from cloud_dispatcher.core.members import ANY_MODEL, Figures, MemberId, Offer
 from cloud_dispatcher.core.queue import need_of
 from cloud_dispatcher.core.roster import Roster
 from cloud_dispatcher.core.spending import LOCAL_PREFIX
@@ -109,18 +109,19 @@ class Exchange:
                 left[member] -= 1
                 self._hand_over(job, member)
 
-    def on_surplus(self, event: SurplusFound) -> None:
+    def on_shares(self, event: SharesFound) -> None:
         """Let boards go that are another member's share, each once it holds nothing."""
         ledger = self._ledger
+        ledger.members = event.members
         ours = [worker for worker in ledger.fleet.workers if _is_there(worker)]
         self._leaving &= {worker.id for worker in ours}
         # Those that leave already first, then those that are free soonest.
         ours.sort(key=lambda w: (w.id not in self._leaving, len(w.leases), w.id))
-        leaving = {worker.id for worker in ours[: event.count]}
+        leaving = {worker.id for worker in ours[: event.surplus]}
         for worker_id in self._leaving - leaving:
             self._hold_back(worker_id, held=False)
         self._leaving = leaving
-        for worker in ours[: event.count]:
+        for worker in ours[: event.surplus]:
             self._hold_back(worker.id, held=True)
             if not worker.leases:
                 self._let_go(worker)
@@ -128,6 +129,27 @@ class Exchange:
     def on_spending(self, event: SpendingRead) -> None:
         """What all members together spent today."""
         self._ledger.budget.correct(event.spends, self._ledger.now_ms)
+
+    def our_workers(self) -> list[Worker]:
+        """Return the workers without those of other members, of whom only abilities are known."""
+        workers = self._ledger.fleet.workers
+        is_alone = self._ledger.members == 0
+        return [worker for worker in workers if is_alone or worker.presence is not None]
+
+    def figures(self) -> Figures:
+        """Return how it stands here, without what was done lately."""
+        free, contexts = 0, dict[str, int]()
+        labelled: dict[str, dict[str, int]] = {}
+        for worker in self._ledger.fleet.workers:
+            if not _is_there(worker) or worker.id in self._leaving:
+                continue
+            if worker.is_free:
+                free += worker.capacity - len(worker.leases)
+            for known in (contexts, *(labelled.setdefault(x, {}) for x in worker.labels)):
+                _add_models(known, worker)
+        waiting = sum(1 for _ in islice(self._ledger.queue.ready(), _LOOKED_AT_MOST))
+        room = free - waiting
+        return Figures(waiting=waiting, room=room, contexts=contexts, labelled=labelled)
 
     # ------------------------------------------------------------ boards
 
@@ -178,6 +200,13 @@ class Exchange:
         self._coalescer.leave(job)
         self._ledger.drop(job)
         self._ledger.emit(HandOver(job=job.key, member=member))
+
+
+def _add_models(contexts: dict[str, int], worker: Worker) -> None:
+    """Note the contexts in which a worker answers, where no other one has a larger one."""
+    for model in worker.info.models if worker.info else ():
+        for name in (ANY_MODEL, model.name):
+            contexts[name] = max(contexts.get(name, 0), model.context_tokens)
 
 
 def _is_there(worker: Worker) -> bool:

@@ -55,6 +55,7 @@ class Ledger:
         is_linked: Whether the broker can be reached; while it cannot, silence means nothing.
         linked_at_ms: When the broker was there (again), or this run began.
         began_at_ms: When this run of the dispatcher took up its jobs; None: it did not yet.
+        members: Dispatchers that share the fleet; 0: there is only this one.
         now_ms: Of this turn.
     """
 
@@ -74,6 +75,7 @@ class Ledger:
         self.job_alarms: Alarms[JobKey] = Alarms()
         self.worker_alarms: Alarms[WorkerId] = Alarms()
         self.is_linked = True
+        self.members = 0
         self.began_at_ms: int | None = None
         self.linked_at_ms = 0
         self.now_ms = 0

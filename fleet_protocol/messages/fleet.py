@@ -371,6 +371,7 @@ class AdminReply(Message, frozen=True, kw_only=True):
         code: Empty when `ok`.
         message: For people: what happened and what to do next.
         kept: Of each of the request's `answers`, whether it was; others no job would be given.
+        members: So many dispatchers answer this request, each for its own part; 0: only this one.
     """
 
     MAX_BYTES: ClassVar[int] = 4_194_304
@@ -386,3 +387,4 @@ class AdminReply(Message, frozen=True, kw_only=True):
     endpoints: tuple[EndpointView, ...] = ()
     cache: CacheView | None = None
     kept: tuple[bool, ...] = ()
+    members: Count = 0
