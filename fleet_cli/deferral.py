@@ -24,8 +24,13 @@ def timeout_help(usual_s: float) -> str:
     return f"{usual_s:g}; a day with --defer {Defer.OFFPEAK}"
 
 
-def patience_s(given_s: float | None, *, defer: str, usual_s: float) -> float:
-    """Return how long to wait for an answer: as told, else long enough for what may be deferred."""
+def patience_s(
+    given_s: float | None, *, defer: str, usual_s: float, not_before_ms: int = 0
+) -> float:
+    """Return how long to wait for an answer: as told, else long enough for what may be deferred.
+
+    What is not to be begun before a span is over is waited for from then on.
+    """
     if given_s is not None:
         return given_s
-    return _DAY_S if defer == Defer.OFFPEAK else usual_s
+    return not_before_ms / 1_000 + (_DAY_S if defer == Defer.OFFPEAK else usual_s)

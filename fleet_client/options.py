@@ -10,7 +10,7 @@ import msgspec
 
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import RejectedError
-from fleet_protocol.messages import ID_PATTERN, ChatMessage, Id, JobSubmit, OutputFormat
+from fleet_protocol.messages import ID_PATTERN, ChatMessage, Id, JobSubmit, Needs, OutputFormat
 
 Question: TypeAlias = str | Iterable[ChatMessage | Mapping[str, str]]
 """A prompt, or the turns of a conversation (`{"role": .., "content": ..}`), oldest first."""
@@ -34,6 +34,10 @@ class JobOptions(TypedDict, total=False):
     compact: bool
     defer: str
     not_before_ms: int
+    start_within_ms: int
+    attempt_ms: int
+    lease_ms: int
+    needs: Needs | Mapping[str, str]
     cache: str
     cache_ttl_ms: int
     split: str
@@ -67,8 +71,9 @@ def build_submit(question: Question, **options: Unpack[JobOptions]) -> JobSubmit
         fields["prompt"] = question
     else:
         fields["messages"] = [msgspec.to_builtins(turn) for turn in question]
-    if "output" in fields:
-        fields["output"] = msgspec.to_builtins(fields["output"])
+    for name in ("output", "needs"):
+        if name in fields:
+            fields[name] = msgspec.to_builtins(fields[name])
     try:
         submit = msgspec.convert(fields, JobSubmit)
     except msgspec.ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import click
 
@@ -11,10 +12,11 @@ from fleet_cli.answers import exit_code_of_result, origin, result_fields
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.deferral import defer_option, patience_s, timeout_help
 from fleet_cli.forms import form_options
+from fleet_cli.limits import limit_options
 from fleet_cli.output import print_json, say
 from fleet_client.client import FleetClient, JobHandle
 from fleet_client.options import JobOptions
-from fleet_protocol.messages import Caching, Escalate, JobResult, OutputFormat, Split
+from fleet_protocol.messages import Caching, Escalate, JobResult, Split
 
 _USUAL_S = 120.0
 
@@ -33,6 +35,7 @@ _USUAL_S = 120.0
       journalctl -n 1 | fleet ask --system "Answer ERROR or OK." -
       fleet ask --split auto --system "What went wrong?" - < day.log
       fleet ask --defer offpeak --escalate always - < report.txt
+      fleet ask --label site=north --start-within 10s "Is the gate open?"
     """
 )
 @connection_options
@@ -62,6 +65,7 @@ _USUAL_S = 120.0
 )
 @defer_option
 @form_options
+@limit_options
 @click.option("--max-tokens", type=click.IntRange(1, 4_096), default=64, show_default=True)
 @click.option("--system", metavar="TEXT", help="Instruction that goes before the question.")
 @click.option("--model", metavar="NAME", help="Model to use; the fleet's default otherwise.")
@@ -81,16 +85,23 @@ def command(
     as_json: bool,
     system: str | None,
     timeout_s: float | None,
-    **options: str | int | OutputFormat | None,
+    **options: Any,
 ) -> int:
     """Ask; `-` reads the question from standard input."""
-    wait_s = patience_s(timeout_s, defer=str(options["defer"]), usual_s=_USUAL_S)
+    limits: JobOptions = options.pop("limits")
+    wait_s = patience_s(
+        timeout_s,
+        defer=str(options["defer"]),
+        usual_s=_USUAL_S,
+        not_before_ms=limits.get("not_before_ms", 0),
+    )
     text = sys.stdin.read() if question == "-" else question
     turns = [{"role": "user", "content": text}]
     if system:
         turns.insert(0, {"role": "system", "content": system})
     wanted: JobOptions = {
         **options,  # type: ignore[typeddict-item]  # click has checked names and types
+        **limits,
         "stream": stream and not as_json,
         "deadline_ms": int(wait_s * 1_000),
     }

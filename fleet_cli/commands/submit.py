@@ -15,6 +15,7 @@ from fleet_cli.connection import Connection, connection_options
 from fleet_cli.deferral import defer_option, patience_s, timeout_help
 from fleet_cli.exits import ExitCode
 from fleet_cli.forms import form_options
+from fleet_cli.limits import limit_options
 from fleet_cli.output import print_json_line, say
 from fleet_client.client import FleetClient
 from fleet_client.options import JobOptions
@@ -27,7 +28,7 @@ _USUAL_S = 600.0
 
 @click.command(
     help="""Submit many jobs: one JSON object a line, with `prompt` (or `messages`) and, where
-    wanted, `id`, `max_tokens`, `escalate`, `deadline_ms`, `defer`, `output`, ...
+    wanted, `id`, `max_tokens`, `escalate`, `deadline_ms`, `defer`, `output`, `needs`, ...
 
     A line that names its id may be submitted again: it is the same job, and its answer is replayed.
     A line that cannot be used is reported with its number, and the others go on.
@@ -38,12 +39,14 @@ _USUAL_S = 600.0
       echo '{"id": "1", "prompt": "Name a color."}' | fleet submit -f - --wait
       fleet submit -f events.jsonl --choices ok,fault --wait
       fleet submit -f reports.jsonl --defer offpeak
+      fleet submit -f night.jsonl --not-before 8h --attempt-limit 2m --label site=north
     """
 )
 @connection_options
 @click.option("-f", "--file", "file", type=click.File(), required=True, help="`-` is stdin.")
 @defer_option
 @form_options
+@limit_options
 @click.option("--wait", is_flag=True, help="Wait for the results, not only for acceptance.")
 @click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
 @click.option(
@@ -60,12 +63,22 @@ _USUAL_S = 600.0
     show_default=timeout_help(_USUAL_S),
     help="Seconds for each job.",
 )
-def command(connection: Connection, /, *, file: TextIO, window: int, **how: Any) -> int:
+def command(
+    connection: Connection,
+    /,
+    *,
+    file: TextIO,
+    window: int,
+    wait: bool,
+    jsonl: bool,
+    timeout_s: float | None,
+    **how: Any,
+) -> int:
     """Submit the lines of a file."""
     with FleetClient(
         connection.broker, connection.device, client_id=connection.client_id
     ) as client:
-        run = _Run(client, **how)
+        run = _Run(client, _options(**how), wait=wait, jsonl=jsonl, timeout_s=timeout_s)
         run.all(file, window)
     say(run.summary())
     return int(ExitCode.JOB_FAILED if run.failed else ExitCode.OK)
@@ -77,22 +90,24 @@ class _Run:
     def __init__(
         self,
         client: FleetClient,
+        options: JobOptions,
         *,
         wait: bool,
         jsonl: bool,
-        defer: str,
         timeout_s: float | None,
-        output: OutputFormat | None,
     ) -> None:
-        """`defer` and `output` are for the lines that name none of their own."""
+        """`options` are for the lines that name none of their own."""
         self._client = client
         self._waits = wait
         self._as_jsonl = jsonl
         self._accept_s = timeout_s or _USUAL_S
-        self._timeout_s = patience_s(timeout_s, defer=defer, usual_s=_USUAL_S)
-        self._options: dict[str, Any] = {"defer": defer}
-        if output is not None:
-            self._options["output"] = output
+        self._timeout_s = patience_s(
+            timeout_s,
+            defer=options["defer"],
+            usual_s=_USUAL_S,
+            not_before_ms=options.get("not_before_ms", 0),
+        )
+        self._options: dict[str, Any] = {**options}
         self._printing = threading.Lock()
         self.succeeded = 0
         self.failed = 0
@@ -172,6 +187,11 @@ class _Run:
                         "message": str(error),
                     }
                 )
+
+
+def _options(*, defer: str, output: OutputFormat | None, limits: JobOptions) -> JobOptions:
+    options: JobOptions = {"defer": defer, **limits}
+    return options if output is None else {**options, "output": output}
 
 
 def _read(line: str) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def test_what_openai_has_no_word_for_is_a_field_of_the_request() -> None:
     assert (got.deadline_ms, got.cache) == (500, "off")
 
 
+def test_so_are_the_limits_on_its_time_and_what_its_board_must_have() -> None:
+    got = submit(start_within_ms=5, attempt_ms=200, lease_ms=3_000, needs={"label": "camera"})
+    assert (got.start_within_ms, got.attempt_ms, got.lease_ms) == (5, 200, 3_000)
+    assert got.label == "camera"
+
+
 def test_unknown_fields_are_ignored() -> None:
     assert submit(user="u1", metadata={"a": "b"}, store=True, logit_bias={}) == submit()
 
@@ -103,6 +109,7 @@ def test_a_cut_answer_says_so() -> None:
     ("status", "code", "http", "told"),
     [
         (m.JobStatus.EXPIRED, "deadline", 504, "deadline"),
+        (m.JobStatus.EXPIRED, "not_started_in_time", 504, "not_started_in_time"),
         (m.JobStatus.CANCELLED, "cancelled", 409, "cancelled"),
         (m.JobStatus.FAILED, "too_long", 400, "context_length_exceeded"),
         (m.JobStatus.FAILED, "no_provider", 502, "no_provider"),

@@ -19,6 +19,7 @@ _ROLES: Final = {
 }  # fmt: skip
 _EXTRAS: Final = (
     "escalate", "privacy", "priority", "deadline_ms", "defer", "cache", "cache_ttl_ms", "split",
+    "start_within_ms", "attempt_ms", "lease_ms", "needs",
 )  # fmt: skip
 """Options of a job that OpenAI's API has no word for; they are fields of the request here."""
 
@@ -76,6 +77,10 @@ class ChatRequest(msgspec.Struct):
     cache: str | None = None
     cache_ttl_ms: int | None = None
     split: str | None = None
+    start_within_ms: int | None = None
+    attempt_ms: int | None = None
+    lease_ms: int | None = None
+    needs: dict[str, str] | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -185,6 +190,7 @@ _BY_CODE: Final = {
     "bad_output_format": (422, "bad_output_format"),
     "shed": (503, "busy"),
     "deadline": (504, "deadline"),
+    "not_started_in_time": (504, "not_started_in_time"),
 }
 
 
