@@ -57,6 +57,7 @@ class Board:
     Attributes:
         is_up: It has power.
         is_linked: It is heard, and hears.
+        is_failing: It can do nothing with a job that it is given.
         boot: Number of this run.
         speed: Share of its true speed that it works at.
         plan: Serial of its last change: whatever was planned for an earlier one is void.
@@ -71,6 +72,7 @@ class Board:
         self.kind = kind
         self.claim = claim
         self.is_up = self.is_linked = True
+        self.is_failing = False
         self.boot = 1
         self.speed = 1.0
         self.plan = 0
@@ -115,9 +117,14 @@ class Board:
 
     @property
     def held(self) -> m.HeldJobs:
-        """What it holds."""
+        """What it works on, and what it has answered without being heard."""
         running = tuple(m.AttemptRef(job=r.key, attempt=r.attempt) for r in self.rows.values())
-        return m.HeldJobs(boot=self.name_of_boot, running=running)
+        finished = tuple(
+            m.AttemptRef(job=unsaid.job, attempt=unsaid.done.attempt)
+            for unsaid in self.outbox
+            if isinstance(unsaid, e.DoneReceived)
+        )
+        return m.HeldJobs(boot=self.name_of_boot, running=running, finished=finished)
 
     def remaining_tokens(self, now_ms: int) -> list[float]:
         """Return the work left of each attempt it holds, those that wait included."""

@@ -10,13 +10,13 @@ from xml.sax.saxutils import escape
 from cloud_dispatcher.simulation.comparison import PolicyRow
 from cloud_dispatcher.simulation.figures import TAIL
 
-_WIDTH, _HEIGHT = 760, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 150, 48, 52
+_WIDTH, _HEIGHT = 860, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 250, 48, 52
 _COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart by those who see fewer colours, too (Okabe and Ito)."""
 _SHARES: Final = ((0.5, "p50"), (0.05, "p95"), (0.01, "p99"))
 _STYLE: Final = (
-    "text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:15px}"
+    "text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:15px}.note{fill:#777}"
     ".grid{stroke:#ddd}.line{fill:none;stroke-width:2}"
 )
 
@@ -76,10 +76,14 @@ def _line(plane: _Plane, number: int, row: PolicyRow) -> Iterator[str]:
         f"{plane.x(span):.1f},{plane.y(share):.1f}"
         for share, span in zip(TAIL, row.tail_ms, strict=True)
     )
-    x, y = _WIDTH - _RIGHT + 16, _TOP + 12 + 20 * number
+    x, y = _WIDTH - _RIGHT + 16, _TOP + 12 + 44 * number
     yield f'<polyline class="line" stroke="{colour}" points="{points}"/>'
     yield f'<path stroke="{colour}" stroke-width="3" d="M{x} {y - 4}h18"/>'
     yield f'<text x="{x + 24}" y="{y}">{escape(row.policy)}</text>'
+    yield (
+        f'<text class="note" x="{x + 24}" y="{y + 16}">{row.in_time.mean:.1%} in time, '
+        f"{row.busy.mean:.0%} busy, fairness {row.fairness.mean:.2f}</text>"
+    )
 
 
 def _span(power: int) -> str:

@@ -18,6 +18,7 @@ class Trouble(StrEnum):
     THROTTLING = "throttling"
     BOARD_LOSS = "board_loss"
     LINK_LOSS = "link_loss"
+    FAILING = "failing"
 
 
 class Turn(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ _STUDENT: Final = (
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. Spans are from submission to result; a job without an answer counts until its end.
+    """One run. Spans are from submission to answer; without one, at least until the deadline.
 
     Attributes:
         in_time: Share of the jobs that were answered by their deadline.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Final
 
@@ -75,6 +76,7 @@ KINDS: Final[dict[str, BoardKind]] = {
 MB what the model reads for each token; the boards' bandwidths are assumptions."""
 
 
+@cache
 def batch_gain(jobs: int) -> float:
     """Return how many times as fast so many jobs together are as one alone."""
     alone = _ROWS_TOK_S[0][1]

@@ -40,6 +40,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         throttling: A board is too hot and works at `throttled_to` of its speed.
         board_loss: Its power fails. It comes back with what its spool holds, and begins that anew.
         link_loss: It works on, unheard. What was said meanwhile arrives later, heartbeats never.
+        failing: It gives each job that it is given back at once, as failed.
         stale_share: Of the boards whose heartbeats say what was the case `stale_s` ago.
         wrong_share: Of the boards that declare a wrong speed: every other one `wrong_factor` times
             what it has, the rest the same part of it.
@@ -49,6 +50,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     throttled_to: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.4
     board_loss: Spells = Spells(share=0.05, every_s=300.0, span_s=45.0)
     link_loss: Spells = Spells(share=0.05, every_s=300.0, span_s=15.0)
+    failing: Spells = Spells()
     stale_share: _Share = 0.1
     stale_s: _Positive = 60.0
     wrong_share: _Share = 0.1

@@ -28,6 +28,7 @@ LOOK_MS: Final = 1_000
 """As real workers and the real service do: a heartbeat each 5 s, give or take a fifth; `started`
 for what takes longer than a quarter of a second; a renewal each third of a lease."""
 
+_NEVER_MS: Final = 2**62
 _PROMPT: Final = "x" * 8_192
 
 
@@ -36,7 +37,7 @@ class Ending(msgspec.Struct, frozen=True):
 
     Attributes:
         number: Of the job, in order of arrival.
-        span_ms: From submission to result, whatever it was.
+        span_ms: From submission to answer; without one, at least until the deadline.
         attempts: Leases it took.
     """
 
@@ -119,12 +120,15 @@ class World:
     def _live(self) -> None:
         agenda, engine, jobs = self._agenda, self._engine, len(self.demands)
         while len(self._endings) < jobs:
-            wake_ms = engine.next_wake_at_ms()
-            if wake_ms is not None and wake_ms <= agenda[0][0]:
-                self.now_ms = max(self.now_ms, wake_ms)
-                self._handle(e.TimePassed())
-                continue
-            self.now_ms, _, act, how = heappop(agenda)
+            at_ms = agenda[0][0]
+            if at_ms > self.now_ms:
+                wake_ms = engine.next_wake_at_ms()
+                if wake_ms is not None and wake_ms <= at_ms:
+                    self.now_ms = max(self.now_ms, wake_ms)
+                    self._handle(e.TimePassed())
+                    continue
+                self.now_ms = at_ms
+            _, _, act, how = heappop(agenda)
             act(*how)
 
     def _plan(self, at_ms: int, act: Callable[..., None], *how: Any) -> None:
@@ -135,25 +139,31 @@ class World:
 
     def _handle(self, event: e.AnyEvent) -> None:
         self._events += 1
+        told: list[m.JobKey] = []
         for command in self._engine.handle(event, self.now_ms):
-            if isinstance(command, c.Send):
-                self._carry_out(command)
+            if type(command) is c.Send:
+                self._carry_out(command, told)
+        for key in told:
+            self._handle(e.ResultConfirmed(job=key))
 
-    def _carry_out(self, send: c.Send) -> None:
-        message = send.message
-        if isinstance(message, m.Assignment):
-            board = self.boards[m.WorkerId(send.ids[0])]
-            board.coming.add(m.JobKey(message.job))
-            self._tell(board, send.expiry_ms, self._assign, board, message)
-        elif isinstance(message, m.WorkerCancel):
-            board = self.boards[m.WorkerId(send.ids[0])]
-            self._tell(board, send.expiry_ms, self._cancel, board, message)
-        elif isinstance(message, m.JobResult) and send.confirms is not None:
-            is_ok = message.status is m.JobStatus.OK
-            self._end(int(message.id), message.attempts, is_ok=is_ok)
-            self._plan(self.now_ms, self._handle, e.ResultConfirmed(job=send.confirms))
-        elif isinstance(message, m.JobAck) and message.status is m.AckStatus.REJECTED:
-            self._end(int(send.ids[1]), 0, is_ok=False)
+    def _carry_out(self, send: c.Send, told: list[m.JobKey]) -> None:
+        """Say what the engine wants to be said; note whose result is told thereby."""
+        match send.message:
+            case m.Assignment() as assignment:
+                board = self.boards[m.WorkerId(send.ids[0])]
+                board.coming.add(m.JobKey(assignment.job))
+                self._tell(board, send.expiry_ms, self._assign, board, assignment)
+            case m.JobResult() as result if send.confirms is not None:
+                is_ok = result.status is m.JobStatus.OK
+                self._end(int(result.id), result.attempts, is_ok=is_ok)
+                told.append(send.confirms)
+            case m.JobAck(status=m.AckStatus.REJECTED):
+                self._end(int(send.ids[1]), 0, is_ok=False)
+            case m.WorkerCancel() as cancel:
+                board = self.boards[m.WorkerId(send.ids[0])]
+                self._tell(board, send.expiry_ms, self._cancel, board, cancel)
+            case _:
+                pass
 
     def _look(self) -> None:
         self._handle(e.LoadLooked())
@@ -182,8 +192,8 @@ class World:
         demand = self.demands[number]
         span_ms = self.now_ms - demand.at_ms
         in_time = is_ok and span_ms <= demand.deadline_ms
-        # A refused job got nothing for as long as it was worth anything.
-        span_ms = span_ms if attempts or is_ok else max(span_ms, demand.deadline_ms)
+        # Who got no answer got nothing for as long as it was worth anything.
+        span_ms = span_ms if is_ok else max(span_ms, demand.deadline_ms)
         self._endings[number] = Ending(number, demand.device, span_ms, attempts, in_time)
 
     def _weigh(self) -> None:
@@ -200,7 +210,7 @@ class World:
         self, board: Board, expiry_ms: int | None, act: Callable[..., None], *how: Any
     ) -> None:
         """Let something reach a board over its link, or wait for it at the broker."""
-        until_ms = 2**62 if expiry_ms is None else self.now_ms + expiry_ms
+        until_ms = _NEVER_MS if expiry_ms is None else self.now_ms + expiry_ms
         arrives_ms = self.now_ms + round(board.kind.latency_ms)
         self._plan(arrives_ms, self._reach, board, until_ms, lambda: act(*how))
 
@@ -221,6 +231,10 @@ class World:
         key, attempt = m.JobKey(assignment.job), assignment.attempt
         demand = self.demand_of(key)
         board.coming.discard(key)
+        if board.is_failing:
+            failed = m.JobFailed(attempt=attempt, code="local_error")
+            self._say(board, e.FailureReceived(worker=board.id, job=key, failure=failed))
+            return
         usage = m.Usage(prompt_tokens=demand.prompt_tokens, completion_tokens=demand.answer_tokens)
         answer = m.LocalAnswer(text="simulated", model=MODEL.name, usage=usage)
         row = Row(key, attempt, self.tokens_of(key, board), answer)
@@ -284,6 +298,8 @@ class World:
             board.set_speed(self.scenario.faults.throttled_to if turn.begins else 1.0, self.now_ms)
         elif turn.trouble is Trouble.LINK_LOSS:
             board.is_linked = not turn.begins
+        elif turn.trouble is Trouble.FAILING:
+            board.is_failing = turn.begins
         elif turn.begins:
             board.lose_power(self.now_ms)
         else:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.policies import PolicyName
 from cloud_dispatcher.simulation.arrivals import Demand, draw, read_trace
 from cloud_dispatcher.simulation.board import Board, Claim, Row
@@ -123,6 +124,17 @@ def test_a_board_may_declare_a_wrong_speed_and_speak_of_what_is_long_past() -> N
     assert not wrong.heartbeat(5_000).throttled
     assert not wrong.heartbeat(10_500).throttled
     assert wrong.heartbeat(15_500).throttled
+
+
+def test_what_was_answered_unheard_is_held_until_it_is_said() -> None:
+    cut = board()
+    cut.take(row("a", 50.0), 0)
+    cut.take(row("b", 90.0), 0)
+    (ended,) = cut.finish(900)
+    finished = m.JobDone(attempt=ended.attempt, answer=ended.answer)
+    cut.outbox.append(e.DoneReceived(worker=cut.id, job=ended.key, done=finished))
+    assert cut.held.running == (m.AttemptRef(job="b", attempt=1),)
+    assert cut.held.finished == (m.AttemptRef(job="a", attempt=1),)
 
 
 @given(
@@ -298,3 +310,4 @@ def test_the_picture_is_svg_with_a_line_for_each_policy() -> None:
     assert len(lines) == 2
     texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"wlc", "round_robin", "a < b", "p99"} <= set(texts)
+    assert sum("in time" in str(text) and "fairness" in str(text) for text in texts) == 2
