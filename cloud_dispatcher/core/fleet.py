@@ -119,14 +119,21 @@ class Worker:
         )
 
 
-def weigh(benchmark: Benchmark | None, settings: WeightSettings) -> tuple[float, float, float]:
+def weigh(
+    benchmark: Benchmark | None, settings: WeightSettings, *, strain: float = 1.0
+) -> tuple[float, float, float]:
     """Return (compute, bandwidth, weight) of a worker, each 0..1; the weight never below the floor.
 
     The coefficients need not add up to 1: the weight is clipped to 1, too.
+
+    Args:
+        benchmark: None: the worker has not measured itself.
+        settings: See there.
+        strain: It is so many times slower than it says.
     """
     compute = bandwidth = settings.unmeasured_share
     if benchmark is not None:
-        compute = min(benchmark.decode_tok_s / settings.reference_tok_s, 1.0)
+        compute = min(benchmark.decode_tok_s / strain / settings.reference_tok_s, 1.0)
         if benchmark.bandwidth_mbps is not None:
             bandwidth = min(benchmark.bandwidth_mbps / settings.reference_mbps, 1.0)
     weight = settings.compute_coefficient * compute + settings.bandwidth_coefficient * bandwidth
@@ -246,9 +253,10 @@ class Fleet:
         worker.labels = names_of({} if info is None else info.labels)
         worker.capacity = 0 if info is None else info.slots + info.prefetch
         benchmark = None if info is None else info.benchmark
-        worker.compute, worker.bandwidth, worker.weight = weigh(benchmark, self._settings)
         speed_tok_s = 0.0 if benchmark is None else benchmark.decode_tok_s
-        worker.pace.declared_ms = 1_000 / speed_tok_s if speed_tok_s > 0.0 else None
+        model = info.models[0].name if info is not None and info.models else None
+        worker.pace.declare(model, 1_000 / speed_tok_s if speed_tok_s > 0.0 else None)
+        self._weigh(worker)
         self._contexts = self._builds = None
         self._file(worker)
 
@@ -307,6 +315,7 @@ class Fleet:
                 jobs=(worker.company[job.key] + len(worker.leases) + 1) // 2,
                 slots=worker.info.slots,
             )
+            self._weigh(worker)
         self.policy.answered(job, usage)
 
     def failed(self, worker_id: WorkerId, now_ms: int) -> None:
@@ -361,6 +370,14 @@ class Fleet:
         """Return the holder of a lease that was given out in this run."""
         worker = None if job.worker is None else self._workers.get(job.worker)
         return worker if worker is not None and job.key in worker.company else None
+
+    def _weigh(self, worker: Worker) -> None:
+        """Let a worker's weight be what it says of itself, moved by what its answers say."""
+        most, strain = self.policy.strain_most, worker.pace.strain
+        benchmark = None if worker.info is None else worker.info.benchmark
+        worker.compute, worker.bandwidth, worker.weight = weigh(
+            benchmark, self._settings, strain=min(max(strain, 1.0 / most), most)
+        )
 
     def _file(self, worker: Worker) -> None:
         if worker.is_free:

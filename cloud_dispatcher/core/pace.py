@@ -49,16 +49,18 @@ class Pace:
 
     Attributes:
         declared_ms: Milliseconds a token of a job alone, by its own measurement; None: it has none.
+        model: Answers jobs that name none; None: it has none at all.
         link_ms: There and back.
         strain: What its answers took over what they should have by its own word, waiting on the
             board included; 1 without such a word.
         is_hot: It says that it is throttled. What it is worth then is learned apart.
     """
 
-    __slots__ = ("_link", "_paces", "_strain", "declared_ms", "is_hot")
+    __slots__ = ("_link", "_paces", "_strain", "declared_ms", "is_hot", "model")
 
     def __init__(self) -> None:
         self.declared_ms: float | None = None
+        self.model: str | None = None
         self.is_hot = False
         self._paces: dict[tuple[str, bool], _Learned] = {}
         self._link = _Learned(10.0)
@@ -74,13 +76,20 @@ class Pace:
         """What its answers took over what they should have."""
         return self._strain.value
 
+    def declare(self, model: str | None, declared_ms: float | None) -> None:
+        """Take note of a worker's own word, which may be another one than before."""
+        if self.declared_ms is not None and declared_ms is not None:
+            self._strain.value *= self.declared_ms / declared_ms
+        self.model, self.declared_ms = model, declared_ms
+
     def ms_per_token(self, model: str | None, *, unknown_ms: float) -> float:
-        """Return milliseconds a token of a job alone; `unknown_ms` where nothing is known."""
-        if model is None:
-            known = [pace for (_, hot), pace in self._paces.items() if hot is self.is_hot]
-            if known:
-                return known[-1].value
-        elif (found := self._paces.get((model, self.is_hot))) is not None:
+        """Return milliseconds a token of a job alone; `unknown_ms` where nothing is known.
+
+        Until it was seen to work while it is hot, it counts as quick as it is otherwise.
+        """
+        name = model or self.model or ""
+        found = self._paces.get((name, self.is_hot)) or self._paces.get((name, False))
+        if found is not None:
             return found.value
         return unknown_ms if self.declared_ms is None else self.declared_ms
 

@@ -35,12 +35,12 @@ class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     Attributes:
         policy: `wlc`: least (inflight + 1) per weight. `expected_finish`: where it is expected to
             be done first. The others are there to be compared with.
-        strain_most: A worker that takes longer than its own measurement says weighs less with
-            `wlc`, a quicker one more, by so many times at most; 1: weights stay.
+        strain_most: The speed that a worker says it has is corrected by what its answers take, by
+            so many times at most, before it becomes part of the weight of `wlc`; 1: it is not.
     """
 
     policy: PolicyName = PolicyName.WLC
-    strain_most: Annotated[float, msgspec.Meta(ge=1.0, le=16.0)] = 2.0
+    strain_most: Annotated[float, msgspec.Meta(ge=1.0, le=16.0)] = 4.0
 
 
 class WeightedLeastConnections(Policy):
@@ -51,12 +51,11 @@ class WeightedLeastConnections(Policy):
     """
 
     def __init__(self, *, strain_most: float = 1.0) -> None:
-        self._most = strain_most
+        self.strain_most = strain_most
 
     def rank(self, load: WorkerLoad, need: Need) -> Rank:  # noqa: ARG002 - the interface's
         """Return the sort key of a free worker."""
-        weight = load.weight / min(max(load.pace.strain, 1.0 / self._most), self._most)
-        return ((load.inflight + 1) / weight, -weight)
+        return ((load.inflight + 1) / load.weight, -load.weight)
 
 
 class ExpectedFinish(Policy):

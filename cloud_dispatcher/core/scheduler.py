@@ -63,7 +63,13 @@ class Pool(Protocol):
 
 
 class Policy(ABC):
-    """Ranks workers by their own load alone, so that one change re-files one worker."""
+    """Ranks workers by their own load alone, so that one change re-files one worker.
+
+    Attributes:
+        strain_most: A worker's speed is corrected by what its answers show, so many times at most.
+    """
+
+    strain_most: float = 1.0
 
     @abstractmethod
     def rank(self, load: WorkerLoad, need: Need) -> Rank:

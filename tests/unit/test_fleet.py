@@ -9,12 +9,14 @@ from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.fleet import Fleet, Worker, weigh
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.policies import (
+    ExpectedFinish,
     PolicyName,
     RoundRobin,
     SchedulingSettings,
     WeightedLeastConnections,
 )
 from cloud_dispatcher.core.queue import Need
+from cloud_dispatcher.core.scheduler import Policy
 from cloud_dispatcher.core.settings import EngineSettings, WeightSettings
 from fleet_protocol.messages import (
     Activity,
@@ -42,8 +44,14 @@ def measured(tok_s: float, mbps: float | None) -> Benchmark:
     return Benchmark(decode_tok_s=tok_s, prefill_tok_s=0.0, bandwidth_mbps=mbps)
 
 
-def fleet_of(*names: str, slots: int = 1, prefetch: int = 0) -> tuple[Fleet, list[Worker]]:
-    fleet = Fleet(SETTINGS, WeightedLeastConnections())
+def fleet_of(
+    *names: str,
+    slots: int = 1,
+    prefetch: int = 0,
+    policy: Policy | None = None,
+    settings: WeightSettings = SETTINGS,
+) -> tuple[Fleet, list[Worker]]:
+    fleet = Fleet(settings, policy or WeightedLeastConnections())
     model = ModelInfo(name="small", version="1", context_tokens=1_000)
     info = WorkerInfo(boot="b", slots=slots, prefetch=prefetch, models=(model,))
     workers = [fleet.see(WorkerId(name), 0) for name in names]
@@ -73,6 +81,29 @@ def test_the_weight_is_six_tenths_compute_and_four_tenths_bandwidth(
 def test_a_weight_never_exceeds_one_whatever_the_coefficients() -> None:
     settings = WeightSettings(compute_coefficient=1.0, bandwidth_coefficient=1.0)
     assert weigh(measured(99.0, 200.0), settings)[2] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("ms_per_token", "strain_most", "expected"),
+    [(20.0, 4.0, 0.5), (40.0, 4.0, 0.25), (160.0, 4.0, 0.125), (5.0, 4.0, 1.0), (40.0, 1.0, 0.5)],
+)
+def test_what_answers_take_corrects_the_compute_that_a_worker_declares(
+    ms_per_token: float, strain_most: float, expected: float
+) -> None:
+    policy = WeightedLeastConnections(strain_most=strain_most)
+    settings = WeightSettings(reference_tok_s=100.0)
+    fleet, (worker,) = fleet_of("w", policy=policy, settings=settings)
+    model = ModelInfo(name="small", version="1", context_tokens=1_000)
+    fleet.set_info(worker, WorkerInfo(boot="b", models=(model,), benchmark=measured(50.0, 25.0)))
+    assert worker.view().compute == 0.5
+    for _ in range(60):
+        fleet.lease(worker, JobKey("K"), 0)
+        fleet.begin(worker, JobKey("K"))
+        fleet.answered(leased(), said(40), round(10 + 40 * ms_per_token))
+        fleet.release(worker.id, JobKey("K"))
+    assert worker.view().compute == pytest.approx(expected, rel=0.05)
+    assert worker.view().bandwidth == 0.25
+    assert worker.view().weight == pytest.approx(0.6 * expected + 0.1, rel=0.05)
 
 
 def test_a_worker_takes_as_many_as_its_slots_and_prefetch() -> None:
@@ -188,6 +219,35 @@ def test_a_throttled_heartbeat_changes_which_pace_counts() -> None:
     assert worker.pace.is_hot
     fleet.set_state(worker, state)
     assert not worker.pace.is_hot
+
+
+def test_a_job_goes_where_its_own_model_was_seen_to_be_quick() -> None:
+    """Of three boards with two models one was quick with one, one with the other; one lacks one."""
+    fleet, workers = fleet_of("a", "b", "c", slots=2, policy=ExpectedFinish())
+    both = tuple(
+        ModelInfo(name=name, version="1", context_tokens=1_000) for name in ("small", "large")
+    )
+    paces_ms = {"a": (10.0, 80.0), "b": (40.0, 20.0), "c": (5.0, None)}
+    for worker in workers:
+        has = tuple(model for model, ms in zip(both, paces_ms[worker.id], strict=True) if ms)
+        fleet.set_info(worker, WorkerInfo(boot="b", slots=2, models=has))
+        for model, ms_per_token in zip(both, paces_ms[worker.id], strict=True):
+            for _ in range(40 if ms_per_token else 0):
+                fleet.lease(worker, JobKey("K"), 0)
+                fleet.begin(worker, JobKey("K"))
+                answer = replace(said(40), model=model.name)
+                job = replace(leased(), worker=worker.id)
+                fleet.answered(job, answer, round(10 + 40 * (ms_per_token or 0.0)))
+                fleet.release(worker.id, JobKey("K"))
+    order: dict[str, list[str]] = {}
+    for name in ("small", "large"):
+        need = fleet.policy.ask(Need(name, 0), leased())
+        while (found := fleet.pick_worker(need, avoid=None)) is not None:
+            order.setdefault(name, []).append(found.id)
+            fleet.set_silent(found)
+        for worker in workers:
+            fleet.see(worker.id, 0)
+    assert order == {"small": ["c", "a", "b"], "large": ["b", "a"]}
 
 
 def test_the_settings_name_the_policy() -> None:

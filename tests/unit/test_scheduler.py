@@ -114,20 +114,12 @@ def test_the_formula_is_inflight_plus_one_over_weight(inflight: int) -> None:
     assert POLICY.rank(WorkerLoad(0.25, inflight, 0), ANY)[0] == (inflight + 1) / 0.25
 
 
-# ---------------------------------------------------------------- weights that move
-
-
-@pytest.mark.parametrize(("strain", "expected"), [(1.0, 4.0), (1.5, 6.0), (9.0, 8.0), (0.1, 2.0)])
-def test_strain_moves_a_weight_up_to_a_bound(strain: float, expected: float) -> None:
-    policy, pace = WeightedLeastConnections(strain_most=2.0), Pace()
-    pace._strain.value = strain
-    assert policy.rank(WorkerLoad(0.25, 0, 0, pace=pace), ANY)[0] == pytest.approx(expected)
-    assert POLICY.rank(WorkerLoad(0.25, 0, 0, pace=pace), ANY)[0] == pytest.approx(4.0)
+# ---------------------------------------------------------------- what is learned
 
 
 def taught(declared_ms: float | None, ms_per_token: float, *, times: int = 30) -> Pace:
     pace = Pace()
-    pace.declared_ms = declared_ms
+    pace.declare("small", declared_ms)
     for _ in range(times):
         span_ms = round(40 * ms_per_token * slowdown(2) + pace.link_ms)
         pace.answered("small", span_ms, 40.0, jobs=2, slots=4)
@@ -145,8 +137,32 @@ def test_a_pace_is_learned_whatever_was_declared() -> None:
 def test_before_it_is_seen_to_work_a_worker_is_believed() -> None:
     pace = Pace()
     assert pace.ms_per_token(None, unknown_ms=7.0) == 7.0
-    pace.declared_ms = 11.0
+    pace.declare("small", 11.0)
     assert pace.ms_per_token("small", unknown_ms=7.0) == 11.0
+
+
+def test_a_new_word_of_a_worker_does_not_change_what_it_was_seen_to_take() -> None:
+    pace = taught(10.0, 40.0)
+    assert pace.strain == pytest.approx(4.0, rel=0.05)
+    pace.declare("small", 40.0)
+    assert pace.strain == pytest.approx(1.0, rel=0.05)
+    assert pace.ms_per_token(None, unknown_ms=1.0) == pytest.approx(40.0, rel=0.05)
+
+
+def test_a_pace_is_one_models_and_who_names_none_gets_the_first() -> None:
+    pace = taught(None, 10.0)
+    for _ in range(30):
+        pace.answered("large", round(2_000 + pace.link_ms), 40.0, jobs=1, slots=4)
+    for model, expected_ms in (("small", 10.0), ("large", 50.0), (None, 10.0), ("unseen", 7.0)):
+        assert pace.ms_per_token(model, unknown_ms=7.0) == pytest.approx(expected_ms, rel=0.05)
+    pace.declare("large", None)
+    assert pace.ms_per_token(None, unknown_ms=7.0) == pytest.approx(50.0, rel=0.05)
+
+
+def test_until_it_is_seen_to_work_while_hot_a_worker_counts_as_quick_as_ever() -> None:
+    pace = taught(20.0, 10.0)
+    pace.is_hot = True
+    assert pace.ms_per_token("small", unknown_ms=1.0) == pytest.approx(10.0, rel=0.05)
 
 
 def test_what_a_worker_is_worth_while_hot_is_learned_apart() -> None:
