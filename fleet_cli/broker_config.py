@@ -23,7 +23,10 @@ class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         inflight: QoS 1 messages on their way to one client at once.
-        persistent: Sessions, queues and retained messages survive a restart, even kill -9.
+        queued: QoS 1 messages that wait for one client, away or slow; it drops what is beyond, and
+            tells nobody.
+        persistent: Sessions, queues and retained messages survive a restart; a kill -9 takes what
+            the last second brought.
         passwords: By user; anonymous clients are turned away if there are any.
         acl: Text of an access list.
         cert_file: PEM of the broker's certificate: the port speaks TLS.
@@ -32,6 +35,7 @@ class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     inflight: int = 1_000
+    queued: int = 100_000
     persistent: bool = False
     passwords: Mapping[str, str] = msgspec.field(default_factory=dict)
     acl: str | None = None
@@ -80,7 +84,7 @@ def write_mosquitto(folder: Path, *, port: int, options: BrokerOptions) -> Path:
     """Write and return Mosquitto's configuration file."""
     lines = [
         # Below 2.0.16 a 0 for "no limit" means "nothing": name a number.
-        "max_queued_messages 100000",
+        f"max_queued_messages {options.queued}",
         f"max_inflight_messages {options.inflight}",
         # Without it a request and its response take 44 ms.
         "set_tcp_nodelay true",
@@ -113,9 +117,9 @@ def _persistence(folder: Path, *, is_wanted: bool) -> list[str]:
     return [
         "persistence true",
         f"persistence_location {folder.absolute()}/",
-        # The default of 30 minutes loses all of them at a kill -9.
+        # The default of 30 minutes loses all of them at a kill -9. In seconds, not by changes: the
+        # whole file is written each time.
         "autosave_interval 1",
-        "autosave_on_changes true",
     ]
 
 

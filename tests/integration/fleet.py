@@ -19,6 +19,7 @@ from typing import Any, Self
 import paho.mqtt.client as paho
 
 from fleet_cli.broker import BrokerKind, BrokerProcess
+from tests.integration.wall_clock import WallClock
 
 ROOT = "fleet/v1"
 PATIENCE_S = 20.0
@@ -57,11 +58,16 @@ class Device:
     def submit(self, job: str, **fields: object) -> None:
         """Publish a job; the paho client repeats the publish by itself after a reconnect."""
         topic = f"{ROOT}/dev/{self.name}/jobs/{job}/submit"
-        self._client.publish(topic, json.dumps(fields), qos=1)
+        self._last = self._client.publish(topic, json.dumps(fields), qos=1)
+
+    def confirmed(self) -> None:
+        """Wait until the broker has what was published last, and so everything before it."""
+        self._last.wait_for_publish(PATIENCE_S)
+        assert self._last.is_published()
 
     def publish(self, topic: str, payload: bytes | str = b"", *, retain: bool = False) -> None:
         """Publish anything below the root."""
-        self._client.publish(f"{ROOT}/{topic}", payload, qos=1, retain=retain)
+        self._last = self._client.publish(f"{ROOT}/{topic}", payload, qos=1, retain=retain)
 
     def said(self, job: str, what: str) -> list[dict[str, Any]]:
         """Return what was heard of a job so far: `ack`, `tok` or `res` messages."""
@@ -99,6 +105,7 @@ class Fleet:
         self.broker = BrokerProcess(kind, folder / "broker", **broker)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.devices: list[Device] = []
+        self._clocks: dict[str, WallClock] = {}
 
     def __enter__(self) -> Self:
         self.broker.start()
@@ -124,31 +131,50 @@ class Fleet:
 
     def start(self, name: str, *words: str, environ: Mapping[str, str] | None = None) -> None:
         """Start one of our programs under a name, its output in a log of that name."""
+        clock = self._clocks.get(name)
+        program = [sys.executable, "-m"] if clock is None else clock.program
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *words],
+                [*program, *words],
                 env={**os.environ, **(environ or {})},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
 
-    def start_dispatcher(self, **environ: str) -> None:
+    def start_dispatcher(self, *, url: str | None = None, **environ: str) -> None:
         """Start the dispatcher; settings as environment variables without their prefix."""
         self.start(
             "dispatcher",
-            *("cloud_dispatcher", "run", "--broker", self.broker.url),
+            *("cloud_dispatcher", "run", "--broker", url or self.broker.url),
             *("--data", str(self.folder / "dispatcher")),
             environ={f"EDGEFLEET_DISPATCHER_{k}": v for k, v in environ.items()},
         )
 
-    def start_worker(self, name: str, *, engine: str = "onnx", url: str | None = None) -> None:
-        """Start a worker."""
+    def start_worker(
+        self,
+        name: str,
+        *,
+        engine: str = "onnx",
+        url: str | None = None,
+        data: str | None = None,
+        **environ: str,
+    ) -> None:
+        """Start a worker; another folder for its `data` lets two have one name."""
+        settings = {"THREADS": "1", "SLOTS": "4", **environ}
         self.start(
-            name,
+            data or name,
             *("edge_worker", "run", "--id", name, "--engine", engine),
-            *("--broker", url or self.broker.url, "--data", str(self.folder / name)),
-            environ={"EDGEFLEET_WORKER_THREADS": "1", "EDGEFLEET_WORKER_SLOTS": "4"},
+            *("--broker", url or self.broker.url, "--data", str(self.folder / (data or name))),
+            environ={f"EDGEFLEET_WORKER_{k}": v for k, v in settings.items()},
         )
+
+    def clock(self, name: str) -> WallClock:
+        """Return the wall clock of what is started under this name from now on."""
+        return self._clocks.setdefault(name, WallClock(self.folder / f"{name}.wall"))
+
+    def url_of(self, port: int) -> str:
+        """Return where a link takes connections for the broker."""
+        return self.broker.url.replace(str(self.port), str(port))
 
     def kill(self, name: str) -> None:
         """Kill -9."""
@@ -170,7 +196,36 @@ class Fleet:
             said = [device.heard[topic] for topic in topics]
             return all(one and json.loads(one[-1])["status"] == "online" for one in said)
 
-        device.wait(are_online, f"{names} online")
+        device.wait(are_online, f"{names} online", 60)
+
+    def account_for(self, device: str, *names: str) -> None:
+        """See by the store that each of a device's jobs has one final result, told, and it alone.
+
+        A result may come to a device more than once; it is the same each time.
+        """
+        listener = self.devices[0]
+        listener.wait(lambda: self.jobs("told = 0") == 0, "the outbox to be empty", 60)
+        with contextlib.closing(sqlite3.connect(self._database)) as db:
+            rows = db.execute("select id, status, told from jobs where device = ?", (device,))
+            assert sorted(rows) == sorted((name, "ok", 1) for name in names)
+        for one in self.devices:
+            for name in names if one.name == device else ():
+                assert len({json.dumps(x, sort_keys=True) for x in one.said(name, "res")}) == 1
+
+    def attempts(self) -> set[int]:
+        """Return how many attempts the jobs in the store took."""
+        with contextlib.closing(sqlite3.connect(self._database)) as db:
+            return {int(row[0]) for row in db.execute("select distinct attempt from jobs")}
+
+    def memory_kb(self, name: str) -> int:
+        """Return how much memory a program has."""
+        status = Path(f"/proc/{self.processes[name].pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])
+
+    def says(self, name: str, words: str) -> None:
+        """Wait until a program says something in its log."""
+        log = self.folder / f"{name}.log"
+        self.devices[0].wait(lambda: words in log.read_text(), f"{name} to say {words}", 60)
 
     def forget(self, key: str) -> None:
         """Take a finished job out of the dispatcher's database."""

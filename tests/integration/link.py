@@ -1,108 +1,214 @@
-"""A wire that can be cut: a TCP relay to a port on loopback."""
+"""A wire that can be cut, and worse: a TCP relay on loopback that knows MQTT's packets."""
 
 from __future__ import annotations
 
-import contextlib
-import selectors
-import socket
+import asyncio
+import random
 import threading
+from collections.abc import Callable
 from typing import Self
+
+PATIENCE_S = 10.0
+_CHUNK = 65_536
+_PUBLISH, _QOS, _QOS_1, _DUP = 0x30, 0x06, 0x02, 0x08
+
+
+class Packets:
+    """Cuts a stream into MQTT packets."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """Return the packets that are whole now."""
+        found, data = list[bytes](), self._rest + data
+        while (size := _size_of(data)) is not None and size <= len(data):
+            found.append(data[:size])
+            data = data[size:]
+        self._rest = data
+        return found
+
+
+def _size_of(data: bytes) -> int | None:
+    """Return the length of the first packet, header included; None: too little is here."""
+    length = 0
+    for at in range(1, min(5, len(data))):
+        length |= (data[at] & 0x7F) << 7 * (at - 1)
+        if data[at] < 0x80:
+            return at + 1 + length
+    return None
 
 
 class Link:
-    """Relays `port` to `target`. While cut, connections are reset and new ones refused at once."""
+    """Relays `port` to `target`, in a thread of its own. Give orders from any other.
+
+    Attributes:
+        connections: How many there were.
+        doubled, moved: Packets that were sent twice, or out of their turn.
+    """
 
     def __init__(self, target: int) -> None:
+        self.port = 0
+        self.connections = self.doubled = self.moved = 0
         self._target = target
-        self._whole = True
-        self._pairs: dict[socket.socket, socket.socket] = {}
-        self._selector = selectors.DefaultSelector()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._wake, self._waker = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
-        self._order = ""
-        self._obeyed = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
+        self._rng = random.Random(1)
+        self._wires: set[_Wire] = set()
+        self.is_over = asyncio.Event()
+        self._whole()
 
-    @property
-    def port(self) -> int:
-        """Where to connect."""
-        return int(self._listener.getsockname()[1])
+    def _whole(self) -> None:
+        self.is_cut = self.is_twice = self.is_shuffled = False
+        self.delay_s, self.bytes_per_s = 0.0, 0.0
+        self.flows = {True: asyncio.Event(), False: asyncio.Event()}
+        for flows in self.flows.values():
+            flows.set()
 
     def __enter__(self) -> Self:
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._carry, "127.0.0.1", 0), self._loop
+        ).result(PATIENCE_S)
+        self.port = int(self._server.sockets[0].getsockname()[1])
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._command("stop")
-        self._thread.join(10)
-        for one in (*self._pairs, self._listener, self._wake, self._waker):
-            one.close()
-        self._selector.close()
+        self._obey(self._server.close)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE_S)
+        self._loop.close()
+
+    # ------------------------------------------------------------ orders
 
     def cut(self) -> None:
         """Break every connection and let no new one through."""
-        self._command("cut")
+        self._obey(self._cut)
+
+    def strand(self) -> None:
+        """Let the far ends of all connections be gone without a word; new ones come through."""
+        self._obey(lambda: [wire.strand() for wire in self._wires])
+
+    def stall(self, *, up: bool = True, down: bool = True) -> None:
+        """Take nothing more from who dials (`up`), from whom they dial (`down`): buffers fill."""
+        for is_up, wanted in ((True, up), (False, down)):
+            if wanted:
+                self._obey(self.flows[is_up].clear)
+
+    def slow_down(self, *, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
+        """Let everything come later, and no more than so many bytes a second and direction."""
+        self.delay_s, self.bytes_per_s = delay_s, bytes_per_s
+
+    def stutter(self) -> None:
+        """Let each QoS 1 publication arrive twice, as it may after a reconnect."""
+        self.is_twice = True
+
+    def shuffle(self) -> None:
+        """Let publications overtake each other within what is read at once."""
+        self.is_shuffled = True
 
     def restore(self) -> None:
-        """Let connections through again."""
-        self._command("restore")
+        """Be a good wire again. What is stranded stays so."""
 
-    def _command(self, order: str) -> None:
-        self._obeyed.clear()
-        self._order = order
-        self._waker.send(b"!")
-        assert self._obeyed.wait(10)
+        def restore() -> None:
+            before = self.flows
+            self._whole()
+            for flows in before.values():
+                flows.set()
 
-    def _run(self) -> None:
-        while self._order != "stop":
-            for key, _ in self._selector.select():
-                if key.fileobj is self._wake:
-                    self._obey()
-                elif key.fileobj is self._listener:
-                    self._accept()
-                elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._pairs:
-                    self._relay(key.fileobj)
+        self._obey(restore)
 
-    def _obey(self) -> None:
-        self._wake.recv(1)
-        self._whole = self._order != "cut"
-        if not self._whole:
-            for one in list(self._pairs):
-                self._drop(one)
-        self._obeyed.set()
+    # ------------------------------------------------------------ in the thread
 
-    def _accept(self) -> None:
-        near, _ = self._listener.accept()
-        if not self._whole:
-            near.close()
+    def _obey(self, order: Callable[[], object]) -> None:
+        obeyed = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (order(), obeyed.set()))
+        assert obeyed.wait(PATIENCE_S)
+
+    def _cut(self) -> None:
+        self.is_cut = True
+        for wire in list(self._wires):
+            wire.cut()
+
+    async def _end(self) -> None:
+        self._cut()
+        for event in (self.is_over, *self.flows.values()):
+            event.set()
+        mine = asyncio.current_task()
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not mine))
+
+    async def _carry(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        if self.is_cut:
+            back.transport.abort()
             return
         try:
-            far = socket.create_connection(("127.0.0.1", self._target), 5)
+            far, forth = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
-            near.close()
+            back.transport.abort()
             return
-        for one, other in ((near, far), (far, near)):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._pairs[one] = other
-            self._selector.register(one, selectors.EVENT_READ)
-
-    def _relay(self, one: socket.socket) -> None:
+        self.connections += 1
+        wire = _Wire(self, back, forth)
+        self._wires.add(wire)
         try:
-            data = one.recv(65_536)
-            if data:
-                self._pairs[one].sendall(data)
-                return
+            await asyncio.gather(
+                wire.pump(near, forth, is_up=True), wire.pump(far, back, is_up=False)
+            )
+        finally:
+            wire.cut()
+            self._wires.discard(wire)
+
+    def doctor(self, packets: list[bytes]) -> list[bytes]:
+        """Return what is sent on in place of these packets."""
+        if self.is_shuffled:
+            places = [at for at, packet in enumerate(packets) if packet[0] & 0xF0 == _PUBLISH]
+            order = self._rng.sample(places, len(places))
+            self.moved += sum(a != b for a, b in zip(places, order, strict=True))
+            taken = {at: packets[place] for at, place in zip(places, order, strict=True)}
+            packets = [taken.get(at, packet) for at, packet in enumerate(packets)]
+        if self.is_twice:
+            packets = [one for packet in packets for one in self._twice(packet)]
+        return packets
+
+    def _twice(self, packet: bytes) -> list[bytes]:
+        if packet[0] & 0xF0 != _PUBLISH or packet[0] & _QOS != _QOS_1:
+            return [packet]
+        self.doubled += 1
+        return [packet, bytes((packet[0] | _DUP,)) + packet[1:]]
+
+
+class _Wire:
+    """One connection."""
+
+    def __init__(self, link: Link, *ends: asyncio.StreamWriter) -> None:
+        self._link = link
+        self._ends = ends
+        self._is_stranded = False
+
+    def cut(self) -> None:
+        for end in self._ends:
+            end.transport.abort()
+
+    def strand(self) -> None:
+        self._is_stranded = True
+
+    async def pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_up: bool
+    ) -> None:
+        link, packets = self._link, Packets()
+        try:
+            while data := await source.read(_CHUNK):
+                await link.flows[is_up].wait()
+                if link.delay_s or link.bytes_per_s:
+                    span_s = len(data) / link.bytes_per_s if link.bytes_per_s else 0.0
+                    await asyncio.sleep(link.delay_s + span_s)
+                whole = b"".join(link.doctor(packets.cut(data)))
+                if whole and not self._is_stranded:
+                    sink.write(whole)
+                    await sink.drain()
         except OSError:
             pass
-        self._drop(one)
-
-    def _drop(self, one: socket.socket) -> None:
-        other = self._pairs.pop(one, None)
-        for end in (one, other):
-            if end is not None:
-                self._pairs.pop(end, None)
-                with contextlib.suppress(KeyError, ValueError):
-                    self._selector.unregister(end)
-                end.close()
+        if self._is_stranded:
+            # The end that went away is not told of this one's end either.
+            await link.is_over.wait()
+        self.cut()
