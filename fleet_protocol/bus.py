@@ -158,6 +158,17 @@ class MessageBus(Protocol):
         """
         ...
 
+    def subscribe(self, filters: Iterable[str]) -> None:
+        """Hear these, too, from now on and on every connection; before anything published later.
+
+        A filter that the broker refuses is logged.
+        """
+        ...
+
+    def unsubscribe(self, filters: Iterable[str]) -> None:
+        """Hear these no longer; what is on its way still comes."""
+        ...
+
     @property
     def is_connected(self) -> bool:
         """Whether the link is up now."""

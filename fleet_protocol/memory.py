@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Self
 
+from msgspec.structs import replace
+
 from fleet_protocol.bus import (
     BusEvent,
     Confirmed,
@@ -98,6 +100,22 @@ class MemoryBus:
             self._waiting.append(
                 (publication, None if expiry_s is None else now_ms + expiry_s * 1_000)
             )
+
+    def subscribe(self, filters: Iterable[str]) -> None:
+        """Hear these, too; see `MessageBus`."""
+        before = self.session.subscriptions
+        added = tuple(x for x in dict.fromkeys(filters) if x not in before)
+        self.session = replace(self.session, subscriptions=before + added)
+        if self._is_up:
+            self._broker.subscribe(self.session, added)
+
+    def unsubscribe(self, filters: Iterable[str]) -> None:
+        """Hear these no longer."""
+        gone = set(filters)
+        kept = tuple(x for x in self.session.subscriptions if x not in gone)
+        self.session = replace(self.session, subscriptions=kept)
+        if self._is_up:
+            self._broker.subscribe(self.session, ())
 
     @property
     def is_connected(self) -> bool:

@@ -184,8 +184,16 @@ class MemoryBroker:
         for stored in owed:
             if stored.is_alive(self.now_ms):
                 self._deliver(self._clients[session.client_id], stored, retain=False)
-        self._deliver_retained(self._clients[session.client_id])
+        self._deliver_retained(self._clients[session.client_id], session.subscriptions)
         bus.send_waiting()
+
+    def subscribe(self, session: Session, added: Iterable[str]) -> None:
+        """Take note of what a client wants now; it gets what is retained for what it added."""
+        client = self._clients[session.client_id]
+        self._forget(client)
+        client.session = session
+        self._remember(client)
+        self._deliver_retained(client, tuple(added))
 
     def leave(self, client_id: str) -> None:
         """Let a client go that said goodbye: no will."""
@@ -270,11 +278,9 @@ class MemoryBroker:
         if publication.qos and self._happens(faults.duplication):
             bus.put(delivery)
 
-    def _deliver_retained(self, client: _Client) -> None:
+    def _deliver_retained(self, client: _Client, filters: tuple[str, ...]) -> None:
         for topic, stored in self._retained.items():
-            if stored.is_alive(self.now_ms) and any(
-                matches(where, topic) for where in client.session.subscriptions
-            ):
+            if stored.is_alive(self.now_ms) and any(matches(where, topic) for where in filters):
                 self._deliver(client, stored, retain=True)
 
     def _remember(self, client: _Client) -> None:

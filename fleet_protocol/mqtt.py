@@ -28,6 +28,7 @@ from fleet_protocol.bus import (
 )
 from fleet_protocol.errors import BusClosedError, FleetError, RejectedError, RetryableError
 from fleet_protocol.inbox import Inbox, Receipts
+from fleet_protocol.mqtt_filters import Filters
 from fleet_protocol.mqtt_link import Link
 from fleet_protocol.mqtt_outbox import Outbox, ServerLimits
 from fleet_protocol.settings import BrokerSettings
@@ -110,6 +111,12 @@ class MqttBus:
             self._inbox.put,
             max_messages=limits.max_unconfirmed,
             max_bytes=limits.max_unconfirmed_bytes,
+        )
+        self._filters = Filters(
+            session.subscriptions,
+            send=self._send,
+            next_id=self._outbox.take_id,
+            free_id=self._outbox.free_id,
         )
         self._now_s: Callable[[], float] = _loop_time
         self._link: Link | None = None
@@ -196,6 +203,14 @@ class MqttBus:
         elif is_congested or not self._outbox.send_once(publication):
             self.dropped += 1
 
+    def subscribe(self, filters: Iterable[str]) -> None:
+        """Hear these, too; see `MessageBus`."""
+        self._filters.add(filters)
+
+    def unsubscribe(self, filters: Iterable[str]) -> None:
+        """Hear these no longer."""
+        self._filters.remove(filters)
+
     @property
     def is_connected(self) -> bool:
         """Whether we are connected and subscribed."""
@@ -252,6 +267,7 @@ class MqttBus:
         self._silent_losses = self._silent_losses + 1 if is_silent else 0
         self._link = None
         self._outbox.close()
+        self._filters.close()
         self._receipts.forget_all()
         self._early.clear()
         if self._answer is not None and not self._answer.done():
@@ -277,6 +293,10 @@ class MqttBus:
         elif isinstance(packet, mqtt5.ConnAckPacket | mqtt5.SubAckPacket):
             if self._answer is not None and not self._answer.done():
                 self._answer.set_result(packet)
+            elif isinstance(packet, mqtt5.SubAckPacket):
+                self._filters.answered(packet)
+        elif isinstance(packet, mqtt5.UnsubAckPacket):
+            self._filters.answered(packet)
         elif self._link is not None and not isinstance(packet, mqtt5.PingRespPacket):
             self._link.abort(f"the broker sent an unexpected {type(packet).__name__}")
 
@@ -346,11 +366,9 @@ class MqttBus:
                     max_packet_bytes=self._limits.max_packet_bytes,
                 )
                 connack = handshake.judge_connack(await self._ask(link, hello))
-                if self._session.subscriptions:
-                    handshake.judge_suback(
-                        await self._ask(link, handshake.subscribe(self._session)),
-                        self._session.subscriptions,
-                    )
+                if filters := self._filters.all():
+                    answer = await self._ask(link, handshake.subscribe(filters))
+                    handshake.judge_suback(answer, filters)
         except TimeoutError as error:
             raise RetryableError("the broker did not answer in time") from error
         except OSError as error:
@@ -405,6 +423,7 @@ class MqttBus:
             properties=handshake.carries_properties(connack),
         )
         self._outbox.open(allowed, session_present=connack.session_present, now_s=now_s)
+        self._filters.open()
 
     def _give_up(self, link: Link | None) -> None:
         """Leave nothing of a failed try behind."""

@@ -6,6 +6,7 @@ An answer that a later try can change becomes RetryableError, one that it cannot
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterable
 from typing import Final
 
 import mqtt5
@@ -75,16 +76,21 @@ def _will(publication: Publication) -> mqtt5.Will:
     )
 
 
-def subscribe(session: Session) -> bytes:
-    """Return the SUBSCRIBE packet for all filters, at QoS 1.
+def subscribe(filters: Iterable[str], packet_id: int = _SUBSCRIBE_ID) -> bytes:
+    """Return the SUBSCRIBE packet for these filters, at QoS 1.
 
     `retain` on a delivery then tells a stored message from a live one, as in MQTT 3.1.1.
     """
-    filters = [
+    wanted = [
         mqtt5.TopicFilter(pattern, max_qos=mqtt5.QoS.AT_LEAST_ONCE, retain_as_published=False)
-        for pattern in session.subscriptions
+        for pattern in filters
     ]
-    return mqtt5.SubscribePacket(_SUBSCRIBE_ID, filters).write()
+    return mqtt5.SubscribePacket(packet_id, wanted).write()
+
+
+def unsubscribe(filters: Iterable[str], packet_id: int) -> bytes:
+    """Return the UNSUBSCRIBE packet for these filters."""
+    return mqtt5.UnsubscribePacket(packet_id, list(filters)).write()
 
 
 def judge_connack(packet: mqtt5.Packet) -> mqtt5.ConnAckPacket:

@@ -86,6 +86,7 @@ class Outbox:
         self._last_id = 0
         self._waiting: deque[Unconfirmed] = deque()
         self._inflight: dict[int, Unconfirmed] = {}
+        self._taken_ids: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._inflight)
@@ -99,6 +100,7 @@ class Outbox:
     def close(self) -> None:
         """Take back what is on its way: the connection is gone."""
         self._limits = None
+        self._taken_ids.clear()
         self._waiting.extendleft(reversed(self._inflight.values()))
         self._inflight.clear()
 
@@ -158,6 +160,16 @@ class Outbox:
             self._refuse(publication, _CODES.get(reason, "refused"))
         elif publication.token is not None:
             self._notify(Confirmed(publication.token, heard=reason != _NOBODY))
+
+    def take_id(self) -> int:
+        """Return a packet id for something else than a publication; `free_id` ends that."""
+        packet_id = self._next_id()
+        self._taken_ids.add(packet_id)
+        return packet_id
+
+    def free_id(self, packet_id: int) -> None:
+        """Let an id be given out again."""
+        self._taken_ids.discard(packet_id)
 
     def _send_item(self, item: Unconfirmed, limits: ServerLimits, now_s: float) -> None:
         expiry_s: int | None = None
@@ -231,5 +243,5 @@ class Outbox:
         """Return a packet id that is not on its way; the window is smaller than their number."""
         while True:
             self._last_id = self._last_id % _PACKET_IDS + 1
-            if self._last_id not in self._inflight:
+            if self._last_id not in self._inflight and self._last_id not in self._taken_ids:
                 return self._last_id

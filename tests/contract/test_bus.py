@@ -337,3 +337,36 @@ async def test_a_message_that_waited_too_long_is_not_delivered(strict_lab: Lab, 
             tx.publish(message(f"{name}/a", b"new"))
             got = await Reader(rx).deliveries(2)
     assert [item.payload for item in got] == [b"good", b"new"]
+
+
+async def test_filters_come_and_go_while_connected(lab: Lab, name: str) -> None:
+    async with lab.bus(sender(name)) as tx, lab.bus(receiver(name, f"{name}/a")) as rx:
+        tx.publish(message(f"{name}/b", b"kept", retain=True, token=1))
+        await Reader(tx).until(lambda got: confirmed(1, got))
+        rx.subscribe([f"{name}/b"])
+        reader = Reader(rx)
+        (kept,) = await reader.deliveries(1)
+        rx.unsubscribe([f"{name}/a"])
+        rx.publish(message(f"{name}/a", b"unheard"))
+        rx.publish(message(f"{name}/b", b"heard"))
+        (heard,) = await reader.deliveries(1)
+    assert (kept.payload, kept.retain) == (b"kept", True)
+    assert heard.payload == b"heard"
+
+
+async def test_filters_that_changed_are_there_after_a_loss(lab: Lab, name: str) -> None:
+    session = receiver(name, f"{name}/a", expiry_s=0)
+    async with lab.bus(session) as rx, lab.bus(sender(name)) as tx:
+        reader = Reader(rx)
+        await reader.up()
+        rx.subscribe([f"{name}/b", f"{name}/c"])
+        lab.cut(f"{name}-rx")
+        await reader.down()
+        rx.unsubscribe([f"{name}/a", f"{name}/c"])
+        rx.subscribe([f"{name}/d"])
+        lab.heal(f"{name}-rx")
+        await reader.up()
+        for where in "abcd":
+            tx.publish(message(f"{name}/{where}", where.encode()))
+        got = await reader.deliveries(2)
+    assert [item.payload for item in got] == [b"b", b"d"]

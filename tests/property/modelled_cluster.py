@@ -137,6 +137,8 @@ class ModelledMember:
             try:
                 now(self._save(turn))
             except MemberFencedError:
+                is_over = self.id not in self.world.database.members
+                assert is_over, "the store says otherwise than a member that is there"
                 self.crash()
                 return
             self._tell(turn)

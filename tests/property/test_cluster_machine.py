@@ -142,9 +142,12 @@ class ClusterMachine(RuleBasedStateMachine):
     def killed(self, member: ModelledMember, _: int) -> None:
         member.crash()
 
-    def fell_silent(self, member: ModelledMember, _: int) -> None:
+    def fell_silent(self, member: ModelledMember, number: int) -> None:
         """Its process stands still, or it has lost the store: what it decided is saved later."""
         self.silent.add(member.name)
+        if number % 2:
+            self.time_passes(6_000)
+            member.save()
 
     def stopped(self, member: ModelledMember, _: int) -> None:
         """SIGTERM: what was decided is saved, then it leaves."""
