@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench docs lock format clean model
+.PHONY: help demo test check bench chaos chaos-quick chaos-kills docs lock format clean model
 help:  ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -38,6 +38,22 @@ check: $(STAMP)  ## Lint, types, floors
 bench: model  ## Run every benchmark beside its peers and print the table
 	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt
 	@$(BIN)/python -m bench $(BENCH)
+
+# SEED=7 repeats the faults of a run.
+DRILL = $(BIN)/fleet drill $(if $(SEED),--seed $(SEED))
+
+chaos: $(STAMP)  ## Half an hour of random faults on a real fleet, with an audit
+	@$(DRILL) --duration 900 --every 3
+	@$(DRILL) --duration 900 --every 3 --broker-kind mosquitto --keeps
+
+chaos-quick: $(STAMP)  ## Two minutes of them; part of `make test`
+	@$(if $(SEED),CHAOS_SEED=$(SEED)) $(BIN)/python -m pytest -q tests/chaos
+
+chaos-kills: $(STAMP)  ## kill -9 of dispatcher and broker, a hundred of each, with an audit
+	@$(DRILL) --faults kill-dispatcher,kill-broker --count 200 --every 2 --duration 3000
+
+dashboard:  ## Build the dashboard's page from dashboard/ (Node 20.19 or later, else one from PyPI)
+	@bash dashboard/build.sh
 
 docs: $(STAMP)  ## Render the derived parts of the documents
 	@$(BIN)/python -m docs.render

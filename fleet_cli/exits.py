@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     CANNOT_CONNECT = 3
     TIMEOUT = 4
     DENIED = 5
+    JOB_LOST = 6
     INTERRUPTED = 130
 
 

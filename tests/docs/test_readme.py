@@ -91,6 +91,7 @@ def typed_commands() -> Iterator[tuple[str, list[str]]]:
         ROOT / "docs" / "caching.md",
         ROOT / "docs" / "degradation.md",
         ROOT / "docs" / "distill.md",
+        ROOT / "docs" / "drill.md",
         ROOT / "docs" / "gateway.md",
         ROOT / "docs" / "providers.md",
         ROOT / "docs" / "routing.md",
