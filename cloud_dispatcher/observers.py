@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
 
-import structlog
+import msgspec
 
 from cloud_dispatcher.core.commands import AnyCommand, SaveJob
 from cloud_dispatcher.core.engine import EngineSummary
@@ -23,8 +23,7 @@ from cloud_dispatcher.core.events import (
 )
 from cloud_dispatcher.core.job import Job
 from fleet_protocol import messages as m
-
-_log = structlog.get_logger(__name__)
+from fleet_protocol.log import log_often
 
 FIRST_CALLS: Final = frozenset({JobSubmitted, EscalationReceived, AdminAsked})
 """Events that send a job to the cloud lane; later calls for it are repetitions."""
@@ -51,16 +50,42 @@ def just_finished(
     return finished
 
 
+class FinishedLine(msgspec.Struct, kw_only=True):
+    """The keys of `job.finished`."""
+
+    job: str
+    part_of: str | None
+    parts: int
+    device: str
+    id: str
+    status: str
+    answered_by: str | None
+    reason: str | None
+    code: str
+    degraded: bool
+    offline: str | None
+    entry: str | None
+    worker: str | None
+    model: str | None
+    attempt: int
+    prompt_chars: int
+    answer_chars: int
+    confidence: float | None
+    queued_ms: int | None
+    first_token_ms: int | None
+    total_ms: int | None
+    cost_usd: float
+
+
 class JobLog:
     """Writes `job.finished`: one line a job that says everything but its texts."""
 
     def observe(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
         """Log the jobs that just finished."""
         for job, result in just_finished(event, commands, now_ms):
-            _log.info(
-                "job.finished",
+            line = FinishedLine(
                 job=job.key,
-                part_of=job.part and job.part.job,
+                part_of=None if job.part is None else job.part.job,
                 parts=job.parts,
                 device=job.device,
                 id=job.id,
@@ -69,8 +94,8 @@ class JobLog:
                 reason=result.reason and str(result.reason),
                 code=result.code,
                 degraded=result.degraded,
-                offline=result.offline and result.offline.kind,
-                entry=result.offline and result.offline.entry,
+                offline=None if result.offline is None else result.offline.kind,
+                entry=None if result.offline is None else result.offline.entry,
                 worker=result.worker,
                 model=result.model,
                 attempt=job.attempt,
@@ -82,6 +107,7 @@ class JobLog:
                 total_ms=result.timing_ms.total,
                 cost_usd=result.cost_usd,
             )
+            log_often("job.finished", line)
 
 
 class FleetFigures:

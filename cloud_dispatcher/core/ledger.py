@@ -110,9 +110,9 @@ class Ledger:
             self._keys[job.device, job.id] = key
         else:
             counts[old.status] -= 1
-            self.delayed -= old.is_delayed
         counts[job.status] += 1
-        self.delayed += job.is_delayed
+        if job.submit.not_before_ms is not None:
+            self.delayed += job.is_delayed - (old is not None and old.is_delayed)
         self.jobs[key] = job
         due_ms = self._due_at_ms(job)
         if due_ms is None:

@@ -94,16 +94,21 @@ class Budget:
         self._settings = settings
         self._day = 0
         self._spent_usd: dict[str, float] = {}
+        own = (tenant.daily_usd for tenant in settings.tenants)
+        limits = (settings.daily_usd, settings.tenant_daily_usd, *own)
+        self._is_limited = any(limit is not None for limit in limits)
 
     def tenant_of(self, device: DeviceId) -> str:
         """Return who a device belongs to."""
-        tenants = self._settings.tenants
-        found = (t.name for t in tenants if any(fnmatchcase(device, p) for p in t.devices))
-        local = device.startswith(LOCAL_PREFIX)
-        return next(found, device.removeprefix(LOCAL_PREFIX) if local else NO_TENANT)
+        for tenant in self._settings.tenants:
+            if any(fnmatchcase(device, pattern) for pattern in tenant.devices):
+                return tenant.name
+        return device.removeprefix(LOCAL_PREFIX) if device.startswith(LOCAL_PREFIX) else NO_TENANT
 
     def refusal(self, tenant: str, now_ms: int) -> str:
         """Return why nothing more may be spent today, for people; empty: it may."""
+        if not self._is_limited:
+            return ""
         self._turn_to(now_ms)
         for view in self._views((tenant,)):
             if view.daily_usd is not None and view.spent_usd >= view.daily_usd:

@@ -7,10 +7,11 @@ import io
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import structlog
 
-from fleet_protocol.log import set_up_logging
+from fleet_protocol.log import log_often, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,55 @@ def test_bound_context_is_on_every_line(monkeypatch: pytest.MonkeyPatch) -> None
     with structlog.contextvars.bound_contextvars(job="01J"):
         written = lines(monkeypatch)
     assert all(json.loads(line)["job"] == "01J" for line in written)
+
+
+class Often(msgspec.Struct, kw_only=True):
+    """A line that is written often."""
+
+    job: str
+    answered_by: str | None = None
+
+
+class Blabbing(msgspec.Struct):
+    """One that should not be."""
+
+    text: str
+
+
+def often(monkeypatch: pytest.MonkeyPatch, line: msgspec.Struct, **how: object) -> str:
+    """Return what is written of such a line."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    set_up_logging(**how)  # type: ignore[arg-type]
+    log_often("job.finished", line)
+    return stream.getvalue()
+
+
+def test_a_line_that_is_written_often_is_like_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = json.loads(often(monkeypatch, Often(job='k"1\n'), json=True))
+    log = structlog.get_logger()
+    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
+    set_up_logging(json=True)
+    log.info("job.finished", job='k"1\n', answered_by=None)
+    other = json.loads(stream.getvalue())
+    assert one.pop("timestamp")[:10] == other.pop("timestamp")[:10]
+    assert one == other
+
+
+def test_a_line_that_is_written_often_heeds_level_and_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert often(monkeypatch, Often(job="k1"), json=True, level="warning") == ""
+    assert not often(monkeypatch, Often(job="k1"), json=False).startswith("{")
+    assert "private" not in often(monkeypatch, Blabbing(text="private"), json=True)
+
+
+def test_a_line_that_is_written_often_is_captured_like_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    set_up_logging(json=True)
+    with structlog.testing.capture_logs() as captured:
+        log_often("job.finished", Often(job="k1"))
+    assert [line["job"] for line in captured] == ["k1"]
 
 
 class _Disk(io.StringIO):
