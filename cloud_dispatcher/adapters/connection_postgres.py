@@ -18,6 +18,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper
 
+from cloud_dispatcher.membership import MemberFencedError
 from cloud_dispatcher.ports import StoreUnavailableError
 from fleet_protocol.errors import ConfigError
 
@@ -38,7 +39,7 @@ _LINK_DEFAULTS: Final[dict[str, str | int]] = {
 }
 _SESSION: Final = b"""
 SET client_min_messages = warning;
-SET lock_timeout = '10s';
+SET lock_timeout = '5s';
 SET statement_timeout = '10min';
 SET idle_in_transaction_session_timeout = '30s';
 SET tcp_keepalives_idle = 5;
@@ -47,6 +48,7 @@ SET tcp_keepalives_count = 2
 """
 """What a dispatcher that is gone leaves open must not hold up another one."""
 
+FENCED_HINT: Final = "it starts anew by itself; see docs/cluster.md if that happens again"
 _DISK_FULL: Final = "53100"
 _HINTS: Final = {
     _DISK_FULL: "free some space on the database server's disk; it goes on by itself",
@@ -59,10 +61,13 @@ _HINTS: Final = {
     "55P03": "another session holds the rows for long: look into pg_stat_activity",
     "57014": "the server ended the statement; it goes on by itself",
 }
+_FAILED_HINT: Final = "look into the database server's log; it goes on by itself"
 _UNREACHABLE_HINT: Final = (
     "check that the server runs, and the host, database, role and password of store.url;"
     " it goes on by itself"
 )
+_FENCED: Final = frozenset({"UF002", "UF003"})
+"""Raised by functions of `queries/postgres_cluster.sql`."""
 _PASSING_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58", "F0", "XX", "UF"})
 """Of SQLSTATE: connection, rollback, resources, locks, intervention, system, internal, our own."""
 
@@ -108,6 +113,7 @@ class Link:
         Raises:
             StoreUnavailableError: It may work later. What was begun is rolled back, unless it was
                 the very end of a transaction: then nobody knows, see `PostgresJobStore.commit`.
+            MemberFencedError: We are no member any more.
             ConfigError: The server will not have us as things are set.
         """
         async with self._lock:
@@ -186,11 +192,14 @@ def is_passing(error: psycopg.Error) -> bool:
     return error.sqlstate[:2] in _PASSING_CLASSES or error.sqlstate in _HINTS
 
 
-def mapped(error: psycopg.Error, where: str) -> StoreUnavailableError:
+def mapped(error: psycopg.Error, where: str) -> StoreUnavailableError | MemberFencedError:
     """Return an error of the server as one of ours, with what to do about it."""
+    if error.sqlstate in _FENCED:
+        said = error.diag.message_primary or "we are no member any more"
+        return MemberFencedError(f"{said}: others have our jobs and workers", hint=FENCED_HINT)
     hint = _HINTS.get(error.sqlstate or "")
     if hint is None:
-        hint = "look into the database server's log" if error.sqlstate else _UNREACHABLE_HINT
+        hint = _FAILED_HINT if error.sqlstate else _UNREACHABLE_HINT
     words = " ".join(str(error).split())
     return StoreUnavailableError(f"the job store {where} failed: {words}", hint=hint)
 

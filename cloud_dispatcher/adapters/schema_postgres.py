@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from typing import Final
 
 import psycopg
@@ -15,15 +17,21 @@ _OLDEST_SERVER: Final = 140_000
 _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "001_jobs": (
         "jobs_table", "jobs_device_id", "jobs_untold", "jobs_kept", "jobs_trouble",
-        "spending_table", "cache_table", "writers_table", "begin_turn_function",
+        "spending_table", "cache_table", "writers_table", "note_turn_function",
+    ),
+    "002_cluster": (
+        "members_table", "graves_table", "claims_table", "boards_table", "jobs_owner", "jobs_given",
+        "require_member_function", "note_turn_as_member_function", "bury_function",
+        "join_function", "beat_function", "claim_names_function",
     ),
 }  # fmt: skip
 """The schema's history. A released step never changes: a new one is added below it."""
 
 
+@cache
 def statements() -> Mapping[str, str]:
-    """Return every statement of `queries/postgres.sql` by its name."""
-    return read_statements("postgres.sql")
+    """Return every statement of `queries/postgres*.sql` by its name."""
+    return {**read_statements("postgres.sql"), **read_statements("postgres_cluster.sql")}
 
 
 async def migrate(conn: Conn, where: str) -> None:
@@ -34,23 +42,17 @@ async def migrate(conn: Conn, where: str) -> None:
     """
     _check_server(conn, where)
     texts = statements()
-    try:
+    with _rights_needed(conn, where):
         async with conn.transaction():
             await conn.execute(texts["lock_migrations"].encode())
             applied = await _applied(conn, where)
             for name, parts in _STEPS.items():
                 if name in applied:
                     continue
-                if not applied:
-                    await conn.execute(texts["migrations_table"].encode())
+                await conn.execute(texts["migrations_table"].encode())
                 for part in parts:
                     await conn.execute(texts[part].encode())
                 await conn.execute(texts["note_migration"].encode(), (name,))
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise ConfigError(
-            f"the role may not make its tables in {where}: {error}",
-            hint="make it the owner of the database, see docs/postgresql.md",
-        ) from error
 
 
 async def look(link: Link) -> str:
@@ -63,14 +65,11 @@ async def look(link: Link) -> str:
 
     async def work(conn: Conn) -> str:
         _check_server(conn, link.where)
-        applied = await _applied(conn, link.where)
+        with _rights_needed(conn, link.where):
+            applied = await _applied(conn, link.where)
         (rights,) = await _row(conn, "may_write" if applied else "may_make")
         if not rights:
-            raise ConfigError(
-                f"the role {conn.info.user} may not {'write' if applied else 'make'} the tables"
-                f" in {link.where}",
-                hint="make it the owner of the database, see docs/postgresql.md",
-            )
+            raise _no_rights(conn, link.where)
         (version, synced) = await _row(conn, "server")
         found = f"PostgreSQL {version} at {link.where}"
         found += " can be written" if applied else ": the tables will be made"
@@ -93,6 +92,21 @@ async def _applied(conn: Conn, where: str) -> set[str]:
             hint="install that release again, or name another database",
         )
     return applied
+
+
+@contextmanager
+def _rights_needed(conn: Conn, where: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise _no_rights(conn, where) from error
+
+
+def _no_rights(conn: Conn, where: str) -> ConfigError:
+    return ConfigError(
+        f"the role {conn.info.user} may not make or write the tables in {where}",
+        hint="make it the owner of the database and its tables, see docs/postgresql.md",
+    )
 
 
 def _check_server(conn: Conn, where: str) -> None:

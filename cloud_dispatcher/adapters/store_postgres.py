@@ -9,10 +9,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Final, Literal, Self
 
 import msgspec
+import psycopg
 
 from cloud_dispatcher.adapters.connection_postgres import Conn, Cursor, Link
 from cloud_dispatcher.adapters.job_rows import RARE, decode_submit, read_job
@@ -21,6 +21,7 @@ from cloud_dispatcher.adapters.turn_postgres import (
     SPEND_COLUMNS,
     AnswerTable,
     add_spends,
+    one_statement,
     write_jobs,
 )
 from cloud_dispatcher.core.commands import AnswerChange
@@ -50,7 +51,7 @@ _LOADING_S: Final = 600.0
 _decode_answer: Final = msgspec.msgpack.Decoder(CachedAnswer).decode
 
 
-class _Turn(msgspec.Struct, frozen=True, kw_only=True):
+class SavedTurn(msgspec.Struct, frozen=True, kw_only=True):
     """What one commit is asked to save; of several values of one job the last one."""
 
     jobs: tuple[Job, ...]
@@ -95,7 +96,7 @@ class PostgresJobStore:
         self._landed = 0
         """Number of the last commit of ours that the database has, as the connection found it."""
         self._sent = 0
-        self._doubtful: _Turn | None = None
+        self._doubtful: SavedTurn | None = None
         """The last commit, while we have no word of how it ended."""
 
     def __repr__(self) -> str:
@@ -140,7 +141,7 @@ class PostgresJobStore:
         again is then made once in all, although spends are added up.
         """
         latest = tuple({job.key: job for job in jobs}.values())
-        turn = _Turn(jobs=latest, spends=tuple(spends), answers=tuple(answers))
+        turn = SavedTurn(jobs=latest, spends=tuple(spends), answers=tuple(answers))
         await self._commits.run(lambda conn: self._commit(conn, turn))
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
@@ -217,11 +218,25 @@ class PostgresJobStore:
 
     async def _take_up(self, conn: Conn) -> None:
         """Wait for the end of what an earlier connection sent, and ask how far it got."""
+        await self._enter(conn)
         ((self._link, self._landed),) = await (
-            await _run(conn, "take_up", (self._writer,))
+            await run_named(conn, "take_up", (self._writer,))
         ).fetchall()
 
-    async def _commit(self, conn: Conn, turn: _Turn) -> None:
+    async def _enter(self, conn: Conn) -> None:
+        """Be the only one: who runs two dispatchers by mistake would have two answer each job."""
+        await self._lock(conn, "lock_out_others")
+
+    async def _lock(self, conn: Conn, name: str) -> None:
+        try:
+            await run_named(conn, name)
+        except psycopg.errors.LockNotAvailable as error:
+            raise StoreUnavailableError(
+                f"another dispatcher works on the job store {self._commits.where}",
+                hint="end it, or let each of them have a name in [cluster]",
+            ) from error
+
+    async def _commit(self, conn: Conn, turn: SavedTurn) -> None:
         doubtful, self._doubtful = self._doubtful, None
         if doubtful is not None and self._landed == self._sent:
             self._note(doubtful)
@@ -234,22 +249,21 @@ class PostgresJobStore:
         self._doubtful = None
         self._note(turn)
 
-    async def _send(self, conn: Conn, turn: _Turn) -> None:
-        """Send it all in one go, then wait for the answers."""
-        changes = chain(
-            write_jobs(turn.jobs, self._saved),
-            add_spends(turn.spends),
-            self._answers.change(turn.answers),
-        )
+    async def _send(self, conn: Conn, turn: SavedTurn) -> None:
+        """Save it all in one statement; what becomes of cached answers goes along behind it."""
+        text, values = self._statement(turn)
+        if not turn.answers:
+            await conn.execute(text.encode(), values)
+            return
         counting = None
         try:
             async with conn.pipeline():
-                await _run(conn, "begin")
-                await _run(conn, "begin_turn", (self._writer, self._link, self._sent))
-                for name, values in changes:
-                    done = await _run(conn, name, values)
+                await run_named(conn, "begin")
+                await conn.execute(text.encode(), values)
+                for name, columns in self._answers.change(turn.answers):
+                    done = await run_named(conn, name, columns)
                     counting = done if name == "cache_bytes" else counting
-                await _run(conn, "commit")
+                await run_named(conn, "commit")
         except BaseException:
             self._answers.forget_bytes()
             raise
@@ -257,7 +271,12 @@ class PostgresJobStore:
         if counted is not None:
             self._answers.counted(counted[0])
 
-    def _note(self, turn: _Turn) -> None:
+    def _statement(self, turn: SavedTurn) -> tuple[str, list[object]]:
+        changes = [*write_jobs(turn.jobs, self._saved), *add_spends(turn.spends)]
+        note = (self._writer, self._link, self._sent)
+        return one_statement(changes, ("note_turn", note), statements())
+
+    def _note(self, turn: SavedTurn) -> None:
         for job in turn.jobs:
             if job.told:
                 self._saved.pop(job.key, None)
@@ -330,13 +349,14 @@ async def _nothing(conn: Conn) -> None:
     del conn
 
 
-async def _run(conn: Conn, name: str, values: Sequence[object] = ()) -> Cursor:
-    return await conn.execute(statements()[name].encode(), values or None)
+async def run_named(conn: Conn, name: str, values: Sequence[object] = ()) -> Cursor:
+    """Execute a statement by its name."""
+    return await conn.execute(statements()[name].encode(), values or None, binary=True)
 
 
 async def _execute(conn: Conn, name: str, values: Sequence[object] = ()) -> int:
     """Return how many rows it was."""
-    return (await _run(conn, name, values)).rowcount
+    return (await run_named(conn, name, values)).rowcount
 
 
 async def _rows(conn: Conn, text: str, values: Sequence[object]) -> list[tuple[Any, ...]]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
 from cloud_dispatcher.adapters.secret_file import read_secret
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, Synchronous, probe
+from cloud_dispatcher.core.members import Member
+from cloud_dispatcher.membership import ClusterStore
 from cloud_dispatcher.ports import JobStore
 from fleet_protocol.errors import ConfigError
 
@@ -63,8 +66,33 @@ def build_store(settings: StoreSettings) -> JobStore:
     if settings.url is None:
         path = Path(settings.path)
         return SqliteJobStore(path, synchronous=settings.synchronous, cache_mb=settings.cache_mb)
-    return _postgres().PostgresJobStore(  # type: ignore[no-any-return]
+    with _psycopg_needed():
+        from cloud_dispatcher.adapters.store_postgres import PostgresJobStore  # noqa: PLC0415
+    return PostgresJobStore(
         settings.url,
+        password=_password(settings),
+        synchronous=settings.synchronous,
+        cache_mb=settings.cache_mb,
+    )
+
+
+def build_cluster_store(settings: StoreSettings, member: Member, *, lease_s: float) -> ClusterStore:
+    """Return the store that several dispatchers share, as that member sees it; not open yet.
+
+    Raises:
+        ConfigError: Nothing is set that they could share, or see `build_store`.
+    """
+    if settings.url is None:
+        raise ConfigError(
+            "several dispatchers need a database that they share, and store.url is not set",
+            hint="set it to postgresql://ROLE@HOST/DATABASE, the same for all of them",
+        )
+    with _psycopg_needed():
+        from cloud_dispatcher.adapters.cluster_postgres import PostgresClusterStore  # noqa: PLC0415
+    return PostgresClusterStore(
+        settings.url,
+        member=member,
+        lease_s=lease_s,
         password=_password(settings),
         synchronous=settings.synchronous,
         cache_mb=settings.cache_mb,
@@ -80,8 +108,9 @@ async def probe_store(settings: StoreSettings) -> str:
     """
     if settings.url is None:
         return await asyncio.to_thread(probe, Path(settings.path))
-    found = await _postgres().probe(settings.url, password=_password(settings))
-    return str(found)
+    with _psycopg_needed():
+        from cloud_dispatcher.adapters import store_postgres  # noqa: PLC0415
+    return await store_postgres.probe(settings.url, password=_password(settings))
 
 
 def _password(settings: StoreSettings) -> Callable[[], str | None]:
@@ -90,12 +119,12 @@ def _password(settings: StoreSettings) -> Callable[[], str | None]:
     return lambda: None if file is None else read_secret(file, "store.password_file")
 
 
-def _postgres() -> Any:
+@contextmanager
+def _psycopg_needed() -> Iterator[None]:
     try:
-        from cloud_dispatcher.adapters import store_postgres  # noqa: PLC0415 - see the module
+        yield
     except ImportError as error:
         raise ConfigError(
             f"store.url needs psycopg, which cannot be loaded: {error}",
             hint="pip install 'edgefleet[cloud,postgres]'",
         ) from error
-    return store_postgres

@@ -1,4 +1,4 @@
-"""What one commit sends to PostgreSQL: a few statements, each with one array for each column."""
+"""What one commit sends to PostgreSQL: changes with one array for each column, as one statement."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ _ROOM_SHARE: Final = 0.9
 """What is full is emptied to this share, so that not every commit has to look for the oldest."""
 
 SPEND_COLUMNS: Final = tuple(field.name for field in fields(Spend))
+
+
+def one_statement(
+    changes: Iterable[Statement], last: Statement, texts: Mapping[str, str]
+) -> tuple[str, list[object]]:
+    """Return changes that touch no row twice as one statement, with its values.
+
+    All of them see the tables as they were before; `last` comes after them.
+    """
+    parts, values = list[str](), list[object]()
+    for name, columns in changes:
+        parts.append(f"{name} AS ({texts[name]} RETURNING 1)")
+        values += columns
+    text = texts[last[0]]
+    return f"WITH {', '.join(parts)} {text}" if parts else text, [*values, *last[1]]
 
 
 def write_jobs(jobs: Iterable[Job], saved: Mapping[JobKey, Job]) -> Iterator[Statement]:

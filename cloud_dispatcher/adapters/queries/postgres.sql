@@ -1,7 +1,8 @@
 -- Every statement the job store runs on PostgreSQL. One statement a name.
 --
--- The jobs of a turn travel as arrays, one for each column: a statement serves any number of them,
--- so a turn is the same few statements however large it is, sent in one go.
+-- The jobs of a turn travel as arrays, one for each column: a statement serves any number of them. The
+-- changes of a turn are the parts of ONE statement (`WITH change AS (...), ... SELECT note_turn(...)`),
+-- hence one transaction and one round trip, however large it is.
 --
 -- A job is one row. Texts beyond 2 kB lie outside of it (TOAST), and a step that does not touch them
 -- does not copy them; what is shorter travels with its row, which is cheaper than tables of its own.
@@ -37,7 +38,9 @@ FROM unnest(ARRAY['jobs', 'spending', 'cache', 'writers']) AS name,
 SELECT split_part(current_setting('server_version'), ' ', 1), current_setting('fsync')::boolean
 
 -- Free space in each page lets a step write the new row beside the old one and leave the indexes
--- alone; rows die quickly, so they are cleared away early.
+-- alone: half of it (measured beside 70 and 100 %: the least log, and no more disk, for the space of
+-- dead rows is used again). Rows die quickly, so they are cleared away early.
+-- `owner` and `given` are for several dispatchers, see postgres_cluster.sql.
 -- name: jobs_table
 CREATE TABLE jobs (
     key text COLLATE "C" PRIMARY KEY,
@@ -55,8 +58,10 @@ CREATE TABLE jobs (
     state bytea NOT NULL,
     submit bytea NOT NULL,
     kept bytea,
-    result bytea
-) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05)
+    result bytea,
+    owner text COLLATE "C",
+    given smallint NOT NULL DEFAULT 0
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)
 
 -- name: jobs_device_id
 CREATE UNIQUE INDEX jobs_device_id ON jobs (device, id)
@@ -82,10 +87,10 @@ CREATE TABLE writers (
     seen_at timestamptz NOT NULL
 ) WITH (fillfactor = 10)
 
--- Begins a commit. What an earlier connection of the same store still had under way fails here, so a
--- commit that is tried again is never made twice.
--- name: begin_turn_function
-CREATE FUNCTION begin_turn(writer text, its_link bigint, its_turn bigint) RETURNS void
+-- Part of each commit. What an earlier connection of the same store still had under way fails here, so
+-- a commit that is tried again is never made twice.
+-- name: note_turn_function
+CREATE FUNCTION note_turn(writer text, its_link bigint, its_turn bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE writers SET turn = its_turn, seen_at = now() WHERE id = writer AND link = its_link;
@@ -107,11 +112,16 @@ DELETE FROM writers WHERE id = %s
 -- name: forget_writers
 DELETE FROM writers WHERE seen_at < now() - interval '30 days'
 
+-- After `WITH` and the changes of a turn: see `one_statement`.
+-- name: note_turn
+SELECT note_turn(%s, %s, %s)
+
+-- Who is the only dispatcher holds it for itself.
+-- name: lock_out_others
+SELECT pg_advisory_lock(5512840016374)
+
 -- name: begin
 BEGIN
-
--- name: begin_turn
-SELECT begin_turn(%s, %s, %s)
 
 -- name: commit
 COMMIT
