@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench chaos chaos-quick chaos-kills docs lock format clean model
+.PHONY: help demo test check bench chaos chaos-quick chaos-kills dashboard docs lock format clean model
 help:  ## List the verbs
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -51,6 +51,9 @@ chaos-quick: $(STAMP)  ## Two minutes of them; part of `make test`
 
 chaos-kills: $(STAMP)  ## kill -9 of dispatcher and broker, a hundred of each, with an audit
 	@$(DRILL) --faults kill-dispatcher,kill-broker --count 200 --every 2 --duration 3000
+
+dashboard:  ## Build the dashboard's page from dashboard/ (Node 20.19 or later, else one from PyPI)
+	@bash dashboard/build.sh
 
 dashboard:  ## Build the dashboard's page from dashboard/ (Node 20.19 or later, else one from PyPI)
 	@bash dashboard/build.sh

@@ -21,14 +21,16 @@ from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.memory_linux import LinuxMemory
 from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
-from cloud_dispatcher.adapters.stores import build_store, probe_store
+from cloud_dispatcher.adapters.stores import build_cluster_store, build_store, probe_store
 from cloud_dispatcher.config import DispatcherSettings, broker_password
 from cloud_dispatcher.core.engine import Engine
+from cloud_dispatcher.core.members import Member, MemberId
 from cloud_dispatcher.keys import KeyMint
+from cloud_dispatcher.membership import ClusterStore
 from cloud_dispatcher.metrics import FleetCounts
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.ports import CompletionProvider
-from cloud_dispatcher.presence import session_of
+from cloud_dispatcher.presence import CLUSTER_EPOCH, member_session_of, session_of
 from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
@@ -65,12 +67,16 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     clock = clock_file.start()
     epoch = KeyMint(secrets.randbits).mint(clock())
     topics = Topics(settings.broker.root)
-    session = session_of(
-        topics, epoch, client_id=settings.client_id, expiry_s=settings.session_expiry_s
-    )
+    member = _member(settings, epoch)
+    if member is not None:
+        epoch = CLUSTER_EPOCH
+    session = _session(settings, topics, epoch, member)
     bus = MqttBus(attentive(settings), session, password=broker_password(settings.broker))
     provider = _provider(settings, environ)
-    store = build_store(settings.store)
+    shared: ClusterStore | None = None
+    if member is not None:
+        shared = build_cluster_store(settings.store, member, lease_s=settings.cluster.lease_s)
+    store = build_store(settings.store) if shared is None else shared
     library = _library(settings)
     counts, has_gateway = FleetCounts(), settings.gateway.port is not None
     noting = asyncio.create_task(clock_file.keep(clock), name="clock-note")
@@ -87,6 +93,8 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 library=library,
                 memory=LinuxMemory().used_pct,
                 alive=notifier.alive,
+                shared=shared,
+                cluster=settings.cluster,
             )
             tariff = _tariff(settings)
             engine = Engine(
@@ -105,11 +113,20 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 workers=engine.workers,
                 metrics=lambda: counts.families(engine.summary()),
                 clock=clock,
+                history=service.history,
+                broker=_open_broker(settings.broker),
+                root=settings.broker.root,
             )
             await _serve(service, inside, settings.gateway, notifier=notifier)
     finally:
         noting.cancel()
         await provider.close()
+
+
+def _open_broker(broker: BrokerSettings) -> BrokerSettings | None:
+    """Return the broker if it asks nobody who they are: no page gets the dispatcher's identity."""
+    names_itself = broker.user is not None or (broker.tls is not None and broker.tls.cert_file)
+    return None if names_itself else broker
 
 
 async def _serve(
@@ -133,6 +150,22 @@ async def _serve(
             told.cancel()
         service.stop()
         await running
+
+
+def _member(settings: DispatcherSettings, run: str) -> Member | None:
+    """Return who we are among several dispatchers; None: there is only one."""
+    name = settings.cluster.name
+    return None if name is None else Member(id=MemberId(run), name=name)
+
+
+def _session(
+    settings: DispatcherSettings, topics: Topics, epoch: str, member: Member | None
+) -> Session:
+    """Return who we are to the broker: each of several dispatchers has a name of its own."""
+    client_id = settings.client_id
+    if member is not None:
+        return member_session_of(topics, client_id=f"{client_id}-{member.name}")
+    return session_of(topics, epoch, client_id=client_id, expiry_s=settings.session_expiry_s)
 
 
 def _provider(settings: DispatcherSettings, environ: Mapping[str, str]) -> CompletionProvider:

@@ -129,5 +129,13 @@ def _announce(
         f"  fleet workers ls{where}\n"
         f"  fleet watch{where}\n"
         f"  an OpenAI-compatible API: {context.gateway}/v1\n"
+        f"{_page(context)}"
         "Ctrl-C stops it"
     )
+
+
+def _page(context: FleetContext) -> str:
+    """Say where the dashboard is; there is none before a broker that asks who we are."""
+    broker = context.broker
+    is_open = broker.user is None and (broker.tls is None or broker.tls.cert_file is None)
+    return f"  the dashboard: {context.gateway}/\n" if is_open else ""

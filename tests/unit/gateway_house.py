@@ -17,12 +17,17 @@ from cloud_dispatcher.metrics import FleetCounts
 from fleet_cli.local_fleet import free_port
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
+from fleet_protocol.settings import BrokerSettings
 from tests.unit.service_house import House, Worker
 
 
 @asynccontextmanager
 async def gateway(
-    house: House, *, has_cloud: bool = False, **settings: object
+    house: House,
+    *,
+    has_cloud: bool = False,
+    broker: BrokerSettings | None = None,
+    **settings: object,
 ) -> AsyncIterator[str]:
     """Run a dispatcher and its gateway; yield where it answers."""
     async with house.dispatcher() as service:
@@ -36,6 +41,8 @@ async def gateway(
             workers=service._engine.workers,
             metrics=lambda: counts.families(service._engine.summary()),
             clock=house.clock,
+            history=service.history,
+            broker=broker,
         )
         chosen = msgspec.convert({"port": free_port(), "drain_s": 0, **settings}, GatewaySettings)
         async with serving(build_gateway(inside, chosen), chosen):

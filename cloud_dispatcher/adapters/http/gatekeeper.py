@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from cloud_dispatcher.adapters.http.errors import ApiError
 from cloud_dispatcher.adapters.http.keys import ApiKey, KeyRing
@@ -106,6 +106,16 @@ class Gatekeeper:
         if not all(_is_here(url) for url in named):
             message = "without keys only this machine is answered: http://127.0.0.1:PORT"
             raise ApiError(403, "host_refused", message)
+
+
+def is_same_site(connection: HTTPConnection) -> bool:
+    """Tell whether a page of this very gateway asks, by this machine's own address.
+
+    A browser names the page's origin with every WebSocket, and asks nobody's leave to open one.
+    """
+    host = connection.headers.get("host", "")
+    origins = connection.headers.getlist("origin")
+    return bool(host) and _is_here(f"//{host}") and all(o == f"http://{host}" for o in origins)
 
 
 def _is_here(url: str) -> bool:

@@ -11,8 +11,10 @@ import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cloud_dispatcher.adapters.http.bridge import MqttBridge
 from cloud_dispatcher.adapters.http.chat import ChatDesk
 from cloud_dispatcher.adapters.http.errors import (
     ApiError,
@@ -27,6 +29,7 @@ from cloud_dispatcher.adapters.http.health import health_routes
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.jobs import JobDesk
 from cloud_dispatcher.adapters.http.keys import KeyRing, read_keys
+from cloud_dispatcher.adapters.http.page import Page
 from cloud_dispatcher.adapters.http.server import url_of
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.ports import StoreUnavailableError
@@ -52,12 +55,14 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
     file = settings.keys_file
     ring = None if file is None else KeyRing(Path(file).expanduser())
     gate = Gatekeeper(ring, inside.clock)
-    routes = [
+    routes: list[BaseRoute] = [
         *health_routes(inside),
         *metrics_routes(inside.metrics, gate),
         *ChatDesk(inside, gate, settings).routes(),
         *JobDesk(inside, gate, settings).routes(),
     ]
+    if ring is None and inside.broker is not None:
+        routes += [*Page(inside, gate).routes(), *MqttBridge(inside.broker).routes()]
     return Starlette(
         routes=routes, middleware=[Middleware(RequestLog)], exception_handlers=_HANDLERS
     )

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from cloud_dispatcher.history import History
 from cloud_dispatcher.local_devices import LocalDevices
 from cloud_dispatcher.metrics import Family
 from cloud_dispatcher.ports import JobStore
 from fleet_protocol.messages import PresenceStatus, WorkerView
+from fleet_protocol.settings import BrokerSettings
+from fleet_protocol.topics import DEFAULT_ROOT
 
 
 class Inside(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +26,9 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
         workers: All of them.
         metrics: What is counted, and how things stand.
         clock: UTC epoch milliseconds.
+        history: The last day's figures.
+        broker: What pages are connected to, as nobody in particular; None: there is no dashboard.
+        root: Topic root.
     """
 
     local: LocalDevices
@@ -32,6 +38,9 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     workers: Callable[[], Sequence[WorkerView]]
     metrics: Callable[[], list[Family]]
     clock: Callable[[], int]
+    history: History
+    broker: BrokerSettings | None = None
+    root: str = DEFAULT_ROOT
 
     def models(self) -> list[str]:
         """Return the names of the models that boards have which are there, sorted."""

@@ -18,6 +18,7 @@ _log = structlog.get_logger(__name__)
 
 _BACKLOG = 512
 _KEEP_ALIVE_S = 30
+_WS_MAX_BYTES = 1_048_576
 
 
 class _Server(uvicorn.Server):
@@ -40,7 +41,8 @@ async def serving(app: ASGIApp, settings: GatewaySettings) -> AsyncIterator[None
     config = uvicorn.Config(
         app,
         http="h11",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=_WS_MAX_BYTES,
         lifespan="off",
         log_config=None,
         log_level="critical",

@@ -1,0 +1,130 @@
+// What the page knows of the fleet. Hot data stays in plain maps; views get a new value at most
+// four times a second, and none while the page is hidden.
+import { Bus, read, type Link } from './bus';
+import { rowsOf } from './roster';
+import type { AdminReply, Alert, DispatcherPresence, History, RosterShard, Session, Summary, Worker } from './types';
+
+const PAINT_MS = 250;
+const SAMPLE_MS = 5_000;
+const KEPT_SAMPLES = 2_200;
+
+/** A sample of the charts: the same columns as `/page/history`. */
+export type Sample = number[];
+
+class Fleet {
+  session = $state.raw<Session | null>(null);
+  trouble = $state.raw<string>('');
+  link = $state.raw<Link>('connecting');
+  dispatcher = $state.raw<DispatcherPresence | null>(null);
+  summary = $state.raw<Summary | null>(null);
+  workers = $state.raw<Worker[]>([]);
+  alerts = $state.raw<Alert[]>([]);
+  pastAlerts = $state.raw<(Alert & { until_ms: number })[]>([]);
+  columns = $state.raw<string[]>([]);
+  samples = $state.raw<Sample[]>([]);
+  heardAt = $state.raw<number>(0);
+  now = $state.raw<number>(Date.now());
+
+  bus: Bus | null = null;
+  private readonly shards = new Map<number, Worker[]>();
+  private readonly firing = new Map<string, Alert>();
+  private newest: Summary | null = null;
+  private dirty = false;
+
+  /** Opens the page: who it is, what was before, and what happens from now on. */
+  async open(): Promise<void> {
+    try {
+      this.session = await fetched<Session>('/page/session');
+      const history = await fetched<History>('/page/history');
+      this.columns = history.columns;
+      this.samples = history.rows;
+    } catch (error) {
+      this.trouble = String(error instanceof Error ? error.message : error);
+      setTimeout(() => void this.open(), 3_000);
+      return;
+    }
+    this.trouble = '';
+    const bus = new Bus(`${location.origin.replace(/^http/, 'ws')}/mqtt`, this.session.root, (link) => (this.link = link));
+    this.bus = bus;
+    bus.hear('fleet/summary', (_, payload) => {
+      const summary = read<Summary>(payload);
+      if (summary) this.take(summary);
+    });
+    bus.hear('fleet/dispatcher', (_, payload) => (this.dispatcher = read<DispatcherPresence>(payload) ?? null));
+    bus.hear('fleet/roster/+', (_, payload) => {
+      const shard = read<RosterShard>(payload);
+      if (!shard) return;
+      this.shards.set(shard.shard, rowsOf(shard));
+      this.dirty = true;
+    });
+    bus.hear('fleet/alerts/+', (topic, payload) => this.alert(topic.split('/')[2] ?? '', read<Alert>(payload)));
+    setInterval(() => this.paint(), PAINT_MS);
+    document.addEventListener('visibilitychange', () => this.paint());
+  }
+
+  private take(summary: Summary): void {
+    this.newest = summary;
+    this.heardAt = Date.now();
+    this.dirty = true;
+    const last = this.samples.at(-1);
+    if (last && summary.at_ms - (last[0] ?? 0) < SAMPLE_MS) return;
+    const by = summary.answered_by;
+    const sample = [
+      summary.at_ms, summary.jobs_per_s, summary.latency_ms.p50, summary.latency_ms.p95, summary.queued,
+      summary.inflight, summary.escalated, summary.workers.online ?? 0, by.edge ?? 0, by.cloud ?? 0,
+      by.cache ?? 0, by.offline ?? 0, summary.cost_usd,
+    ];
+    this.samples = [...this.samples.slice(-KEPT_SAMPLES), sample];
+  }
+
+  private alert(id: string, alert: Alert | undefined): void {
+    const before = this.firing.get(id);
+    if (alert) this.firing.set(id, alert);
+    else if (this.firing.delete(id) && before) {
+      this.pastAlerts = [{ ...before, until_ms: Date.now() }, ...this.pastAlerts].slice(0, 100);
+    }
+    this.alerts = [...this.firing.values()].sort((a, b) => b.since_at_ms - a.since_at_ms);
+  }
+
+  private paint(): void {
+    if (document.hidden) return;
+    const now = Date.now();
+    if (Math.floor(now / 1_000) !== Math.floor(this.now / 1_000)) this.now = now;
+    if (!this.dirty) return;
+    this.dirty = false;
+    this.summary = this.newest;
+    this.workers = [...this.shards.values()].flat();
+  }
+
+  /** Asks the dispatcher as an operator does. */
+  ask(request: Record<string, unknown>): Promise<AdminReply> {
+    const { bus } = this;
+    if (!bus) return Promise.reject(new Error('offline'));
+    const req = crypto.randomUUID().slice(0, 13);
+    const me = adminName;
+    return new Promise((resolve, reject) => {
+      const stop = bus.hear(`admin/${me}/res`, (_, payload) => {
+        const reply = read<AdminReply>(payload);
+        if (reply?.req !== req) return;
+        clearTimeout(late);
+        stop();
+        resolve(reply);
+      });
+      const late = setTimeout(() => {
+        stop();
+        reject(new Error('timeout'));
+      }, 10_000);
+      bus.say(`admin/${me}/req`, { v: 1, req, ...request });
+    });
+  }
+}
+
+const adminName = `page-${Math.random().toString(36).slice(2, 10)}`;
+
+async function fetched<T>(path: string): Promise<T> {
+  const response = await fetch(path, { headers: { accept: 'application/json' } });
+  if (!response.ok) throw new Error(`${response.status}`);
+  return (await response.json()) as T;
+}
+
+export const fleet = new Fleet();
