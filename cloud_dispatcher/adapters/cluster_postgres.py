@@ -55,7 +55,7 @@ class PostgresClusterStore(PostgresJobStore):
     ) -> None:
         super().__init__(url, password=password, synchronous=synchronous, cache_mb=cache_mb)
         self.me: Final = member.id
-        self._name = member.name
+        self.name: Final = member.name
         self._lease_s = lease_s
         self._writer = member.id
         self._received: dict[int, list[JobKey]] = {_HANDED_OVER: [], _ADOPTED: []}
@@ -63,7 +63,7 @@ class PostgresClusterStore(PostgresJobStore):
 
     async def join(self) -> None:
         """Become a member. An earlier run of the same name is over."""
-        await self._change("join", self.me, self._name, self._lease_s)
+        await self._change("join", self.me, self.name, self._lease_s)
 
     async def leave(self) -> None:
         """Be a member no more: what is ours is for the others."""
