@@ -19,8 +19,9 @@ from cloud_dispatcher.core.boards import Boards
 from cloud_dispatcher.core.commands import HandOver
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.members import Figures, Member, MemberId, leads, offers_to
+from cloud_dispatcher.core.overview import merged
 from cloud_dispatcher.core.spending import Spend, day_of
-from cloud_dispatcher.membership import ClusterStore
+from cloud_dispatcher.membership import ClusterStore, MemberFencedError
 from cloud_dispatcher.ports import StoreUnavailableError
 from fleet_protocol import messages as m
 
@@ -104,6 +105,29 @@ class Cluster:
         return leads(self.members, self._store.me)
 
     # ---------------------------------------------------------------- being a member
+
+    async def join(self) -> None:
+        """Become a member, and look who else is there.
+
+        Raises:
+            StoreUnavailableError: The store cannot be asked now.
+        """
+        await self._store.join()
+        await self.beat()
+
+    async def leave(self) -> None:
+        """Leave what is ours to the others, without a wait for our lease to run out."""
+        try:
+            await self._store.leave()
+        except (StoreUnavailableError, MemberFencedError) as error:
+            _log.warning("cluster.not_left", error=str(error), hint=error.hint)
+
+    def spoken(self, own: m.FleetSummary) -> m.FleetSummary | None:
+        """Return the overview of all members if it is ours to tell."""
+        if not self.leads:
+            return None
+        others = (x.figures.summary for x in self.members if x.id != self._store.me)
+        return merged(own, [summary for summary in others if summary is not None])
 
     async def run(self) -> None:
         """Beat until cancelled.
@@ -195,8 +219,9 @@ class Cluster:
 
     def forget(self, workers: Collection[m.WorkerId]) -> None:
         """Let workers be ours no more; the store hears of it when the turn is saved."""
-        self._boards.release(workers)
-        self._lines.forget(workers)
+        if workers:
+            self._boards.release(workers)
+            self._lines.forget(workers)
 
     async def claim(self, names: Collection[Name]) -> frozenset[Name]:
         """Return which of these names are ours alone to save a job under."""
@@ -207,11 +232,13 @@ class Cluster:
         """Hold these names no longer: their jobs are saved, or there will be none."""
         self._done |= set(names)
 
-    async def hand_over(self, commands: Iterable[HandOver]) -> None:
-        """Give jobs away, after the turn was saved that decided it.
+    async def give(self, commands: Iterable[HandOver], workers: Collection[m.WorkerId]) -> None:
+        """Give jobs and workers away, after the turn was saved that decided it.
 
-        Where the taker is gone meanwhile, they come back.
+        Jobs whose taker is gone meanwhile come back.
         """
+        if workers:
+            await self._store.release_workers(workers)
         by_member: dict[MemberId, list[m.JobKey]] = {}
         for command in commands:
             by_member.setdefault(command.member, []).append(command.job)
@@ -221,16 +248,12 @@ class Cluster:
                 jobs = [job for key in keys if (job := await self._store.get(key)) is not None]
                 self._report(e.BoardsAcquired(jobs=tuple(jobs)))
 
-    async def release(self, workers: Collection[m.WorkerId]) -> None:
-        """Give workers away, after the turn was saved in which the last of their jobs ended."""
-        await self._store.release_workers(workers)
-
     # ---------------------------------------------------------------- who answers
 
     async def ours(
         self,
         events: Sequence[e.AnyEvent],
-        known: Mapping[Name, Job],
+        known: Mapping[tuple[str, str], Job],
         found: Mapping[str, Job],
         claimed: Collection[Name],
     ) -> list[e.AnyEvent]:
@@ -251,7 +274,7 @@ class Cluster:
         for event in events:
             if isinstance(event, e.JobSubmitted):
                 name = (event.device, event.id)
-                is_ours = name in known or name in claimed or event.id == event.key
+                is_ours = name in known or name in claimed or event.id == m.JobId(event.key)
             elif isinstance(event, e.JobCancelled):
                 name = (event.device, event.id)
                 is_ours = name in claimed or self._speaks_for(known.get(name), owners)

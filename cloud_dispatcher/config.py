@@ -12,6 +12,7 @@ from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
 from cloud_dispatcher.adapters.secret_file import read_secret
 from cloud_dispatcher.adapters.stores import StoreSettings
+from cloud_dispatcher.cluster import ClusterSettings
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from fleet_protocol.errors import ConfigError
@@ -51,6 +52,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         session_expiry_s: How long the broker keeps what arrives while the dispatcher is away.
         broker: Where the broker is.
         store: Where jobs are kept.
+        cluster: What this dispatcher is among several.
         housekeeping: What is due by the clock.
         engine: Leases, retries, weights.
         provider: The cloud provider; without a key there is none.
@@ -65,6 +67,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     session_expiry_s: Annotated[int, msgspec.Meta(ge=0)] = 86_400
     broker: BrokerSettings = msgspec.field(default_factory=BrokerSettings)
     store: StoreSettings = msgspec.field(default_factory=StoreSettings)
+    cluster: ClusterSettings = msgspec.field(default_factory=ClusterSettings)
     housekeeping: HousekeepingSettings = msgspec.field(default_factory=HousekeepingSettings)
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     provider: ProviderSettings = msgspec.field(default_factory=ProviderSettings)

@@ -15,6 +15,7 @@ from cloud_dispatcher.history import History
 from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import CompletionProvider, JobStore, StoreUnavailableError
 from cloud_dispatcher.publisher import Publisher
+from fleet_protocol import messages as m
 from fleet_protocol import topics
 
 _log = structlog.get_logger(__name__)
@@ -43,7 +44,11 @@ class HousekeepingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class Housekeeping:
-    """Does what is due, in the service's own task."""
+    """Does what is due, in the service's own task.
+
+    Attributes:
+        spoken: What is told of the overview; None: another dispatcher tells it.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class Housekeeping:
         self._count = count
         self._provider = provider
         self._history = history
+        self.spoken: Callable[[m.FleetSummary], m.FleetSummary | None] = lambda own: own
         self._cloud_alerts = CloudAlerts(publisher)
         self._summary_at_ms = 0
         self._prune_at_ms = 0
@@ -82,7 +88,9 @@ class Housekeeping:
             self._summary_at_ms = now_ms + 1_000 * self._settings.summary_every_s
             summary = self._figures.summary(now_ms, self._count())
             endpoints = self._provider.endpoints
-            self._publisher.send(topics.SUMMARY, replace(summary, endpoints=endpoints))
+            spoken = self.spoken(replace(summary, endpoints=endpoints))
+            if spoken is not None:
+                self._publisher.send(topics.SUMMARY, spoken)
             self._history.note(summary)
             self._cloud_alerts.show(endpoints, now_ms)
         if now_ms >= self._prune_at_ms:

@@ -79,7 +79,7 @@ class LookUp:
             (event.device, event.id)
             for event in events
             # Who asks in plain text leaves the naming to us.
-            if isinstance(event, e.JobSubmitted) and event.id != event.key
+            if isinstance(event, e.JobSubmitted) and event.id != m.JobId(event.key)
             if (event.device, event.id) not in turn.were_open
         }
         if names:
@@ -90,7 +90,7 @@ class LookUp:
         cluster: Cluster,
         events: Sequence[e.AnyEvent],
         turn: Turn,
-        stored: tuple[Mapping[Name, Job], Mapping[str | None, Job | None]],
+        stored: tuple[Mapping[tuple[str, str], Job], Mapping[str | None, Job | None]],
     ) -> Sequence[e.AnyEvent]:
         known, found = stored
         jobs = {key: job for key, job in found.items() if key is not None and job is not None}
@@ -121,7 +121,7 @@ class LookUp:
 
 def _informed(
     event: e.AnyEvent,
-    known: Mapping[Name, Job],
+    known: Mapping[tuple[str, str], Job],
     answers: Mapping[Name, CachedAnswer],
     found: Mapping[str | None, Job | None],
 ) -> e.AnyEvent:

@@ -17,6 +17,7 @@ from fleet_protocol.topics import Channel, Topics
 
 _log = structlog.get_logger(__name__)
 
+_SIGNED: Final = (topics.ALERTS, topics.ROSTER)
 _SETTLED_MAX: Final = 1_000
 """Attempts in one `Settled`: well below its size limit."""
 
@@ -28,8 +29,16 @@ class Publisher:
         untaken: Publications that the full bus did not take, since the start.
     """
 
-    def __init__(self, bus: MessageBus, names: Topics) -> None:
+    def __init__(self, bus: MessageBus, names: Topics, *, signature: str = "") -> None:
+        """Make a publisher.
+
+        Args:
+            bus: Where to.
+            names: Of topics.
+            signature: Ends the topics of what each of several dispatchers says for itself alone.
+        """
         self.untaken = 0
+        self._signature = signature
         self._bus = bus
         self._topics = names
 
@@ -72,14 +81,16 @@ class Publisher:
 
     def clear_alert(self, alert: str) -> None:
         """Remove a retained alert."""
-        topic = self._topics.name(topics.ALERTS, alert)
+        topic = self._topics.name(topics.ALERTS, f"{alert}{self._signature}")
         self._publish(Publication(topic=topic, payload=b"", qos=1, retain=True))
 
     def _publication(self, send: Send) -> Publication:
-        channel, expiry_ms = send.channel, send.expiry_ms
+        channel, expiry_ms, ids = send.channel, send.expiry_ms, send.ids
+        if self._signature and channel in _SIGNED:
+            ids = (f"{ids[0]}{self._signature}",)
         payload, content_type = codec.pack(send.message)
         return Publication(
-            topic=self._topics.name(channel, *send.ids),
+            topic=self._topics.name(channel, *ids),
             payload=payload,
             qos=channel.qos,
             retain=channel.retain,

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from cloud_dispatcher.cluster import Cluster, ClusterSettings
 from cloud_dispatcher.completions import CompletionLane
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.commands import StartCompletion
@@ -33,15 +34,16 @@ from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.library_watch import LibraryWatch
 from cloud_dispatcher.load_watch import LoadWatch
 from cloud_dispatcher.local_devices import LocalDevices
+from cloud_dispatcher.lookup import NAMING, LookUp
+from cloud_dispatcher.membership import ClusterStore, MemberFencedError
 from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider, JobStore, Observer
-from cloud_dispatcher.presence import presence_of
+from cloud_dispatcher.presence import WorkerLines, presence_of, says_offline
 from cloud_dispatcher.publisher import Publisher
 from cloud_dispatcher.roster_shards import RosterShards
 from cloud_dispatcher.turn import Turn
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
-from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.bus import (
     BusEvent,
     Confirmed,
@@ -62,8 +64,6 @@ Clock: TypeAlias = Callable[[], int]
 Arrival: TypeAlias = BusEvent | e.AnyEvent
 _Watch: TypeAlias = Housekeeping | LoadWatch | LibraryWatch | RosterShards
 
-_NAMING: Final = (e.JobSubmitted, e.JobCancelled)
-"""Events that name a job as its device does; such a job may be in the store alone."""
 _TOLD_WAIT_MS: Final = 20
 """How long the word that a result was told waits for company before it gets a commit alone."""
 _TURN_MAX: Final = 500
@@ -83,6 +83,8 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         library: The same that the engine asks.
         memory: How full the machine's memory is, 0..100; None where nobody can tell.
         alive: Called after each turn: a service manager watches that they go on.
+        shared: The store once more, where several dispatchers share it; None: there is only one.
+        cluster: What this dispatcher is among them.
     """
 
     bus: MessageBus
@@ -95,6 +97,8 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     library: AnswerLibrary | None = None
     memory: Callable[[], float | None] = lambda: None
     alive: Callable[[], None] = lambda: None
+    shared: ClusterStore | None = None
+    cluster: ClusterSettings = ClusterSettings()
 
 
 class DispatcherService:
@@ -114,11 +118,25 @@ class DispatcherService:
         self._store = outside.store
         mint = KeyMint(secrets.randbits)
         self._intake = Intake(outside.topics, mint)
-        self._publisher = Publisher(outside.bus, outside.topics)
+        shared = outside.shared
+        signature = f"-{outside.cluster.name}" if shared is not None else ""
+        self._publisher = Publisher(outside.bus, outside.topics, signature=signature)
         figures = FleetFigures()
         self.history = History()
         self.local = LocalDevices(self._report, mint, outside.clock)
         self._observers = (*outside.observers, figures, self.local)
+        self._cluster: Cluster | None = None
+        if shared is not None:
+            self._cluster = Cluster(
+                shared,
+                figures=lambda: replace(
+                    engine.figures(), summary=figures.summary(outside.clock(), engine.summary())
+                ),
+                report=self._report,
+                clock=outside.clock,
+                lines=WorkerLines(outside.bus, outside.topics),
+                beat_ms=outside.cluster.beat_ms,
+            )
         self._house = Housekeeping(
             settings or HousekeepingSettings(),
             store=outside.store,
@@ -128,6 +146,8 @@ class DispatcherService:
             provider=outside.provider,
             history=self.history,
         )
+        if self._cluster is not None:
+            self._house.spoken = self._cluster.spoken
         load = LoadWatch(
             self._publisher, memory=outside.memory, view=engine.load, report=self._report
         )
@@ -148,11 +168,12 @@ class DispatcherService:
             clock=outside.clock,
             frequent=FrequentQuestions(outside.store, engine, mint=mint, report=self._report),
         )
+        self._lookup = LookUp(outside.store, self._insistence, engine=engine, cluster=self._cluster)
         self._inbox: list[Arrival] = []
         self._arrived = asyncio.Event()
         self._has_room = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
-        self._failure: BusClosedError | None = None
+        self._failure: BusClosedError | MemberFencedError | None = None
         self._saving: asyncio.Task[None] | None = None
         self._told: dict[m.JobKey, Job] = {}
         self._told_due_at_ms = 0
@@ -166,9 +187,12 @@ class DispatcherService:
             StoreUnavailableError: What is open cannot be read.
             FleetError: The broker cannot be had at all, see `MessageBus.__aenter__`.
             BusClosedError: The broker turned us away for good while we served.
+            MemberFencedError: Other dispatchers took over what was ours: start anew.
         """
         if self._outside.library is not None:
             await self._outside.library.refresh()
+        if self._cluster is not None:
+            await self._cluster.join()
         jobs = await self._store.load_open()
         now_ms = self._clock()
         recovered = Turn()
@@ -178,19 +202,23 @@ class DispatcherService:
         async with self._outside.bus, asyncio.TaskGroup() as tasks:
             self._lane = CompletionLane(self._outside.provider, tasks, self._report)
             pump = tasks.create_task(self._pump(), name="bus-pump")
+            beats = tasks.create_task(self._beat(), name="cluster-beat")
             try:
                 await self._hand_over(recovered)
                 await self._finish(await self._serve())
             except StoppedError as error:
                 _log.warning("dispatcher.stopped_unsaved", code=error.code)
-            except BusClosedError as error:
+            except (BusClosedError, MemberFencedError) as error:
                 self._failure = error
             finally:
                 pump.cancel()
+                beats.cancel()
                 if self._saving is not None:
                     self._saving.cancel()
                 self._lane.stop_all()
                 self._say_goodbye()
+        if self._cluster is not None:
+            await self._cluster.leave()
         if self._failure is not None:
             raise self._failure
 
@@ -223,6 +251,15 @@ class DispatcherService:
             if len(self._inbox) >= _INBOX_MAX:
                 self._has_room.clear()
                 await self._has_room.wait()
+
+    async def _beat(self) -> None:
+        """Stay a member, where there are several."""
+        if self._cluster is not None:
+            try:
+                await self._cluster.run()
+            except MemberFencedError as error:
+                self._failure = error
+                self.stop()
 
     def _report(self, event: e.AnyEvent) -> None:
         """Take in what happened inside: cloud outcomes, refusals."""
@@ -275,9 +312,11 @@ class DispatcherService:
         engine_at_ms = self._engine.next_wake_at_ms()
         if engine_at_ms is not None and engine_at_ms <= now_ms:
             events.append(e.TimePassed())
-        for event in await self._look_up(events, turn):
+        for event in await self._lookup.inform(events, turn):
             current = self._with_known(event, turn) if turn.were_open else event
             turn.decide(current, self._engine.handle(current, now_ms), now_ms)
+        if self._cluster is not None:
+            self._cluster.forget(turn.released)
 
     def _read(self, arrival: Arrival, turn: Turn, now_ms: int) -> e.AnyEvent | None:
         """Return what the engine must hear of; deal with the rest."""
@@ -301,54 +340,26 @@ class DispatcherService:
         return arrival
 
     def _read_delivery(self, delivery: Delivery, turn: Turn, now_ms: int) -> e.AnyEvent | None:
+        cluster = self._cluster
+        if cluster is not None and delivery.topic == self._outside.topics.name(channels.DISPATCHER):
+            if says_offline(delivery):  # One of several is gone: we are there.
+                self._publish_presence(m.DispatcherStatus.ONLINE)
+            return None
         meaning = self._intake.read(delivery, now_ms)
-        if meaning is None or isinstance(meaning, e.Event):
-            return meaning
+        if meaning is None:
+            return None
+        if isinstance(meaning, e.Event):
+            return meaning if cluster is None else cluster.hear(meaning)
         if isinstance(meaning, EchoAsked):
             # At once: what a worker measures is its link, not our disk.
             self._publisher.echo(meaning.worker, meaning.payload)
-        else:
+        elif cluster is None or cluster.leads:
             turn.requests.append(meaning)
         return None
 
-    async def _look_up(self, events: list[e.AnyEvent], turn: Turn) -> list[e.AnyEvent]:
-        """Add what the store knows of jobs that are named but not open in memory."""
-        ids: dict[tuple[m.DeviceId, m.JobId], bytes | None] = {}
-        asked: list[e.AdminAsked] = []
-        for event in events:
-            if isinstance(event, _NAMING):
-                name = (event.device, event.id)
-                if self._engine.find_open(*name) is None:
-                    ids[name] = self._wanted_answer(event) or ids.get(name)
-                else:
-                    turn.were_open.add(name)
-            elif isinstance(event, e.AdminAsked):
-                asked.append(event)
-        if not ids and not asked:
-            return events
-        known = await self._insistence.on(lambda: self._store.find(ids)) if ids else {}
-        keys = [key for key in ids.values() if key is not None]
-        answers = await self._insistence.on(lambda: self._store.find_answers(keys)) if keys else {}
-        given = {name: answers[key] for name, key in ids.items() if key and key in answers}
-        found = {event.request.job: await self._find_asked(event) for event in asked}
-        if not known and not given and not found:
-            return events
-        return [_informed(event, known, given, found) for event in events]
-
-    def _wanted_answer(self, event: e.JobSubmitted | e.JobCancelled) -> bytes | None:
-        if isinstance(event, e.JobCancelled):
-            return None
-        return self._engine.wanted_answer(event.device, event.submit)
-
-    async def _find_asked(self, event: e.AdminAsked) -> Job | None:
-        key = event.request.job
-        if key is None or self._engine.get(m.JobKey(key)) is not None:
-            return None
-        return await self._insistence.on(lambda: self._store.get(m.JobKey(key)))
-
     def _with_known(self, event: e.AnyEvent, turn: Turn) -> e.AnyEvent:
         """A job that was open when we looked may have been let go earlier in this turn."""
-        if not isinstance(event, _NAMING):
+        if not isinstance(event, NAMING):
             return event
         name = (event.device, event.id)
         if name not in turn.were_open or self._engine.find_open(*name) is not None:
@@ -378,7 +389,7 @@ class DispatcherService:
         """Let a turn be saved and told while the next is decided. Turns are told in order."""
         await self._saved()
         self._put_off_told(turn, self._clock())
-        if turn.saves or turn.spends or turn.answers or turn.requests:
+        if turn.saves or turn.spends or turn.answers or turn.requests or turn.gives:
             work = self._save_and_tell(turn)
             self._saving = asyncio.create_task(work, name="save-and-tell")
             self._saving.add_done_callback(lambda _: self._arrived.set())
@@ -403,12 +414,17 @@ class DispatcherService:
             jobs, spends = tuple(turn.saves.values()), tuple(turn.spends)
             answers = tuple(turn.answers)
             await self._insistence.on(lambda: self._store.commit(jobs, spends, answers))
+        if self._cluster is not None and turn.gives:
+            cluster = self._cluster
+            await self._insistence.on(lambda: cluster.give(turn.handed, turn.released))
         self._tell(turn)
         for request in turn.requests:
             reply = await self._inquiries.answer(request)
             self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
 
     def _tell(self, turn: Turn) -> None:
+        if self._cluster is not None:
+            self._cluster.saved(turn.claimed)
         self._outside.bus.acknowledge(turn.deliveries)
         for job in self._publisher.tell(turn.messages):
             self._report(e.ResultRefused(job=job, code="bus_full"))
@@ -428,26 +444,6 @@ class DispatcherService:
     def _say_goodbye(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        if self._failure is None:
+        others = self._cluster is not None and len(self._cluster.members) > 1
+        if self._failure is None and not others:
             self._publish_presence(m.DispatcherStatus.OFFLINE)
-
-
-def _informed(
-    event: e.AnyEvent,
-    known: Mapping[tuple[str, str], Job],
-    answers: Mapping[tuple[m.DeviceId, m.JobId], CachedAnswer],
-    found: Mapping[str | None, Job | None],
-) -> e.AnyEvent:
-    """Return the event with what the store knew."""
-    if type(event) is e.JobSubmitted:
-        name = (event.device, event.id)
-        job, answer = known.get(name), answers.get(name)
-        if job is None and answer is None:
-            return event
-        return replace(event, known=job, answer=answer)
-    if type(event) is e.JobCancelled:
-        job = known.get((event.device, event.id))
-        return event if job is None else replace(event, known=job)
-    if type(event) is e.AdminAsked:
-        return replace(event, found=found[event.request.job])
-    return event

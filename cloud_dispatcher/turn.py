@@ -61,6 +61,11 @@ class Turn:
         self.claimed: set[tuple[DeviceId, JobId]] = set()
         self.were_open: set[tuple[str, str]] = set()
 
+    @property
+    def gives(self) -> bool:
+        """Whether anything is another dispatcher's once this is saved."""
+        return bool(self.handed or self.released)
+
     def decide(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
         """Note a decision; of several values of one job the last one is saved."""
         self.decided.append((event, commands, now_ms))

@@ -147,8 +147,7 @@ class ModelledMember:
         turn = Turn()
         for current in now(self.lookup.inform([event], turn)):
             turn.decide(current, self.engine.handle(current, self.world.now_ms), self.world.now_ms)
-        if turn.released:
-            self.cluster.forget(turn.released)
+        self.cluster.forget(turn.released)
         self.turns.append(turn)
 
     async def _save(self, turn: Turn) -> None:
@@ -160,10 +159,7 @@ class ModelledMember:
             for job in turn.saves.values():
                 self.world.check_saved(before[job.key], job)
         self.cluster.saved(turn.claimed)
-        if turn.handed:
-            await self.cluster.hand_over(turn.handed)
-        if turn.released:
-            await self.cluster.release(turn.released)
+        await self.cluster.give(turn.handed, turn.released)
         while self.inbox:
             self._decide(self.inbox.pop(0))
 
