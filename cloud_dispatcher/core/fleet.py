@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, KeysView
+from typing import TypeAlias
 
 from cloud_dispatcher.core.ejection import EjectionSettings, Outliers, Standing
 from cloud_dispatcher.core.job import Job
@@ -16,6 +17,7 @@ from fleet_protocol.messages import (
     Benchmark,
     JobKey,
     LocalAnswer,
+    ModelInfo,
     Presence,
     PresenceStatus,
     WorkerId,
@@ -140,6 +142,20 @@ def weigh(
     return compute, bandwidth, min(max(weight, settings.floor), 1.0)
 
 
+_Abilities: TypeAlias = tuple[tuple[ModelInfo, ...], frozenset[str]]
+
+
+def _abilities(worker: Worker) -> _Abilities:
+    return () if worker.info is None else worker.info.models, worker.labels
+
+
+def _widen(contexts: dict[str | None, int], worker: Worker) -> None:
+    """Let contexts be no less than those of a worker's models."""
+    for model in _abilities(worker)[0]:
+        for name in (None, model.name):
+            contexts[name] = max(contexts.get(name, 0), model.context_tokens)
+
+
 class Fleet:
     """All workers. Every change that touches a worker's load files it anew with the scheduler."""
 
@@ -180,10 +196,7 @@ class Fleet:
             contexts = self._contexts[label] = {}
             for worker in self._workers.values():
                 if label is None or label in worker.labels:
-                    for model in worker.info.models if worker.info else ():
-                        for name in (None, model.name):
-                            known = contexts.get(name, 0)
-                            contexts[name] = max(known, model.context_tokens)
+                    _widen(contexts, worker)
         return contexts
 
     @property
@@ -249,6 +262,7 @@ class Fleet:
 
     def set_info(self, worker: Worker, info: WorkerInfo | None) -> None:
         """Take note of what a worker is and can do."""
+        before = _abilities(worker)
         worker.info = info
         worker.labels = names_of({} if info is None else info.labels)
         worker.capacity = 0 if info is None else info.slots + info.prefetch
@@ -257,7 +271,7 @@ class Fleet:
         model = info.models[0].name if info is not None and info.models else None
         worker.pace.declare(model, 1_000 / speed_tok_s if speed_tok_s > 0.0 else None)
         self._weigh(worker)
-        self._contexts = self._builds = None
+        self._note_abilities(worker, before)
         self._file(worker)
 
     def set_state(self, worker: Worker, state: WorkerState) -> None:
@@ -378,6 +392,20 @@ class Fleet:
         worker.compute, worker.bandwidth, worker.weight = weigh(
             benchmark, self._settings, strain=min(max(strain, 1.0 / most), most)
         )
+
+    def _note_abilities(self, worker: Worker, before: _Abilities) -> None:
+        """Keep what is known of all models; only what a worker can no longer do is counted anew."""
+        models, labels = now = _abilities(worker)
+        if now == before:
+            return
+        if before[0]:
+            self._contexts = self._builds = None
+            return
+        for label, contexts in (self._contexts or {}).items():
+            if label is None or label in labels:
+                _widen(contexts, worker)
+        if self._builds is not None:
+            self._builds |= {build_of(model) for model in models}
 
     def _file(self, worker: Worker) -> None:
         if worker.is_free:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cloud_dispatcher.core.engine import Engine
@@ -158,6 +160,35 @@ def test_the_fleet_knows_its_largest_context_by_model() -> None:
     assert fleet.find(second.id) is None
     assert fleet.pick_worker(Need("big", 0), avoid=None) is None
     assert fleet.pick_worker(Need("small", 512), avoid=None) is first
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c"]),
+            st.lists(st.sampled_from([("small", 1_000), ("small", 2_000), ("big", 8_000)])),
+            st.sampled_from([None, "lobby", "roof"]),
+        )
+    )
+)
+def test_what_the_fleet_can_do_is_the_same_learned_one_by_one_or_counted_anew(
+    said: list[tuple[str, list[tuple[str, int]], str | None]],
+) -> None:
+    learning, counting = (Fleet(WeightSettings(), WeightedLeastConnections()) for _ in range(2))
+    for name, models, label in said:
+        info = WorkerInfo(
+            boot="b",
+            models=tuple(ModelInfo(name=n, version="1", context_tokens=t) for n, t in models),
+            labels={} if label is None else {label: ""},
+        )
+        for fleet in (learning, counting):
+            fleet.set_info(fleet.see(WorkerId(name), 0), info)
+        for wanted in (None, "lobby", "roof"):
+            learning.contexts_of(wanted)
+        assert learning.builds is not None
+    for wanted in (None, "lobby", "roof"):
+        assert learning.contexts_of(wanted) == counting.contexts_of(wanted)
+    assert learning.builds == counting.builds
 
 
 def leased(key: str = "K", *, assigned_at_ms: int = 0) -> Job:
