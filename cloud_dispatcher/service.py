@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from cloud_dispatcher.arrivals import Arrival, Arrivals
 from cloud_dispatcher.cluster import Cluster, ClusterSettings
 from cloud_dispatcher.completions import CompletionLane
 from cloud_dispatcher.core import events as e
@@ -45,7 +46,6 @@ from cloud_dispatcher.turn import Turn
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
 from fleet_protocol.bus import (
-    BusEvent,
     Confirmed,
     Delivery,
     LinkDown,
@@ -61,15 +61,12 @@ _log = structlog.get_logger(__name__)
 Clock: TypeAlias = Callable[[], int]
 """UTC epoch milliseconds that never step back: leases and deadlines hang on them."""
 
-Arrival: TypeAlias = BusEvent | e.AnyEvent
 _Watch: TypeAlias = Housekeeping | LoadWatch | LibraryWatch | RosterShards
 
 _TOLD_WAIT_MS: Final = 20
 """How long the word that a result was told waits for company before it gets a commit alone."""
 _TURN_MAX: Final = 500
 """Arrivals in one turn: bounds how long the loop is busy and how much one commit holds."""
-_INBOX_MAX: Final = 10_000
-"""Arrivals waiting; beyond it nothing more is taken from the bus, which then stops the broker."""
 
 
 class Outside(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,9 +166,7 @@ class DispatcherService:
             frequent=FrequentQuestions(outside.store, engine, mint=mint, report=self._report),
         )
         self._lookup = LookUp(outside.store, self._insistence, engine=engine, cluster=self._cluster)
-        self._inbox: list[Arrival] = []
-        self._arrived = asyncio.Event()
-        self._has_room = asyncio.Event()
+        self._inbox = Arrivals()
         self._alarm: asyncio.TimerHandle | None = None
         self._failure: BusClosedError | MemberFencedError | None = None
         self._saving: asyncio.Task[None] | None = None
@@ -235,7 +230,7 @@ class DispatcherService:
     def stop(self) -> None:
         """Finish the turn at hand, then end `run`."""
         self._stopping.set()
-        self._arrived.set()
+        self._inbox.call()
 
     async def _pump(self) -> None:
         """Take from the bus while there is room."""
@@ -246,11 +241,7 @@ class DispatcherService:
                 self._failure = error
                 self.stop()
                 return
-            self._inbox.extend(arrivals)
-            self._arrived.set()
-            if len(self._inbox) >= _INBOX_MAX:
-                self._has_room.clear()
-                await self._has_room.wait()
+            await self._inbox.add_all(arrivals)
 
     async def _beat(self) -> None:
         """Stay a member, where there are several."""
@@ -263,21 +254,16 @@ class DispatcherService:
 
     def _report(self, event: e.AnyEvent) -> None:
         """Take in what happened inside: cloud outcomes, refusals."""
-        self._inbox.append(event)
-        self._arrived.set()
+        self._inbox.add(event)
 
     async def _serve(self) -> Turn:
         """Take turns until the stop; return the one that was not handed over yet."""
         turn = Turn()
         while not self._stopping.is_set():
-            if not self._inbox:
+            if not self._inbox.is_due:
                 self._set_alarm()
-                await self._arrived.wait()
-            self._arrived.clear()
-            arrivals = self._inbox[:_TURN_MAX]
-            del self._inbox[:_TURN_MAX]
-            self._has_room.set()
-            await self._decide(arrivals, turn)
+                await self._inbox.called()
+            await self._decide(self._inbox.take(_TURN_MAX), turn)
             if not self._is_saving or len(turn.decided) >= _TURN_MAX:
                 await self._hand_over(turn)
                 turn = Turn()
@@ -297,7 +283,7 @@ class DispatcherService:
         delay_s = max(0, due_at_ms - self._clock()) / 1_000
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._arrived.set)
+        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._inbox.call)
 
     # ---------------------------------------------------------------- one turn
 
@@ -392,7 +378,7 @@ class DispatcherService:
         if turn.saves or turn.spends or turn.answers or turn.requests or turn.gives:
             work = self._save_and_tell(turn)
             self._saving = asyncio.create_task(work, name="save-and-tell")
-            self._saving.add_done_callback(lambda _: self._arrived.set())
+            self._saving.add_done_callback(lambda _: self._inbox.call())
         else:
             self._tell(turn)
 
