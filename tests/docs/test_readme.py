@@ -93,6 +93,7 @@ def typed_commands() -> Iterator[tuple[str, list[str]]]:
         ROOT / "docs" / "distill.md",
         ROOT / "docs" / "drill.md",
         ROOT / "docs" / "gateway.md",
+        ROOT / "docs" / "postgresql.md",
         ROOT / "docs" / "providers.md",
         ROOT / "docs" / "routing.md",
         ROOT / "docs" / "security.md",
