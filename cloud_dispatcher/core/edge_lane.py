@@ -149,8 +149,8 @@ class EdgeLane:
         """The worker answered: if the attempt is current, that is the result."""
         job = self.current(event.worker, event.job, event.done.attempt)
         self._ledger.heard(event.worker)
-        self._ledger.fleet.worked(event.worker)
         if job is not None:
+            self._ledger.fleet.worked(event.worker)
             answer, now_ms = event.done.answer, self._ledger.now_ms
             result = edge_result(job, answer, worker=event.worker, now_ms=now_ms)
             self._ledger.fleet.answered(job, answer, now_ms)
@@ -164,9 +164,9 @@ class EdgeLane:
         job = self.current(event.worker, event.job, failure.attempt)
         self._ledger.heard(event.worker)
         has_tried = failure.code not in NO_FAULT
-        if failure.retryable and has_tried:
-            self._ledger.fleet.failed(event.worker, self._ledger.now_ms)
         if job is not None and has_tried:
+            if failure.retryable:
+                self._ledger.fleet.failed(event.worker, self._ledger.now_ms)
             job = replace(job, start_by_at_ms=None)
         if job is not None and failure.retryable:
             self.give_back(job, lapsed=False, code=failure.code, message=failure.message)

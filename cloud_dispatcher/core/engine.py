@@ -283,7 +283,8 @@ class Engine:
 
     def _on_escalation(self, event: e.EscalationReceived) -> None:
         said = event.escalation
-        self._ledger.fleet.worked(event.worker)
+        if self._edge.current(event.worker, event.job, said.attempt) is not None:
+            self._ledger.fleet.worked(event.worker)
         if said.reason is Reason.TOO_LONG:
             parts = self._parts.too_long(event.worker, event.job, said.attempt)
             if parts:

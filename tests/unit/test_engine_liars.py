@@ -172,3 +172,28 @@ def test_who_says_for_ever_that_it_works_is_believed_until_the_deadline(desk: De
     desk.wake()
     assert desk.job().status is m.JobStatus.EXPIRED
     assert desk.receivers(topics.WORKER_CANCEL) == ["w1"]
+
+
+def test_a_failure_that_is_told_again_and_again_counts_once(desk: Desk) -> None:
+    desk.submit()
+    for _ in range(9):
+        desk.failed()
+    desk.wake()
+    assert desk.job().attempt == 2
+    assert not desk.engine.workers()[0].left_alone
+
+
+def test_what_nobody_asked_for_makes_nobody_trusted() -> None:
+    desk = Desk(EngineSettings(lease_ms=2_000))
+    desk.worker("liar", slots=5)
+    for number in range(1, 6):
+        desk.submit(number)
+    for _ in range(40):
+        beat(desk, "liar")
+        desk.done(1, "liar", "K99")
+        said = m.Escalation(attempt=9, reason=m.Reason.COMPLEX, answer=ANSWER)
+        desk.handle(e.EscalationReceived(worker=LIAR, job=m.JobKey("K1"), escalation=said))
+        desk.wake()
+        if desk.engine.workers()[0].left_alone:
+            break
+    assert desk.engine.workers()[0].left_alone
