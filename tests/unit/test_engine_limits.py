@@ -200,6 +200,65 @@ def test_a_long_text_has_begun_with_the_first_of_its_parts(desk: Desk) -> None:
         assert results(desk) == ([] if is_there else UNSTARTED)
 
 
+def test_under_a_lease_it_has_begun_also_while_nobody_can_be_heard(desk: Desk) -> None:
+    desk.worker()
+    desk.submit(start_within_ms=SOON_MS)
+    desk.handle(e.LinkLost())
+    desk.handle(e.TimePassed(), after_ms=desk.settings.lease_ms)
+    assert desk.job().is_open
+    desk.handle(e.LinkRestored(session_present=True))
+    desk.done()
+    assert results(desk) == [(m.JobStatus.OK, "")]
+
+
+def test_what_one_gets_in_place_of_an_answer_is_no_answer_for_those_who_wait_for_it() -> None:
+    written = LibraryAnswer(text="closed", kind=MatchKind.EXACT, entry="hours", score=1.0)
+    desk = Desk()
+    desk.engine = Engine(desk.settings, "e", offline=lambda _: written)
+    desk.submit(1, prompt="Is it warm?", start_within_ms=SOON_MS)
+    desk.submit(2, prompt="Is it warm?")
+    desk.handle(e.TimePassed(), after_ms=SOON_MS)
+    assert [said.id for said in desk.sent(topics.RESULT, m.JobResult)] == ["1"]
+    desk.worker()
+    assert assigned(desk) == [("w1", 1)]
+
+
+def test_an_operator_who_replays_it_gives_it_the_span_anew(desk: Desk) -> None:
+    desk.submit(start_within_ms=SOON_MS)
+    desk.handle(e.TimePassed(), after_ms=SOON_MS)
+    desk.confirmed()
+    desk.now_ms += 60_000
+    request = m.AdminRequest(req="r", op=m.AdminOp.JOB_RETRY, job="K1")
+    desk.handle(e.AdminAsked(admin="a", request=request, found=desk.job()))
+    desk.handle(e.TimePassed(), after_ms=SOON_MS - 1)
+    assert results(desk) == []
+    desk.handle(e.TimePassed(), after_ms=1)
+    assert results(desk) == UNSTARTED
+
+
+def test_a_board_that_hands_it_up_has_begun(desk: Desk) -> None:
+    desk.worker()
+    desk.submit(start_within_ms=SOON_MS)
+    desk.escalated(m.Reason.COMPLEX, answer=None)
+    desk.cloud_failed(2, code="provider_open", retry_after_ms=1_900)
+    desk.presence(status=m.PresenceStatus.DRAINING)
+    desk.now_ms += SOON_MS
+    desk.handle(e.TimePassed())
+    assert desk.job().is_open
+
+
+def test_a_board_that_finds_it_too_long_has_begun(desk: Desk) -> None:
+    text = "What runs?\n\n" + "\n\n".join("A pump runs as it should. " * 60 for _ in range(3))
+    desk.worker()
+    desk.submit(prompt=text, split="auto", start_within_ms=SOON_MS)
+    assert assigned(desk) == [("w1", 1)]
+    desk.presence(status=m.PresenceStatus.DRAINING)
+    desk.escalated(m.Reason.TOO_LONG, answer=None)
+    assert desk.job().parts > 1
+    beat(desk, SOON_MS)
+    assert desk.job().is_open
+
+
 # -------------------------------------------------------------------- one attempt
 
 
