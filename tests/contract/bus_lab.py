@@ -111,11 +111,14 @@ class Cable:
 
     Attributes:
         swallows: Both ends think the link is there, but nothing comes through any more.
+        takes: While cleared, nothing more is taken from either end: what is between fills up.
         connections: How many there were.
     """
 
     def __init__(self, target_port: int) -> None:
         self.swallows = False
+        self.takes = asyncio.Event()
+        self.takes.set()
         self.connections = 0
         self._target_port = target_port
         self._is_cut = False
@@ -137,10 +140,12 @@ class Cable:
         """Carry again."""
         self._is_cut = False
         self.swallows = False
+        self.takes.set()
 
     async def aclose(self) -> None:
         """Take it away."""
         self.cut()
+        self.takes.set()
         server = await self._starting
         server.close()
         await server.wait_closed()
@@ -171,6 +176,7 @@ class Cable:
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         while data := await source.read(65_536):
+            await self.takes.wait()
             if not self.swallows:
                 sink.write(data)
                 await sink.drain()

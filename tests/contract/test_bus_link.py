@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from fleet_cli.broker import BrokerKind, BrokerProcess
 from fleet_protocol import mqtt_link
 from fleet_protocol.bus import Publication, Session
+from fleet_protocol.errors import BusFullError
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings
 from tests.conftest import require
@@ -63,6 +65,43 @@ async def test_unconfirmed_publications_survive_a_dead_link(mqtt_lab: MqttLab, n
             await reader.until(lambda got: confirmed(49, got))
         got = await Reader(rx).deliveries(50)
     assert [item.payload for item in got] == [b"%d" % number for number in range(50)]
+
+
+def fill(bus: MqttBus, topic: str) -> int:
+    """Publish numbers, a kilobyte each, until the bus takes no more; return how many it took."""
+    for number in itertools.count():
+        try:
+            bus.publish(Publication(topic=topic, payload=b"%1024d" % number, token=number))
+        except BusFullError:
+            return number
+    raise AssertionError
+
+
+async def test_what_a_broker_does_not_take_stays_within_bounds_and_arrives_when_it_does(
+    mqtt_lab: MqttLab, name: str
+) -> None:
+    narrow = msgspec.structs.replace(
+        QUICK, write_buffer_bytes=65_536, max_unconfirmed_bytes=1_048_576
+    )
+    async with mqtt_lab.bus(receiver(name)) as rx:
+        session = Session(client_id=f"{name}-tx")
+        async with mqtt_lab.bus(session, limits=narrow, max_unconfirmed=10_000) as tx:
+            mqtt_lab.cable(f"{name}-tx").takes.clear()
+            for _ in range(200):
+                for _ in range(100):
+                    tx.publish(Publication(topic=f"{name}/nobody", payload=bytes(1_024), qos=0))
+                await asyncio.sleep(0)
+            assert tx.dropped > 10_000, "20 MB went somewhere"
+            taken = fill(tx, f"{name}/a")
+            assert taken <= 1_024
+            assert tx._link is not None
+            assert tx._link._transport is not None
+            # A turn's worth beyond the mark at which it counts as congested.
+            assert tx._link._transport.get_write_buffer_size() < 4 * 65_536
+            mqtt_lab.heal(f"{name}-tx")
+            await Reader(tx).until(lambda got: confirmed(taken - 1, got))
+        got = await Reader(rx, acknowledges=True).deliveries(taken)
+    assert [int(item.payload) for item in got] == list(range(taken))
 
 
 @pytest.mark.parametrize("kind", list(BrokerKind))

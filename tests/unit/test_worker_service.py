@@ -19,7 +19,7 @@ from edge_worker.adapters.spool_memory import MemorySpool
 from edge_worker.core import commands as c
 from edge_worker.core.rules import SessionRules
 from edge_worker.core.session import STARTED_AFTER_MS, Session
-from edge_worker.ports import EngineEvent, InferenceEngine
+from edge_worker.ports import EngineEvent, GenerationRequest, InferenceEngine
 from edge_worker.service import (
     EngineRunner,
     Pace,
@@ -37,6 +37,7 @@ from fleet_protocol.codec import decode, encode
 from fleet_protocol.errors import BusClosedError
 from fleet_protocol.manifest import GoldenPrompt
 from fleet_protocol.memory import MemoryBroker, MemoryBus
+from fleet_protocol.memory_broker import Faults
 from fleet_protocol.routing import RoutePolicy
 
 WORKER = m.WorkerId("w1")
@@ -358,6 +359,54 @@ async def test_a_worker_whose_id_is_taken_stops_with_a_code(lab: Lab) -> None:
             with pytest.raises(BusClosedError) as caught:
                 await asyncio.wait_for(running, PATIENCE_S)
             assert caught.value.code == "session_taken_over"
+
+
+class CountingEngine(EchoEngine):
+    """Counts what it is asked to generate."""
+
+    def __init__(self) -> None:
+        super().__init__(slots=2)
+        self.asked: list[str] = []
+
+    def add(self, request: GenerationRequest) -> None:
+        self.asked.append(request.id.partition(".")[0])
+        super().add(request)
+
+
+async def test_what_arrives_twice_is_done_once_before_and_after_it_is_settled(lab: Lab) -> None:
+    lab.broker.faults = Faults(duplication=1.0)
+    engine, jobs = CountingEngine(), [f"J{number}" for number in range(30)]
+    async with lab.dispatcher() as dispatcher, lab.worker(engine):
+        await dispatcher.hear(t.HELD)
+        for _ in range(2):
+            for job in jobs:
+                dispatcher.assign(job)
+        for job in jobs:
+            await dispatcher.hear(t.DONE, job)
+        dispatcher.settle(*jobs)
+        await dispatcher.until(lambda: not lab.spool.load())
+        for job in (*jobs, "last"):
+            dispatcher.assign(job)
+        await dispatcher.hear(t.DONE, "last")
+    assert sorted(engine.asked) == sorted([*jobs, "last"])
+
+
+async def test_a_link_that_comes_back_brings_the_same_assignments_and_runs_none_again(
+    lab: Lab,
+) -> None:
+    """A broker that had no acknowledgement delivers again, marked as such or not."""
+    engine = CountingEngine()
+    async with lab.dispatcher() as dispatcher, lab.worker(engine):
+        await dispatcher.hear(t.HELD)
+        dispatcher.assign("J1")
+        await dispatcher.hear(t.DONE, "J1")
+        lab.broker.cut(WORKER)
+        for job in ("J1", "J2"):
+            dispatcher.assign(job)
+        lab.broker.heal(WORKER)
+        await dispatcher.hear(t.DONE, "J2")
+        await dispatcher.until(lambda: len(dispatcher.all(t.DONE, "J1")) >= 2)
+    assert engine.asked == ["J1", "J2"]
 
 
 async def test_what_a_full_bus_does_not_take_waits_within_bounds_and_what_is_retained_is_told(
