@@ -196,7 +196,12 @@ async def check(settings: DispatcherSettings, environ: Mapping[str, str]) -> lis
     """Look whether the dispatcher would run with these settings. Changes nothing."""
 
     async def store() -> str:
-        return await probe_store(settings.store)
+        found = await probe_store(settings.store)
+        member = _member(settings, "check")
+        if member is None:
+            return found
+        build_cluster_store(settings.store, member, lease_s=settings.cluster.lease_s)
+        return f"{found}; shared with other dispatchers, as {member.name}"
 
     async def broker() -> str:
         # An identity of its own: the dispatcher's would throw a running one off the broker.

@@ -6,7 +6,10 @@ import logging
 import re
 import secrets
 import threading
+from collections.abc import Iterable
 from typing import Self, TypedDict, Unpack
+
+from msgspec.structs import replace
 
 from fleet_client.credentials import broker_settings
 from fleet_client.errors import DeniedError, JobTimeoutError
@@ -25,6 +28,9 @@ from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import ADMIN_REPLY, ADMIN_REQUEST, Topics
 
 _log = logging.getLogger("fleet_client")
+
+_OTHERS_S = 2.0
+"""How long the answers of the other dispatchers are waited for once one is there."""
 
 
 class AdminFields(TypedDict, total=False):
@@ -62,7 +68,7 @@ class AdminClient:
         self._topic = topics.name(ADMIN_REQUEST, admin)
         self._changed = threading.Condition()
         self._waiting: set[str] = set()
-        self._replies: dict[str, AdminReply | FleetError] = {}
+        self._replies: dict[str, list[AdminReply | FleetError]] = {}
         self._link = PahoLink(
             settings,
             self,
@@ -136,7 +142,7 @@ class AdminClient:
     def _put(self, req: str, reply: AdminReply | FleetError) -> None:
         with self._changed:
             if req in self._waiting:
-                self._replies[req] = reply
+                self._replies.setdefault(req, []).append(reply)
                 self._changed.notify_all()
 
     def _await(self, req: str, timeout_s: float) -> AdminReply | FleetError:
@@ -146,4 +152,16 @@ class AdminClient:
                     f"the dispatcher did not answer within {timeout_s:g} s",
                     hint="see whether it is online: `fleet doctor`",
                 )
-            return self._replies[req]
+            first = self._replies[req][0]
+            if isinstance(first, FleetError) or first.members <= 1:
+                return first
+            # Each of several dispatchers answers for its own workers.
+            self._changed.wait_for(lambda: len(self._replies[req]) >= first.members, _OTHERS_S)
+            return _joined(first, self._replies[req])
+
+
+def _joined(first: AdminReply, replies: Iterable[AdminReply | FleetError]) -> AdminReply:
+    """Return one answer of several dispatchers."""
+    answered = [reply for reply in replies if isinstance(reply, AdminReply) and reply.ok]
+    views = {view.worker: view for reply in answered for view in reply.workers}
+    return replace(first, workers=tuple(views[name] for name in sorted(views)))

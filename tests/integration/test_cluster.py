@@ -5,91 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from tests.integration.fleet import Device, Fleet
-
-NAMES = ("a", "b", "c")
-LEASE_S = 3.0
-
-
-class Cluster(Fleet):
-    """A fleet with several dispatchers."""
-
-    database = ""
-
-    def start_member(self, name: str, *, url: str | None = None) -> None:
-        """Start a dispatcher of that name."""
-        self.start(
-            name,
-            *("cloud_dispatcher", "run", "--broker", url or self.broker.url),
-            *("--data", str(self.folder / name)),
-            environ={
-                "EDGEFLEET_DISPATCHER_STORE__URL": self.database,
-                "EDGEFLEET_DISPATCHER_CLUSTER__NAME": name,
-                "EDGEFLEET_DISPATCHER_CLUSTER__LEASE_S": f"{LEASE_S}",
-                "EDGEFLEET_DISPATCHER_CLUSTER__BEAT_MS": "200",
-            },
-        )
-
-    def rows(self, words: str) -> list[tuple[object, ...]]:
-        """Ask the database."""
-        with psycopg.connect(self.database, autocommit=True) as conn:
-            return conn.execute(words.encode()).fetchall()
-
-    def boards(self) -> dict[str, list[str]]:
-        """Return the workers of each dispatcher that is there."""
-        found: dict[str, list[str]] = {
-            name: [] for (name,) in self.rows("SELECT name FROM members")
-        }  # type: ignore[misc]
-        for name, worker in self.rows(
-            "SELECT m.name, b.worker FROM members m JOIN boards b ON b.member = m.id"
-        ):
-            found[str(name)].append(str(worker))
-        return found
-
-    def share(self, device: Device, *sizes: int) -> None:
-        """Wait until the workers are shared like that."""
-        device.wait(
-            lambda: sorted(map(len, self.boards().values())) == sorted(sizes),
-            f"workers shared as {sizes}",
-        )
-
-
-@contextmanager
-def cluster(folder: Path, database: str, *workers: str) -> Iterator[tuple[Cluster, Device]]:
-    """Three dispatchers and these workers; each has its share."""
-    with Cluster(folder) as running:
-        running.database = database
-        device = running.device()
-        for name in NAMES:
-            running.start_member(name)
-        for name in workers:
-            running.start_worker(name, engine="echo")
-        running.online(device, *workers)
-        each, rest = divmod(len(workers), len(NAMES))
-        running.share(device, *(each + (rank < rest) for rank in range(len(NAMES))))
-        yield running, device
-
-
-def insist(device: Device, jobs: list[str], met: Callable[[str], object], what: str) -> None:
-    """Submit jobs as a device does: again, until the dispatcher's own word came."""
-    for _ in range(60):
-        for job in jobs:
-            if not device.said(job, "ack") and not device.said(job, "res"):
-                device.submit(job, prompt=f"question {job}")
-        try:
-            device.wait(lambda: all(met(job) for job in jobs), what, 1.0)
-        except AssertionError:
-            continue
-        return
-    missing = [job for job in jobs if not met(job)]
-    raise AssertionError(f"{what}: {len(missing)} are missing, {missing[:5]}")
+from fleet_client.admin import AdminClient
+from fleet_protocol.messages import AdminOp
+from tests.integration.cluster_house import LEASE_S, cluster, insist
 
 
 @pytest.mark.timeout(180)
@@ -128,3 +50,44 @@ def test_one_of_three_dispatchers_is_killed_under_load(tmp_path: Path, database:
         fleet.start_member(victim)
         fleet.share(device, 2, 2, 2)
         insist(device, [f"after-{n}" for n in range(60)], lambda j: device.said(j, "res"), "after")
+        with AdminClient(fleet.broker.url, "op") as admin:
+            shown = admin.request(AdminOp.WORKERS_LIST).workers
+        assert [view.worker for view in shown] == sorted(workers)
+
+
+@pytest.mark.timeout(180)
+def test_a_dispatcher_that_stood_still_is_over_when_it_wakes(tmp_path: Path, database: str) -> None:
+    with cluster(tmp_path, database, "w1", "w2", "w3") as (fleet, device):
+        insist(device, [f"before-{n}" for n in range(30)], lambda j: device.said(j, "res"), "warm")
+        victim = next(iter(fleet.boards()))
+        sleeper = fleet.processes[victim]
+        jobs = [f"job-{number}" for number in range(90)]
+        for job in jobs:
+            device.submit(job, prompt=f"question {job}")
+        sleeper.send_signal(signal.SIGSTOP)
+        fleet.share(device, 1, 2)
+        insist(device, jobs, lambda job: device.said(job, "res"), "all answered")
+        sleeper.send_signal(signal.SIGCONT)
+        assert sleeper.wait(20) != 0
+        del fleet.processes[victim]
+        assert "member_fenced" in (tmp_path / f"{victim}.log").read_text()
+        for job in jobs:
+            said = device.said(job, "res")
+            assert all(one == said[0] for one in said), "a job was answered twice"
+        stored = fleet.rows("SELECT id, count(*) FROM jobs WHERE id LIKE 'job-%' GROUP BY id")
+        assert Counter(dict(stored)) == Counter(jobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(180)
+def test_dispatchers_without_a_board_hand_their_jobs_over(tmp_path: Path, database: str) -> None:
+    with cluster(tmp_path, database, "w1") as (_, device):
+        jobs = [f"job-{number}" for number in range(30)]
+        insist(device, jobs, lambda job: device.said(job, "res"), "all answered")
+        handed = [
+            (tmp_path / f"{name}.log").read_text().count("cluster.handed_over") for name in "abc"
+        ]
+        assert sum(map(bool, handed)) == 2, "both without a board gave theirs away"
+        # All of them hear of it; one speaks for jobs that are nobody's.
+        device.publish("dev/d1/jobs/none/cancel", "{}")
+        device.wait(lambda: device.said("none", "ack"), "the word on an unknown job")
+        assert [ack["code"] for ack in device.said("none", "ack")] == ["unknown_job"]
