@@ -9,7 +9,7 @@ of the board's recent answers had is taken, and none at all until there were som
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from statistics import median_low
 from typing import Final
 
@@ -43,7 +43,7 @@ class Pace:
     def timing(
         self,
         held: HeldJob,
-        others: Iterable[HeldJob],
+        others: Collection[HeldJob],
         *,
         slots: int,
         speed: Benchmark | None,
@@ -98,11 +98,13 @@ class Pace:
         )
 
 
-def _waits_for(held: HeldJob, others: Iterable[HeldJob], slots: int) -> int:
+def _waits_for(held: HeldJob, others: Collection[HeldJob], slots: int) -> int:
     """Return how many must be through before this one can begin.
 
     Who has begun is not passed, and who waits only by a higher priority.
     """
+    if len(others) <= slots:
+        return 0
     priority = held.spooled.assignment.priority
     before = sum(
         other.phase is Phase.GENERATING
