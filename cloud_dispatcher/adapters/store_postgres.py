@@ -27,6 +27,7 @@ from cloud_dispatcher.adapters.turn_postgres import (
 from cloud_dispatcher.core.commands import AnswerChange
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
+from cloud_dispatcher.membership import MemberFencedError
 from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import CacheRow, DeviceId, JobId, JobKey, JobSubmit
@@ -139,6 +140,10 @@ class PostgresJobStore:
         If the connection breaks at its very end, nobody knows whether it was made. Each commit has
         a number, which the database keeps with it: the next connection asks, and the same commit
         again is then made once in all, although spends are added up.
+
+        Raises:
+            StoreUnavailableError: Nothing was saved, or nobody knows; the same call may work later.
+            MemberFencedError: Another dispatcher took over; nothing was saved.
         """
         latest = tuple({job.key: job for job in jobs}.values())
         turn = SavedTurn(jobs=latest, spends=tuple(spends), answers=tuple(answers))
@@ -219,13 +224,20 @@ class PostgresJobStore:
     async def _take_up(self, conn: Conn) -> None:
         """Wait for the end of what an earlier connection sent, and ask how far it got."""
         await self._enter(conn)
-        ((self._link, self._landed),) = await (
-            await run_named(conn, "take_up", (self._writer,))
-        ).fetchall()
+        statement = "take_up_again" if self._link else "take_up"
+        found = await (await run_named(conn, statement, (self._writer,))).fetchone()
+        if found is None:
+            raise MemberFencedError(
+                f"another dispatcher worked on the job store {self._commits.where} meanwhile",
+                hint="what this one remembers of it is old: it has to start anew",
+            )
+        self._link, self._landed = found
 
     async def _enter(self, conn: Conn) -> None:
         """Be the only one: who runs two dispatchers by mistake would have two answer each job."""
         await self._lock(conn, "lock_out_others")
+        if not self._link:
+            await run_named(conn, "put_down_others", (self._writer,))
 
     async def _lock(self, conn: Conn, name: str) -> None:
         try:

@@ -15,6 +15,7 @@ from cloud_dispatcher.adapters.connection_postgres import Link
 from cloud_dispatcher.adapters.store_postgres import PostgresJobStore, probe
 from cloud_dispatcher.core.commands import KeepAnswer
 from cloud_dispatcher.core.spending import Spend
+from cloud_dispatcher.membership import MemberFencedError
 from cloud_dispatcher.ports import JobStore, StoreUnavailableError
 from fleet_protocol import messages as m
 from fleet_protocol.errors import ConfigError
@@ -345,6 +346,21 @@ async def test_a_second_dispatcher_by_mistake_is_kept_out(database: str) -> None
         await store.commit([FULL])
     async with PostgresJobStore(database) as again:
         assert await again.get(FULL.key) == FULL
+
+
+async def test_who_was_cut_off_while_another_worked_has_to_start_anew(database: str) -> None:
+    async with PostgresJobStore(database) as old:
+        await old.commit([FULL])
+        await old._commits.close()
+        async with PostgresJobStore(database) as new:
+            with pytest.raises(StoreUnavailableError, match="another dispatcher"):
+                await old.commit([make_job()])
+            await new.commit([replace(FULL, detail="changed")])
+        with pytest.raises(MemberFencedError, match="meanwhile"):
+            await old.commit([FULL], [SPEND])
+        assert rows(database, "SELECT count(*) FROM spending") == [(0,)]
+    async with PostgresJobStore(database) as again:
+        assert await again.get(FULL.key) == replace(FULL, detail="changed")
 
 
 async def test_a_store_of_a_newer_release_is_refused_untouched(database: str) -> None:

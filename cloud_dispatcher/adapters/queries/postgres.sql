@@ -100,17 +100,25 @@ BEGIN
 END
 $$
 
--- Waits for what an earlier connection has under way, and says which commit was the last that landed.
 -- name: take_up
 INSERT INTO writers (id, link, turn, seen_at) VALUES (%s, 1, 0, now())
 ON CONFLICT (id) DO UPDATE SET link = writers.link + 1, seen_at = now()
 RETURNING link, turn
 
+-- Waits for what an earlier connection has under way, and says which commit was the last that landed. No
+-- row: another dispatcher was the only one in between.
+-- name: take_up_again
+UPDATE writers SET link = link + 1, seen_at = now() WHERE id = %s RETURNING link, turn
+
+-- name: put_down_others
+DELETE FROM writers WHERE id <> %s
+
 -- name: put_down
 DELETE FROM writers WHERE id = %s
 
 -- name: forget_writers
-DELETE FROM writers WHERE seen_at < now() - interval '30 days'
+DELETE FROM writers AS w WHERE seen_at < now() - interval '30 days'
+    AND NOT EXISTS (SELECT FROM members AS m WHERE m.id = w.id)
 
 -- After `WITH` and the changes of a turn: see `one_statement`.
 -- name: note_turn
