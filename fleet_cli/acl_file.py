@@ -11,7 +11,15 @@ from typing import Final
 import click
 import msgspec
 
-from fleet_protocol.access import Access, Identity, check_identities, grants_of
+from fleet_protocol.access import (
+    Access,
+    Grant,
+    Identity,
+    check_identities,
+    grants_of,
+    join_user,
+    joining_grants,
+)
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.topics import Topics
 
@@ -22,19 +30,32 @@ _HEADER: Final = """\
 """
 
 
-def render_acl(topics: Topics, identities: Iterable[Identity]) -> str:
+def render_acl(
+    topics: Topics, identities: Iterable[Identity], *, joining: Iterable[str] = ()
+) -> str:
     """Return the text of a Mosquitto `acl_file`.
 
     Every identity has lines of its own, and there is no `pattern`: a pattern holds for all users,
     so a viewer could ask as if it were a device, and one who is taken off the list still might.
+
+    Args:
+        topics: Where they are.
+        identities: Who is enrolled.
+        joining: The workers among them that have a token, and no certificate yet.
     """
-    parts = [_HEADER]
-    for identity in check_identities(identities):
-        lines = [
-            f"topic {_WORDS[grant.access]} {grant.filter}" for grant in grants_of(topics, identity)
-        ]
-        parts.append("\n".join((f"# {identity.role}", f"user {identity.id}", *lines, "")))
-    return "\n".join(parts)
+    enrolled = (
+        _lines(identity.role, identity.id, grants_of(topics, identity))
+        for identity in check_identities(identities)
+    )
+    newcomers = (
+        _lines("joins", join_user(worker), joining_grants(topics, worker)) for worker in joining
+    )
+    return "\n".join((_HEADER, *enrolled, *newcomers))
+
+
+def _lines(comment: str, user: str, grants: Iterable[Grant]) -> str:
+    lines = [f"topic {_WORDS[grant.access]} {grant.filter}" for grant in grants]
+    return "\n".join((f"# {comment}", f"user {user}", *lines, ""))
 
 
 def read_identities(file: Path) -> tuple[Identity, ...]:

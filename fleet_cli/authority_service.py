@@ -28,13 +28,13 @@ def session_of(topics: Topics, identity: str) -> Session:
     """Return who the authority is to the broker."""
     return Session(
         client_id=topics.client_id(identity),
-        subscriptions=(topics.filter(t.CERTIFICATE_REQUEST),),
+        subscriptions=(topics.filter(t.CERTIFICATE_REQUEST), topics.filter(t.JOIN)),
         expiry_s=SESSION_EXPIRY_S,
     )
 
 
 class AuthorityService:
-    """Renews on an entered bus. The broker says who asks: the topic is the worker's own.
+    """Renews on an entered bus, and lets newcomers in. The broker says who asks: topics are owned.
 
     It is no part of the dispatcher, which reads everybody's prompts and speaks to the internet:
     the key that can make anybody is in no process but this one.
@@ -74,18 +74,20 @@ class AuthorityService:
             return
         try:
             address = self._topics.parse(event.topic)
-            request = decode(t.CERTIFICATE_REQUEST, event.payload)
+            request = decode(address.channel, event.payload)
         except ProtocolError as error:
             _log.warning("request.malformed", code=error.code, size_bytes=len(event.payload))
             return
         assert isinstance(request, CertificateRequest)  # noqa: S101 - the catalogue says so
-        self._reply = (address.owner, self._answer(address.owner, request))
+        joins = address.channel is t.JOIN
+        self._reply = (address.owner, self._answer(address.owner, request, joins=joins))
 
-    def _answer(self, worker: str, request: CertificateRequest) -> CertificateReply:
+    def _answer(self, worker: str, request: CertificateRequest, *, joins: bool) -> CertificateReply:
+        issue = self._authority.join if joins else self._authority.renew
         try:
-            chain = self._authority.renew(worker, request.csr.encode(), now_ms=self._wall_ms())
+            chain = issue(worker, request.csr.encode(), now_ms=self._wall_ms())
         except FleetError as error:
-            _log.warning("certificate.refused", worker=worker, code=error.code)
+            _log.warning("certificate.refused", worker=worker, joins=joins, code=error.code)
             return CertificateReply(
                 req=request.req, ok=False, code=error.code, message=error.advice[:1_000]
             )
@@ -93,6 +95,7 @@ class AuthorityService:
         _log.info(
             "certificate.issued",
             worker=worker,
+            joins=joins,
             serial=f"{certificate.serial_number:x}",
             expires=certificate.not_valid_after_utc.isoformat(),
         )

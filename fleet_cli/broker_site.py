@@ -17,8 +17,10 @@ from fleet_cli.pki import Authority
 from fleet_pki.authority import SERVER_LIFE
 from fleet_pki.certificates import hosts_of, read_certificate
 from fleet_pki.files import make_folder, write_file
+from fleet_pki.registry import Member
+from fleet_protocol.access import join_user
 from fleet_protocol.errors import ConfigError, RejectedError
-from fleet_protocol.topics import Topics
+from fleet_protocol.topics import Role, Topics
 
 PORT: Final = 8_883
 PASSWORD_PORT: Final = 8_884
@@ -77,11 +79,12 @@ def write_site(authority: Authority, site: Site, *, hosts: Sequence[str], now_ms
     members = authority.members()
     active = [member for member in members if member.is_active]
     hosts, renewed = _certify(authority, site.folder, hosts, now_ms=now_ms)
-    passwords = [f"{m.identity.id}:{m.password_hash}\n" for m in active if m.password_hash]
+    passwords = [f"{_user_of(m)}:{m.password_hash}\n" for m in active if m.password_hash]
+    joining = [m.identity.id for m in active if _is_joining(m)]
     files = {
         "ca.pem": authority.trust_pem,
         "crl.pem": authority.revocations(now_ms=now_ms),
-        "acl": render_acl(site.topics, [m.identity for m in active]).encode(),
+        "acl": render_acl(site.topics, [m.identity for m in active], joining=joining).encode(),
         "passwords": "".join(passwords).encode(),
         "mosquitto.conf": _config(site, has_passwords=_ever_had_password(site, passwords)).encode(),
     }
@@ -118,6 +121,15 @@ def reload_broker(folder: Path) -> int:
         code="not_running",
         hint=f"start it: mosquitto -c {folder / 'mosquitto.conf'}",
     )
+
+
+def _is_joining(member: Member) -> bool:
+    return member.password_hash is not None and member.identity.role is Role.WORKER
+
+
+def _user_of(member: Member) -> str:
+    """By what name it comes with its password: a worker's is its token, and good for little."""
+    return join_user(member.identity.id) if _is_joining(member) else member.identity.id
 
 
 def _certify(
@@ -194,7 +206,8 @@ def _config(site: Site, *, has_passwords: bool) -> str:
     if has_passwords:
         lines += [
             "",
-            "# By password, for devices that cannot show a certificate: the same access list.",
+            "# By password, for devices that cannot show a certificate, and by token, for boards",
+            "# that have none yet: the same access list.",
             f"listener {site.password_port}{address}",
             *tls,
         ]

@@ -187,22 +187,17 @@ class Authority:
         Raises:
             RejectedError: `token_refused` (unknown, used by another key, expired), `bad_request`.
         """
-        digest = hashlib.sha256(token.encode()).digest()
         with self._registry.transaction():
-            known = self._registry.token(digest)
-            if known is None:
-                raise _token_refused("nobody was given it, or it was made void")
-            member = self._active(known.id)
-            public = c.read_request(request, known.id)
-            if known.used_at_ms is not None:
-                issued = self._registry.certificate_of(known.id, c.key_digest(public))
-                if issued is None:
-                    raise _token_refused("it was used already")
-                return issued.chain
-            if now_ms > known.expires_at_ms:
-                raise _token_refused("it is too old")
-            self._registry.use_token(digest, now_ms)
-            return self._issue(member.identity, public, now_ms=now_ms)
+            return self._redeem(self._registry.token(_digest(token)), request, now_ms=now_ms)
+
+    def join(self, worker: str, request: bytes, *, now_ms: int) -> bytes:
+        """Do the same for a worker that showed its token to the broker, as its password there.
+
+        Raises:
+            RejectedError: As `redeem` does.
+        """
+        with self._registry.transaction():
+            return self._redeem(self._registry.token_of(worker), request, now_ms=now_ms)
 
     def renew(self, identity_id: str, request: bytes, *, now_ms: int) -> bytes:
         """Return new certificates for a worker that the broker knows, as PEM, the leaf first.
@@ -285,21 +280,35 @@ class Authority:
             password = secrets.token_urlsafe(32)
             member = msgspec.structs.replace(member, password_hash=hash_password(password))
             files["password"] = f"{password}\n".encode()
+        if wish.secret is Secret.TOKEN:
+            token = _mint_token(identity)
+            member = msgspec.structs.replace(member, password_hash=hash_password(token))
+            files["token"] = f"{token}\n".encode()
         registry.put_member(member)
         if wish.secret is Secret.TOKEN:
-            files["token"] = f"{self._mint_token(wish, now_ms=now_ms)}\n".encode()
+            life_ms = int((wish.life or TOKEN_LIFE).total_seconds() * 1_000)
+            registry.add_token(_digest(token), Token(identity.id, now_ms + life_ms, None))
         if wish.secret is Secret.CERTIFICATE:
             key = c.new_key()
             chain = self._issue(identity, key.public_key(), now_ms=now_ms, life=wish.life)
             files |= {"key.pem": c.key_pem(key), "cert.pem": chain}
         return Bundle(identity=identity, files=files)
 
-    def _mint_token(self, wish: Enrolment, *, now_ms: int) -> str:
-        token = f"{_TOKEN_MARK}.{wish.identity.id}.{secrets.token_urlsafe(32)}"
-        life_ms = int((wish.life or TOKEN_LIFE).total_seconds() * 1_000)
-        kept = Token(wish.identity.id, now_ms + life_ms, None)
-        self._registry.add_token(hashlib.sha256(token.encode()).digest(), kept)
-        return token
+    def _redeem(self, token: Token | None, request: bytes, *, now_ms: int) -> bytes:
+        if token is None:
+            raise _token_refused("nobody was given it, or it was made void")
+        member = self._active(token.id)
+        public = c.read_request(request, token.id)
+        if token.used_at_ms is not None:
+            issued = self._registry.certificate_of(token.id, c.key_digest(public))
+            if issued is None:
+                raise _token_refused("it was used already")
+            return issued.chain
+        if now_ms > token.expires_at_ms:
+            raise _token_refused("it is too old")
+        self._registry.use_token(token.id, now_ms)
+        self._registry.put_member(msgspec.structs.replace(member, password_hash=None))
+        return self._issue(member.identity, public, now_ms=now_ms)
 
     def _issue(
         self,
@@ -341,6 +350,14 @@ class Authority:
                 hint="enrol it again if it may come back",
             )
         return member
+
+
+def _mint_token(identity: Identity) -> str:
+    return f"{_TOKEN_MARK}.{identity.id}.{secrets.token_urlsafe(32)}"
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _unknown(identity_id: str) -> RejectedError:

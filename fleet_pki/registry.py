@@ -68,7 +68,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """An identity as the registry knows it.
 
     Attributes:
-        password_hash: As Mosquitto keeps it; None if it has no password.
+        password_hash: As Mosquitto keeps it; None if it has no password. A worker's is its unused
+            token: with it, it may ask for its first certificate and do nothing else.
         expires_at_ms: Of its latest certificate that is not revoked; None if there is none.
     """
 
@@ -259,9 +260,16 @@ class Registry:
         ).fetchone()
         return None if row is None else Token(*row)
 
-    def use_token(self, digest: bytes, now_ms: int) -> None:
-        """Write down that a token was used."""
-        self._execute("UPDATE tokens SET used_at_ms = ? WHERE digest = ?", now_ms, digest)
+    def token_of(self, identity_id: str) -> Token | None:
+        """Return what is known of an identity's token: it has one at most."""
+        row = self._execute(
+            "SELECT id, expires_at_ms, used_at_ms FROM tokens WHERE id = ?", identity_id
+        ).fetchone()
+        return None if row is None else Token(*row)
+
+    def use_token(self, identity_id: str, now_ms: int) -> None:
+        """Write down that an identity's token was used."""
+        self._execute("UPDATE tokens SET used_at_ms = ? WHERE id = ?", now_ms, identity_id)
 
     # ---------------------------------------------------------------- inside
 

@@ -15,7 +15,14 @@ import msgspec
 
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import ID_PATTERN
-from fleet_protocol.topics import CATALOGUE, Channel, Role, Topics
+from fleet_protocol.topics import (
+    CATALOGUE,
+    CERTIFICATE,
+    JOIN,
+    Channel,
+    Role,
+    Topics,
+)
 
 _FAMILIES: Final = {Role.DEVICE: "dev", Role.WORKER: "workers", Role.ADMIN: "admin"}
 """The roles that have topics of their own, and below what."""
@@ -75,6 +82,19 @@ def grants_of(topics: Topics, identity: Identity) -> tuple[Grant, ...]:
         if identity.role in channel.receivers and owner_role(channel) is not identity.role
     ]
     return tuple(grants)
+
+
+def join_user(worker: str) -> str:
+    """Return under which name a worker that has a token only comes to the broker: nobody's id."""
+    return f"{worker}.join"
+
+
+def joining_grants(topics: Topics, worker: str) -> tuple[Grant, ...]:
+    """Return what such a worker may: ask for its first certificate, and hear the answer."""
+    return (
+        Grant(Access.PUBLISH, topics.filter(JOIN, worker)),
+        Grant(Access.SUBSCRIBE, topics.filter(CERTIFICATE, worker)),
+    )
 
 
 def may(grants: Iterable[Grant], access: Access, topic: str) -> bool:

@@ -129,6 +129,7 @@ DESIRED = _kept(
 CERTIFICATE_REQUEST = _event(
     "csr", "workers/{worker}/csr", m.CertificateRequest, (_W, (Role.AUTHORITY,))
 )
+JOIN = _event("join", "workers/{worker}/join", m.CertificateRequest, (_W, (Role.AUTHORITY,)))
 CERTIFICATE = _event("cert", "workers/{worker}/cert", m.CertificateReply, (Role.AUTHORITY, (_W,)))
 STARTED = _event("started", f"{_WORK}/started", m.JobStarted, _FROM_WORKER)
 WORKER_TOKENS = _stream("worker-tok", f"{_WORK}/tok", m.WorkerTokenChunk, _FROM_WORKER)
@@ -150,7 +151,8 @@ ADMIN_REPLY = _event("admin-res", "admin/{admin}/res", m.AdminReply, (_X, (_A,))
 CATALOGUE: Final[tuple[Channel, ...]] = (
     ASK, ANSWER, SUBMIT, CANCEL, ACK, TOKENS, RESULT,
     PRESENCE, INFO, STATE, HELD, PROBE, ECHO, ASSIGN, WORKER_CANCEL, SETTLED, COMMAND, DESIRED,
-    CERTIFICATE_REQUEST, CERTIFICATE, STARTED, WORKER_TOKENS, DONE, FAILED, ESCALATE, PROGRESS,
+    CERTIFICATE_REQUEST, JOIN, CERTIFICATE,
+    STARTED, WORKER_TOKENS, DONE, FAILED, ESCALATE, PROGRESS,
     SUMMARY, ROSTER, EVENTS, ALERTS, DISPATCHER, ADMIN_REQUEST, ADMIN_REPLY,
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from edge_worker.core.renewal import Validity
 from edge_worker.ports import IdentityError
 from fleet_pki import certificates as c
-from fleet_pki.files import read_file, write_file
+from fleet_pki.files import make_folder, read_file, write_file
 from fleet_protocol.errors import FleetError
 from fleet_protocol.messages import WorkerId
 
@@ -25,6 +25,21 @@ class IdentityFiles:
         self._worker = worker
         self._certificate = certificate
         self._key = key
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether there is one, good or not."""
+        return self._certificate.exists()
+
+    def make_key(self) -> None:
+        """Make a key, if there is none yet; it never leaves the board.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        if not self._key.exists():
+            make_folder(self._key.parent)
+            write_file(self._key, c.key_pem(c.new_key()))
 
     def validity(self) -> Validity:
         """Return from when to when the certificate holds."""

@@ -26,6 +26,7 @@ _BY_CODE = {
     "clock_behind": ExitCode.CANNOT_CONNECT,
     "timeout": ExitCode.TIMEOUT,
     "not_authorized": ExitCode.DENIED,
+    "token_refused": ExitCode.DENIED,
     "session_taken_over": ExitCode.TAKEN_OVER,
 }
 

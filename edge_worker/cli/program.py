@@ -109,6 +109,32 @@ def run(config: Path | None, **flags: str | int | None) -> None:
 
 
 @main.command()
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file; see example.toml.")
+@click.option("--id", help="Name and MQTT identity; default: the host's name.")
+@click.option("--broker", metavar="URL", help="mqtts://HOST:PORT, as the worker will use it.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="What `fleet enroll worker ID --token` made; deleted once it is used.",
+)
+@click.option("--at", metavar="URL", help="Where tokens are taken; default: the broker, port 8884.")
+@click.option(
+    "--timeout-s", type=click.FloatRange(1.0), default=600.0, show_default=True, help="To wait."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a line.")
+def join(config: Path | None, *, as_json: bool, **flags: Any) -> None:
+    """Get this board's first certificate with a one-time token, over the network.
+
+    The key is made here and stays here. Key and certificate go where broker.tls of the settings
+    names them. Without a token, on a board that has a certificate, there is nothing to do.
+    """
+    how = {name: flags.pop(name) for name in ("token_file", "at", "timeout_s")}
+    settings = _settings(config, **flags)
+    import_module("edge_worker.cli.join").join(settings, as_json=as_json, **how)
+
+
+@main.command()
 @_with_settings
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def check(config: Path | None, *, as_json: bool, **flags: str | int | None) -> int:

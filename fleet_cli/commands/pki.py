@@ -259,11 +259,9 @@ async def _stay_alive() -> None:
 
 
 def _view(member: Member) -> MemberView:
-    secret = Secret.TOKEN
+    secret = Secret.CERTIFICATE
     if member.password_hash is not None:
-        secret = Secret.PASSWORD
-    elif member.expires_at_ms is not None or not member.is_active:
-        secret = Secret.CERTIFICATE
+        secret = Secret.TOKEN if member.identity.role is Role.WORKER else Secret.PASSWORD
     return MemberView(
         id=member.identity.id,
         role=member.identity.role,

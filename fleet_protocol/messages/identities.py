@@ -10,7 +10,10 @@ from fleet_protocol.messages.words import Code, Id, Message, Note
 
 
 class CertificateRequest(Message, frozen=True, kw_only=True):
-    """A worker asks for its next certificate, over the connection that its present one opened.
+    """A worker asks for a certificate.
+
+    On `csr` for its next one, over the connection that its present one opened; on `join` for its
+    first one, over a connection that its token opened.
 
     Attributes:
         req: Names the request; the reply carries it.
