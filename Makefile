@@ -29,6 +29,22 @@ demo: model  ## Start a fleet on this machine and put real questions to it
 test: model  ## Run all tests
 	@$(BIN)/python -m pytest
 
+ANSIBLE := .venv-ansible
+.PHONY: ansible boards
+$(ANSIBLE)/.installed: deploy/ansible/requirements.txt
+	@$(PYTHON) -m venv $(ANSIBLE)
+	@$(ANSIBLE)/bin/python -m pip install --quiet -r deploy/ansible/requirements.txt
+	@touch $@
+
+# Ansible wants to know in which letters everybody writes.
+ansible: $(STAMP) $(ANSIBLE)/.installed  ## Lint playbooks and roles, render every template
+	@cd deploy/ansible && LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(ANSIBLE)/bin:$$PATH" yamllint --strict .
+	@cd deploy/ansible && LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(ANSIBLE)/bin:$$PATH" ansible-lint --quiet
+	@$(BIN)/python -m pytest -m ansible tests/deploy
+
+boards: $(STAMP) $(ANSIBLE)/.installed  ## Set up, upgrade and reset a site of test boards (root, Debian)
+	@$(BIN)/python -m pytest -m boards tests/deploy
+
 check: $(STAMP)  ## Lint, types, floors
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .

@@ -1,0 +1,70 @@
+"""Base images of test boards: Debian with systemd, built once and kept outside the checkout."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+PACKAGES: Final = (
+    *("systemd", "systemd-sysv", "systemd-timesyncd", "dbus", "openssh-server", "sudo"),
+    *("python3", "python3-venv", "python3-apt", "ca-certificates", "openssl"),
+    *("iproute2", "procps", "mosquitto"),
+)
+"""What Raspberry Pi OS Lite has too, and Mosquitto: boards here have no internet."""
+OPERATOR: Final = "ops"
+"""Whom Ansible logs in as; may use sudo without a password, as on a freshly written card."""
+_SETUP: Final = (
+    f"chroot $1 useradd --create-home --shell /bin/bash {OPERATOR}",
+    f"echo '{OPERATOR} ALL=(ALL) NOPASSWD: ALL' > $1/etc/sudoers.d/{OPERATOR}",
+    # Every board makes or gets its own.
+    "rm -f $1/etc/ssh/ssh_host_* $1/etc/machine-id",
+    # Distributions start it at once; here nobody has configured it yet.
+    "chroot $1 systemctl disable mosquitto.service",
+)
+
+
+def missing_programs() -> list[str]:
+    """Return what would have to be installed for boards to start here."""
+    return [
+        name for name in ("mmdebstrap", "systemd-nspawn", "ip", "ssh") if not shutil.which(name)
+    ]
+
+
+def base_image(suite: str) -> Path:
+    """Return the folder of a base image, built where there is none yet (some three minutes).
+
+    Its name holds a digest of all that it is made of, so a change makes a new one.
+    """
+    recipe = "\n".join((suite, *PACKAGES, *_SETUP))
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgefleet/boards"
+    cache.mkdir(parents=True, exist_ok=True)
+    image = cache / f"{suite}-{digest}"
+    with (cache / f"{image.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not image.exists():
+            _build(suite, image)
+    return image
+
+
+def _build(suite: str, image: Path) -> None:
+    half = image.with_name(f"{image.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    subprocess.run(
+        [
+            "mmdebstrap",
+            "--variant=minbase",
+            f"--include={','.join(PACKAGES)}",
+            *(f"--customize-hook={line}" for line in _SETUP),
+            suite,
+            str(half),
+        ],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    half.rename(image)

@@ -1,0 +1,69 @@
+"""Wheels for test boards, and releases that never were: the next one, and a broken one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fleet_protocol import __version__
+from tests.deploy.playbooks import ANSIBLE, REPOSITORY
+
+_FILL: Final = ANSIBLE / "roles/wheelhouse/files/fill.sh"
+_PARTS: Final = (
+    *("fleet_protocol", "fleet_client", "fleet_pki", "fleet_cli"),
+    *("cloud_dispatcher", "edge_worker", "models"),
+)
+HUB_EXTRAS: Final = "cloud,pki,client"
+BOARD_EXTRAS: Final = "edge"
+MACHINE: Final = "x86_64"
+
+
+def fill_wheelhouse(folder: Path, *, hub_python: str, board_pythons: Sequence[str]) -> None:
+    """Fill it as `wheelhouse.yml` does, from this checkout; needs the internet."""
+    hosts = [(HUB_EXTRAS, hub_python), *((BOARD_EXTRAS, python) for python in board_pythons)]
+    for extras, python in hosts:
+        words = [str(folder), __version__, str(REPOSITORY), sys.executable, extras, python, MACHINE]
+        done = subprocess.run([str(_FILL), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def add_release(folder: Path, scratch: Path, version: str, *, breaks: str = "") -> None:
+    """Add a release that differs in its name, and in `breaks`, with which its worker ends."""
+    source = scratch / version
+    source.mkdir(parents=True)
+    for part in _PARTS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / part, source / part, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    module = source / "fleet_protocol/__init__.py"
+    text = module.read_text()
+    assert f'"{__version__}"' in text
+    module.write_text(text.replace(f'"{__version__}"', f'"{version}"'))
+    if breaks:
+        with (source / "edge_worker/app.py").open("a") as code:
+            code.write(f"\nraise RuntimeError({breaks!r})\n")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(scratch),
+    ]
+    subprocess.run([*pip, str(source)], check=True, capture_output=True)
+    wheel = scratch / f"edgefleet-{version}-py3-none-any.whl"
+    for archive in folder.glob(f"edgefleet-{__version__}-*.tar"):
+        fresh = folder / archive.name.replace(__version__, version, 1)
+        with tarfile.open(archive) as old, tarfile.open(fresh, "w") as new:
+            for member in old:
+                if not Path(member.name).name.startswith("edgefleet-"):
+                    new.addfile(member, old.extractfile(member))
+            new.add(wheel, wheel.name)

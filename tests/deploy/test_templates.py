@@ -1,0 +1,105 @@
+"""Every template, as the hosts of the sample inventories would get it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import cloud_dispatcher.config
+import edge_worker.config
+from tests.conftest import require
+from tests.deploy.playbooks import ANSIBLE, ansible_program, run_ansible
+
+pytestmark = [pytest.mark.ansible, pytest.mark.timeout(600)]
+
+SHARED: Final = "tables.toml.j2"
+"""What others include; it makes no file of its own."""
+TEMPLATES: Final = sorted(
+    path for path in ANSIBLE.glob("roles/*/templates/*.j2") if path.name != SHARED
+)
+UNITS: Final = sorted(path.stem for path in TEMPLATES if path.name.endswith(".service.j2"))
+HOSTS: Final = {
+    "desk": ("desk", "pi-1"),
+    # One of each kind: their sisters differ in name alone.
+    "two-sites": ("broker.example.com", "north-pi-01", "south-jetson-1"),
+}
+EXPOSURE_MOST: Final = 20
+"""In tenths."""
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def rendered(
+    request: pytest.FixtureRequest, ansible: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Render for the hosts of one inventory: a folder for each of them."""
+    del ansible
+    out = tmp_path_factory.mktemp(request.param)
+    hosts = HOSTS[request.param]
+    program = ansible_program("ansible-playbook")
+    assert program
+    inventory = str(ANSIBLE / f"inventories/{request.param}/hosts.yml")
+    variables = {
+        "render_out": str(out),
+        "render_templates": [str(path) for path in TEMPLATES],
+        "base_ntp_servers": ["time.example.com"],
+    }
+    words = [program, "-i", inventory, str(Path(__file__).with_name("render.yml"))]
+    done = run_ansible([*words, "--limit", ",".join(hosts), "-e", json.dumps(variables)], home=out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for host in hosts:
+        (out / host).mkdir()
+        for name, text in json.loads((out / f"{host}.json").read_text()).items():
+            (out / host / name).write_text(text)
+    return {host: out / host for host in hosts}
+
+
+def test_the_sample_of_two_sites_has_forty_boards(ansible: None, tmp_path: Path) -> None:
+    del ansible
+    program = ansible_program("ansible-inventory")
+    assert program
+    inventory = str(ANSIBLE / "inventories/two-sites/hosts.yml")
+    done = run_ansible([program, "-i", inventory, "--list"], home=tmp_path)
+    groups = json.loads(done.stdout)
+    assert sum(len(groups[site]["hosts"]) for site in groups["workers"]["children"]) == 40
+
+
+def test_the_programs_take_their_settings(rendered: dict[str, Path]) -> None:
+    for host, folder in rendered.items():
+        worker = edge_worker.config.load_settings(
+            config=folder / "worker.toml.j2", environ={}, flags={}
+        )
+        assert worker.worker == host.replace(".", "-")
+        assert worker.broker.port == 8_883
+        dispatcher = cloud_dispatcher.config.load_settings(folder / "dispatcher.toml.j2", {})
+        assert dispatcher.broker.tls is not None
+
+
+def test_no_template_leaves_anything_open(rendered: dict[str, Path]) -> None:
+    for folder in rendered.values():
+        for path in folder.iterdir():
+            text = path.read_text()
+            assert "{{" not in text.replace("{{ $", ""), path
+            assert "None" not in text, path
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_unit_is_locked_in(rendered: dict[str, Path], unit: str, tmp_path: Path) -> None:
+    require(shutil.which("systemd-analyze") is not None, "systemd-analyze")
+    for host, folder in rendered.items():
+        system = tmp_path / host / "etc/systemd/system"
+        (system / "edgefleet-.service.d").mkdir(parents=True)
+        shutil.copy(folder / "sandbox.conf.j2", system / "edgefleet-.service.d/10-sandbox.conf")
+        shutil.copy(folder / f"{unit}.j2", system / unit)
+        words = ["--offline=true", f"--threshold={EXPOSURE_MOST}", "--no-pager"]
+        done = subprocess.run(
+            ["systemd-analyze", "security", *words, f"--root={tmp_path / host}", unit],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-500:] + done.stderr
