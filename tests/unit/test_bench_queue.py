@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench import fleet, queue_peers, soak
@@ -35,13 +36,12 @@ def test_growth_is_from_the_warm_state_on() -> None:
 
 
 def test_what_was_seen_is_written_as_a_table(tmp_path: Path) -> None:
-    watch = Watch({})
-    watch.seen.append(Holding(10.0, "dispatcher", 71.25, 20, 5))
-    watch.write(tmp_path / "seen.csv")
-    assert (tmp_path / "seen.csv").read_text().split() == [
-        "at_s,process,rss_mb,files,threads",
-        "10.0,dispatcher,71.25,20,5",
-    ]
+    watch = Watch({"me": psutil.Process()}, file=tmp_path / "seen.csv")
+    watch.look(at_s=10.0)
+    head, row = (tmp_path / "seen.csv").read_text().split()
+    assert head == "at_s,process,rss_mb,files,threads"
+    assert row.startswith("10.0,me,")
+    assert all(float(value) > 0 for value in row.split(",")[2:])
 
 
 def test_a_tenth_of_the_questions_was_there_before() -> None:
