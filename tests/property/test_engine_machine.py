@@ -17,7 +17,7 @@ from tests.property.modelled_shell import ModelledShell, ModelledWorker
 
 NUMBERS = st.integers(0, 2)
 DEVICES = st.sampled_from(["d1", "d2"])
-JOB_IDS = st.sampled_from(["1", "2"])
+JOB_IDS = st.sampled_from("1234")
 SUBMITS = st.builds(
     m.JobSubmit,
     prompt=st.sampled_from(["short", "x" * 9_000]),
@@ -66,7 +66,6 @@ LONG_SUBMITS = st.builds(
     stream=st.booleans(),
 )
 ANSWERS = st.sampled_from(["done", "failed", "broken", "low_confidence", "overheated", "too_slow"])
-LONG_ANSWERS = st.sampled_from(["done", "done", "done", "failed", "low_confidence", "too_long"])
 TROUBLES = [
     "vanish",
     "die_with_a_will",
@@ -176,9 +175,15 @@ class EngineMachine(RuleBasedStateMachine):
         while worker.is_online and worker.inbox:
             worker.receive()
 
-    @rule(number=NUMBERS, kind=ANSWERS, told=st.booleans())
-    def work(self, number: int, kind: str, told: bool) -> None:  # noqa: FBT001 - drawn
-        self._work(number, kind, told=told)
+    @rule(kinds=st.lists(ANSWERS, min_size=1, max_size=4), signs=st.booleans(), told=st.booleans())
+    def work(self, kinds: list[str], *, signs: bool, told: bool) -> None:
+        """All of them at once: where each turn was one worker's, a run saw hardly any answer."""
+        for turn, kind in enumerate(kinds):
+            number = turn % len(self.shell.workers)
+            self.read_the_inbox(number)
+            if signs:
+                self.show_signs_of_work(number)
+            self._work(number, kind, told=told)
 
     def _work(self, number: int, kind: str, *, told: bool) -> None:
         worker = self.shell.workers[number]
@@ -190,7 +195,6 @@ class EngineMachine(RuleBasedStateMachine):
                     self.shell.report(worker, key)
                 return
 
-    @rule(number=NUMBERS)
     def show_signs_of_work(self, number: int) -> None:
         worker = self.shell.workers[number]
         for (key, attempt), outcome in list(worker.spool.items()):
@@ -428,29 +432,3 @@ EqualQuestionsMachine.TestCase.settings = settings(
     EngineMachine.TestCase.settings, max_examples=150
 )
 TestEqualQuestions = EqualQuestionsMachine.TestCase
-
-
-class LongTextsMachine(EngineMachine):
-    """The same, where nearly all are long texts in parts."""
-
-    @rule(device=DEVICES, job_id=JOB_IDS, submit=LONG_SUBMITS, reply=REPLIES)
-    def submit(self, device: str, job_id: str, submit: m.JobSubmit, reply: ReplyTo) -> None:
-        self._submit(device, job_id, submit, reply)
-
-    @rule(kinds=st.lists(LONG_ANSWERS, min_size=3, max_size=6), told=st.sampled_from([1, 1, 0]))
-    def work(self, kinds: list[str], told: int) -> None:
-        """Many parts at once, so that a run comes to a merge."""
-        for turn, kind in enumerate(kinds):
-            self._work(turn % len(self.shell.workers), kind, told=bool(told))
-
-    @precondition(lambda self: self.shell.engine._parts._families)
-    @rule(at_once=st.booleans())
-    def the_dispatcher_dies_while_parts_are_answered(self, at_once: bool) -> None:  # noqa: FBT001 - drawn
-        if at_once:
-            self.shell.restart()
-        else:
-            self.shell.crash_before_telling = True
-
-
-LongTextsMachine.TestCase.settings = settings(EngineMachine.TestCase.settings, max_examples=150)
-TestLongTexts = LongTextsMachine.TestCase

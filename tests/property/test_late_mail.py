@@ -13,7 +13,7 @@ from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.job import ReplyTo
 from fleet_protocol import messages as m
 from tests.property.modelled_shell import ModelledShell
-from tests.property.test_engine_machine import ANSWERS, EngineMachine
+from tests.property.test_engine_machine import EngineMachine
 
 SUBMITS: Final = st.builds(
     m.JobSubmit,
@@ -84,7 +84,7 @@ class LateMailMachine(EngineMachine):
         self.shell: RememberingShell = RememberingShell()
 
     # What is tried elsewhere would only thin out what is tried here.
-    submit = cancel = retry_a_job = work = show_signs_of_work = None
+    submit = cancel = retry_a_job = None
     a_stale_outcome_moves_nothing = send_again_what_is_in_the_spool = None
 
     @initialize()
@@ -96,13 +96,6 @@ class LateMailMachine(EngineMachine):
     def jobs_come(self, submits: list[m.JobSubmit]) -> None:
         for submit in submits:
             self._submit("d1", f"{self.minted + 1}", submit, ReplyTo())
-
-    @rule(kinds=st.lists(ANSWERS, min_size=1, max_size=4), told=st.booleans())
-    def workers_work(self, kinds: list[str], *, told: bool) -> None:
-        for number, kind in enumerate(kinds):
-            self.read_the_inbox(number % 3)
-            EngineMachine.show_signs_of_work(self, number % 3)
-            self._work(number % 3, kind, told=told)
 
     @precondition(lambda self: self.shell.of_jobs)
     @rule(data=st.data(), times=st.integers(1, 6))
