@@ -20,7 +20,6 @@ from fleet_protocol.messages import Defer, JobKey, JobStatus
 
 _Question: TypeAlias = tuple[bytes, bool]
 _OWN_ENDS: Final = frozenset({DEADLINE, NOT_STARTED, SHED})
-_NEVER_MS = 2**62
 
 
 class _Group:
@@ -152,5 +151,4 @@ def _question_of(job: Job) -> _Question | None:
 
 
 def _urgency(job: Job) -> tuple[int, int]:
-    deadline_ms = _NEVER_MS if job.deadline_at_ms is None else job.deadline_at_ms
-    return -job.submit.priority, deadline_ms
+    return -job.submit.priority, job.presses_at_ms

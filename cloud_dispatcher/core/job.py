@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from fleet_protocol.messages import (
@@ -15,6 +17,8 @@ from fleet_protocol.messages import (
     Reason,
     WorkerId,
 )
+
+_NEVER_MS: Final = 2**62
 
 
 class ReplyTo(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +131,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             and self.attempt == 0
             and self.not_before_ms == self.begins_at_ms
         )
+
+    @property
+    def presses_at_ms(self) -> int:
+        """When it must have its result, or somebody must have begun: what comes first."""
+        deadline_ms = _NEVER_MS if self.deadline_at_ms is None else self.deadline_at_ms
+        start_by_ms = self.start_by_at_ms
+        return deadline_ms if start_by_ms is None else min(deadline_ms, start_by_ms)
 
     @property
     def is_open(self) -> bool:

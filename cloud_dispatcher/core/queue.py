@@ -14,7 +14,6 @@ from fleet_protocol.routing import least_prompt_tokens
 
 _PRIORITIES: Final = 10
 _SMALL_TOKENS: Final = 256
-_NEVER_MS: Final = 2**62
 _RISE_MOST: Final = 200
 """Flows that are counted a level up at once; the rest are due as soon as somebody looks again."""
 
@@ -124,7 +123,7 @@ class _Level:
 class JobQueue:
     """Waiting jobs by priority (9 first); among equals tenants take turns, and their devices do.
 
-    Of devices with equal turns, and of a device's own jobs, the one with the nearest deadline comes
+    Of devices with equal turns, and of a device's own jobs, the one with the nearest limit comes
     first, then the one received first. A device's first job counts a priority higher each time that
     it has waited for so long, up to 9: so nobody waits for ever, and who submits much gains nothing
     by it, for only the first one ages.
@@ -355,5 +354,4 @@ class JobQueue:
 
 
 def _urgency(job: Job) -> _Rank:
-    deadline_ms = _NEVER_MS if job.deadline_at_ms is None else job.deadline_at_ms
-    return (deadline_ms, job.received_at_ms, job.key)
+    return (job.presses_at_ms, job.received_at_ms, job.key)

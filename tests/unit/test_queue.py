@@ -53,6 +53,17 @@ def test_priority_comes_first_then_deadline_then_receipt_then_key() -> None:
     assert drained(queue) == ["A", "B", "C", "D", "E", "F"]
 
 
+def test_the_nearest_limit_counts_until_somebody_has_begun() -> None:
+    queue = JobQueue()
+    unstarted = replace(job("C", deadline_ms=900), start_by_at_ms=10)
+    for each in (job("A", deadline_ms=50), job("B", deadline_ms=60), unstarted):
+        queue.add(each, now_ms=0)
+    assert drained(queue) == ["C", "A", "B"]
+    for each in (job("A", deadline_ms=50), replace(unstarted, start_by_at_ms=None)):
+        queue.add(each, now_ms=0)
+    assert drained(queue) == ["A", "C"]
+
+
 def test_a_pausing_job_is_counted_but_not_ready() -> None:
     queue = JobQueue()
     pausing = replace(job("A"), not_before_ms=100)
