@@ -20,6 +20,8 @@ _log = structlog.get_logger(__name__)
 _SIGNED: Final = (topics.ALERTS, topics.ROSTER)
 _SETTLED_MAX: Final = 1_000
 """Attempts in one `Settled`: well below its size limit."""
+_LOGGED_EVERY: Final = 1_000
+"""Of what a full bus does not take: whoever is busy has no disk to spare for a line each."""
 
 
 class Publisher:
@@ -104,7 +106,8 @@ class Publisher:
             self._bus.publish(publication)
         except BusFullError as error:
             self.untaken += 1
-            _log.warning("publication.untaken", topic=publication.topic, code=error.code)
+            if self.untaken % _LOGGED_EVERY == 1:
+                _log.warning("publication.untaken", count=self.untaken, code=error.code)
             return False
         return True
 

@@ -21,12 +21,15 @@ class Exit(IntEnum):
     CANNOT_CONNECT = 3
     TIMEOUT = 4
     DENIED = 5
+    TAKEN_OVER = 6
+    """Another dispatcher has this identity: starting again would only take it back."""
 
 
 _BY_CODE: Final = {
     "broker_unreachable": Exit.CANNOT_CONNECT,
     "clock_behind": Exit.CANNOT_CONNECT,
     "not_authorized": Exit.DENIED,
+    "session_taken_over": Exit.TAKEN_OVER,
     "timeout": Exit.TIMEOUT,
 }
 

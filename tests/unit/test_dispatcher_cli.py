@@ -20,7 +20,13 @@ from fleet_cli.broker import BrokerProcess
 from fleet_protocol import __version__, codec, topics
 from fleet_protocol import messages as m
 from fleet_protocol.bus import Delivery, Session
-from fleet_protocol.errors import ConfigError, FleetError, RejectedError, RetryableError
+from fleet_protocol.errors import (
+    BusClosedError,
+    ConfigError,
+    FleetError,
+    RejectedError,
+    RetryableError,
+)
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings
 
@@ -55,6 +61,7 @@ def test_the_version_is_the_projects() -> None:
         (ConfigError("x"), Exit.USAGE),
         (RetryableError("x", code="broker_unreachable"), Exit.CANNOT_CONNECT),
         (RejectedError("x", code="not_authorized"), Exit.DENIED),
+        (BusClosedError("x", code="session_taken_over"), Exit.TAKEN_OVER),
         (StoreUnavailableError("x"), Exit.FAILED),
     ],
 )
