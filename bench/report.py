@@ -112,11 +112,12 @@ def print_table(result: Report) -> None:
     """Print a report for people."""
     print(f"{result['bench']}, {result['date']}, {result['machine']}")
     columns = ["ours", *result["peers"]]
-    print(f"{'':32}" + "".join(f"{name:>18}" for name in columns))
+    width = max(18, *(len(name) + 2 for name in columns))
+    print(f"{'':32}" + "".join(f"{name:>{width}}" for name in columns))
     for figure, value in result["ours"].items():
         theirs = [figures.get(figure) for figures in result["peers"].values()]
         cells = ["" if one is None else f"{one:,.4g}" for one in (value, *theirs)]
-        print(f"{figure:32}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{figure:32}" + "".join(f"{cell:>{width}}" for cell in cells))
     for name, ratio in result["ratios"].items():
         low, high = result["spreads"][name]
         spread = f"   {low:.3g} to {high:.3g}" if low < high else ""
