@@ -229,15 +229,16 @@ class Ledger:
         if job.result is not None:
             return None
         due_ms = job.deadline_at_ms
-        own_ms = job.lease_until_ms
-        if own_ms is not None:
-            other_ms = self._attempt_over_ms(job)
-        else:
-            other_ms = job.start_by_at_ms
+        own_ms, other_ms = job.lease_until_ms, job.start_by_at_ms
+        if own_ms is None:
             own_ms = job.not_before_ms if job.not_before_ms > self.now_ms else None
-        for at_ms in (own_ms, other_ms):
-            if at_ms is not None and (due_ms is None or at_ms < due_ms):
-                due_ms = at_ms
+        else:
+            has_span = job.submit.attempt_ms or self.settings.default_attempt_ms
+            other_ms = self._attempt_over_ms(job) if has_span else None
+        if own_ms is not None and (due_ms is None or own_ms < due_ms):
+            due_ms = own_ms
+        if other_ms is not None and (due_ms is None or other_ms < due_ms):
+            due_ms = other_ms
         return due_ms
 
     def _attempt_over_ms(self, job: Job) -> int | None:
