@@ -54,7 +54,9 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
         max_inbox_events: Events waiting for `receive` before the link is read no further.
         max_inbox_bytes: The same in payload bytes.
         silent_losses: Times in a row the broker may close the connection without a word within
-            `reconnect_cap_s` of taking us in, before we believe that another client has our id.
+            `silent_life_s` of taking us in, before we believe that another client has our id.
+        silent_life_s: Well above the pauses in which two such clients put each other out so often,
+            and below those in which a broker may be killed and started again.
         write_buffer_bytes: Unsent bytes beyond which QoS 0 is dropped and QoS 1 waits.
     """
 
@@ -64,6 +66,7 @@ class BusLimits(msgspec.Struct, frozen=True, kw_only=True):
     reconnect_first_s: float = 0.25
     reconnect_cap_s: float = 30.0
     silent_losses: int = 6
+    silent_life_s: float = 10.0
     receive_maximum: int = 4_000
     window: int = 1_000
     max_unconfirmed: int = 100_000
@@ -263,6 +266,7 @@ class MqttBus:
         lived_s = asyncio.get_running_loop().time() - self._up_at_s
         if was_up and lived_s >= self._limits.reconnect_cap_s:
             self._backoff.reset()
+        if was_up and lived_s >= self._limits.silent_life_s:
             self._silent_losses = 0
         self._silent_losses = self._silent_losses + 1 if is_silent else 0
         self._link = None
@@ -408,6 +412,9 @@ class MqttBus:
     def _come_up(self, link: Link, connack: mqtt5.ConnAckPacket, *, now_s: float) -> None:
         self._is_up = True
         self._up_at_s = now_s
+        if self._session.expiry_s and not connack.session_present:
+            # Whoever takes our place takes our session, too: this broker began anew.
+            self._silent_losses = 0
         if connack.server_keep_alive:
             link.keepalive_s = connack.server_keep_alive
         _log.info("link.up", broker=repr(self._broker), session_present=connack.session_present)

@@ -324,12 +324,19 @@ async def test_a_link_that_lived_long_is_not_forgotten_to_have_failed_since() ->
     assert max(waits) > 4.0
 
 
-async def test_being_put_out_without_a_word_again_and_again_means_another_has_our_name() -> None:
-    def script(packet: mqtt5.Packet) -> list[Answer]:
-        return [SUBSCRIBED, None] if isinstance(packet, mqtt5.SubscribePacket) else friendly(packet)
+def forgetful(packet: mqtt5.Packet) -> list[Answer]:
+    """Take us in with a new session and put us out without a word."""
+    return [SUBSCRIBED, None] if isinstance(packet, mqtt5.SubscribePacket) else friendly(packet)
 
+
+def rude(packet: mqtt5.Packet) -> list[Answer]:
+    """Take us in with our session and put us out without a word."""
+    return [WELCOME_BACK] if isinstance(packet, mqtt5.ConnectPacket) else forgetful(packet)
+
+
+async def test_being_put_out_without_a_word_again_and_again_means_another_has_our_name() -> None:
     limits = msgspec.structs.replace(QUICK, silent_losses=4)
-    async with ScriptedBroker(script) as broker, bus(broker, limits=limits) as me:
+    async with ScriptedBroker(rude) as broker, bus(broker, limits=limits) as me:
         with pytest.raises(BusClosedError) as caught:
             await Reader(me).until(lambda _: False)
     assert caught.value.code == "session_taken_over"
@@ -338,14 +345,23 @@ async def test_being_put_out_without_a_word_again_and_again_means_another_has_ou
 
 
 async def test_a_broker_that_is_away_in_between_was_merely_restarted() -> None:
-    def script(packet: mqtt5.Packet) -> list[Answer]:
-        return [SUBSCRIBED, None] if isinstance(packet, mqtt5.SubscribePacket) else friendly(packet)
-
     away = saying(mqtt5.ConnectPacket, None)
     limits = msgspec.structs.replace(QUICK, silent_losses=3)
-    scripts = [script, script, away] * 4
+    scripts = [rude, rude, away] * 4
     async with ScriptedBroker(*scripts, friendly) as broker, bus(broker, limits=limits) as me:
         await broker.until(lambda got: len(got) == 13)
+        me.publish(Publication(topic="a", payload=b"", token=1))
+        await Reader(me).until(lambda got: Confirmed(1) in got)
+
+
+@pytest.mark.parametrize(("script", "life_s"), [(forgetful, 10.0), (rude, 0.0)])
+async def test_a_broker_killed_and_started_again_and_again_is_no_other_client_of_our_name(
+    script: Script, life_s: float
+) -> None:
+    """Whether it forgot our session, or let us live for longer than two of one name do."""
+    limits = msgspec.structs.replace(QUICK, silent_losses=3, silent_life_s=life_s)
+    async with ScriptedBroker(*[script] * 8, friendly) as broker, bus(broker, limits=limits) as me:
+        await broker.until(lambda got: len(got) == 9)
         me.publish(Publication(topic="a", payload=b"", token=1))
         await Reader(me).until(lambda got: Confirmed(1) in got)
 

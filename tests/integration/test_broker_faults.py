@@ -65,18 +65,18 @@ def a_fleet(running: Fleet, **environ: str) -> Device:
 def test_a_broker_killed_again_and_again_under_load_loses_no_job(
     tmp_path: Path, *, is_persistent: bool
 ) -> None:
-    options = BrokerOptions(persistent=is_persistent)
-    with Fleet(tmp_path, options=options) as running:
+    with Fleet(tmp_path, options=BrokerOptions(persistent=is_persistent)) as running:
         a_fleet(running)
         with FleetClient(running.broker.url, "d2", schedule=QUICK) as client:
-            names = tuple(f"j{number}" for number in range(120))
-            for start in range(0, len(names), 40):
-                ask_all(client, names[start : start + 40])
+            names = tuple(f"j{number}" for number in range(60))
+            for start in range(0, len(names), 20):
+                ask_all(client, names[start : start + 20])
                 client.submit("last", job_id=names[start], max_tokens=8, cache="off").wait(60)
                 running.broker.kill()
                 running.broker.start()
             hear_all(client, names)
         running.account_for("d2", *names)
+        assert all(process.poll() is None for process in running.processes.values())
 
 
 def test_a_broker_that_freezes_is_left_and_found_again(tmp_path: Path) -> None:
