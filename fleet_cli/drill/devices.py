@@ -17,7 +17,7 @@ from fleet_client.client import FleetClient
 from fleet_client.options import JobOptions
 from fleet_client.tracker import ResendSchedule
 from fleet_protocol.codec import decode
-from fleet_protocol.errors import FleetError, ProtocolError, RetryableError
+from fleet_protocol.errors import FleetError, ProtocolError
 from fleet_protocol.messages import JobAck, JobResult
 from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import DEFAULT_ROOT, Topics
@@ -207,10 +207,7 @@ class Load:
     def _submit(self, errand: Errand) -> None:
         device = self._rng.choice(self._devices)
         self._ledger.submitted(device.device, errand.id, text=errand.text)
-        try:
-            device.submit(errand.prompt, job_id=errand.id, accept_timeout_s=None, **errand.options)
-        except RetryableError:
-            return  # the client is full; the job was never said to anybody
+        device.submit(errand.prompt, job_id=errand.id, accept_timeout_s=None, **errand.options)
         if errand.cancel_after_s is not None:
             due_at_s = time.monotonic() + errand.cancel_after_s
             self._cancels.append((due_at_s, device, errand.id))

@@ -36,7 +36,7 @@ class DrillSettings(msgspec.Struct, frozen=True, kw_only=True):
         every_s: Between two faults, on average; faults wait for their targets on top.
         jobs_per_s: All devices together.
         burst_jobs: Submitted at once shortly before each fault.
-        settle_s: Longest wait for the last results, once nothing disturbs the fleet any more.
+        settle_s: Longest wait for one more result, once nothing disturbs the fleet any more.
     """
 
     seed: int
@@ -209,8 +209,13 @@ class Drill:
         injector.heal()
 
     def _settle(self, fleet: DrillFleet, strikes: Sequence[Strike]) -> None:
-        give_up_at_s = time.monotonic() + self._settings.settle_s
-        while self._ledger.open_jobs and time.monotonic() < give_up_at_s:
+        open_jobs, give_up_at_s = 0, 0.0
+        while self._ledger.open_jobs:
+            if self._ledger.open_jobs != open_jobs:
+                open_jobs = self._ledger.open_jobs
+                give_up_at_s = time.monotonic() + self._settings.settle_s
+            elif time.monotonic() > give_up_at_s:
+                break
             fleet.tick()
             self._tell_news(strikes)
             time.sleep(_TICK_S)

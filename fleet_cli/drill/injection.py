@@ -57,7 +57,7 @@ class Injector:
         self._burst = burst
         self._burst_jobs = burst_jobs
         self._next: Fault | None = None
-        self._due_at_s = 0.0
+        self._due_at_s = self._give_up_at_s = 0.0
         self._held: list[tuple[float, Strike]] = []
         self._last_outage_at_ms = 0.0
         self.strikes: list[Strike] = []
@@ -72,6 +72,11 @@ class Injector:
             if self._next is None:
                 return bool(self._held)
             self._due_at_s = now_s + self._next.pause_s
+            self._give_up_at_s = now_s + _PATIENCE_S
+        if self._waits_for_jobs(self._next) and now_s < self._give_up_at_s:
+            # Each shall hit a fleet at work: its pause begins when jobs flow.
+            self._due_at_s = now_s + self._next.pause_s
+            return True
         if now_s < self._due_at_s:
             return True
         if self._is_ready(self._next):
@@ -93,12 +98,13 @@ class Injector:
             return True
         if not self._fleet.is_free(fault.target):
             return False
-        if fault.kind is FaultKind.FULL_DISK and not self._fleet.is_serving(fault.target):
-            # Nobody starts on a full disk; what is wanted here is one that fills at work.
+        # Nobody starts on a full disk; what is wanted here is one that fills at work.
+        return fault.kind is not FaultKind.FULL_DISK or self._fleet.is_serving(fault.target)
+
+    def _waits_for_jobs(self, fault: Fault) -> bool:
+        if fault.is_hasty or not _stops_all(fault):
             return False
-        # Each shall hit a fleet at work: one that only starts has little to lose.
-        may_strike = fault.is_hasty or not _stops_all(fault)
-        return may_strike or self._ledger.flows_since(self._last_outage_at_ms)
+        return not self._ledger.flows_since(self._last_outage_at_ms)
 
     def _strike(self, fault: Fault) -> None:
         self._burst(self._burst_jobs)
