@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from cloud_dispatcher.adapters.audit_file import AuditFile
 from cloud_dispatcher.adapters.clock_file import ClockFile
 from cloud_dispatcher.adapters.http.gateway import build_gateway, describe
 from cloud_dispatcher.adapters.http.inside import Inside
@@ -81,7 +82,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     counts, has_gateway = FleetCounts(), settings.gateway.port is not None
     noting = asyncio.create_task(clock_file.keep(clock), name="clock-note")
     try:
-        async with store:
+        async with store, AuditFile(settings.audit) as audit:
             outside = Outside(
                 bus=bus,
                 store=store,
@@ -89,9 +90,10 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 clock=clock,
                 topics=topics,
                 epoch=epoch,
-                observers=(JobLog(), counts) if has_gateway else (JobLog(),),
+                observers=(JobLog(), audit, *((counts,) if has_gateway else ())),
                 library=library,
                 memory=LinuxMemory().used_pct,
+                inquired=audit.asked,
                 alive=notifier.alive,
                 shared=shared,
                 cluster=settings.cluster,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloud_dispatcher.adapters.audit_file import AuditSettings
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
 from cloud_dispatcher.adapters.secret_file import read_secret
@@ -60,6 +61,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         cloud: What holds for all of them.
         library: What is said where nobody answers.
         gateway: The dispatcher over HTTP.
+        audit: The audit log.
         log: The log.
     """
 
@@ -75,6 +77,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     cloud: CloudSettings = msgspec.field(default_factory=CloudSettings)
     library: LibrarySettings = msgspec.field(default_factory=LibrarySettings)
     gateway: GatewaySettings = msgspec.field(default_factory=GatewaySettings)
+    audit: AuditSettings = msgspec.field(default_factory=AuditSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 

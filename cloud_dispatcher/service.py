@@ -30,7 +30,13 @@ from cloud_dispatcher.history import History
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
-from cloud_dispatcher.intake import EchoAsked, Intake, read_confirmation, read_refusal
+from cloud_dispatcher.intake import (
+    EchoAsked,
+    Intake,
+    RequestMalformed,
+    read_confirmation,
+    read_refusal,
+)
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.library_watch import LibraryWatch
 from cloud_dispatcher.load_watch import LoadWatch
@@ -79,6 +85,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         observers: See every decision after it was carried out.
         library: The same that the engine asks.
         memory: How full the machine's memory is, 0..100; None where nobody can tell.
+        inquired: Hears what operators asked that the engine has no part in.
         alive: Called after each turn: a service manager watches that they go on.
         shared: The store once more, where several dispatchers share it; None: there is only one.
         cluster: What this dispatcher is among them.
@@ -93,6 +100,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     observers: tuple[Observer, ...] = ()
     library: AnswerLibrary | None = None
     memory: Callable[[], float | None] = lambda: None
+    inquired: Callable[[str, m.AdminRequest], None] = lambda _admin, _request: None
     alive: Callable[[], None] = lambda: None
     shared: ClusterStore | None = None
     cluster: ClusterSettings = ClusterSettings()
@@ -407,6 +415,8 @@ class DispatcherService:
         for request in turn.requests:
             reply = await self._inquiries.answer(request)
             self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
+            if not isinstance(request, RequestMalformed):
+                self._outside.inquired(request.admin, request.request)
 
     def _tell(self, turn: Turn) -> None:
         if self._cluster is not None:

@@ -35,6 +35,7 @@ root = LazyGroup(
         "pki": (f"{_AT}.pki", "Run the fleet's authority: certificates, renewal, revocation."),
         "enroll": (f"{_AT}.enroll", "Give a worker, device or person an identity."),
         "acl": (f"{_AT}.acl", "Write and try out who may say and hear what."),
+        "audit": (f"{_AT}.audit", "Verify and read the audit log."),
         "drill": (f"{_AT}.drill", "Pull the plugs of a test fleet, and audit its jobs."),
         "watch": (f"{_AT}.watch", "Follow the fleet live."),
         "doctor": (f"{_AT}.doctor", "Check this machine and the fleet, with a fix for each fault."),
