@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Self
 
 PATIENCE_S = 10.0
 _CHUNK = 65_536
 _PUBLISH, _QOS, _QOS_1, _DUP = 0x30, 0x06, 0x02, 0x08
+_PUBACK = b"\x40\x02"
 
 
 class Packets:
@@ -45,11 +47,13 @@ class Link:
     Attributes:
         connections: How many there were.
         doubled, moved: Packets that were sent twice, or out of their turn.
+        lost: Publications that were taken and not passed on, by the end of their topics.
     """
 
     def __init__(self, target: int) -> None:
         self.port = 0
         self.connections = self.doubled = self.moved = 0
+        self.lost: Counter[str] = Counter()
         self._target = target
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
@@ -60,6 +64,7 @@ class Link:
 
     def _whole(self) -> None:
         self.is_cut = self.is_twice = self.is_shuffled = False
+        self._to_lose: Counter[str] = Counter()
         self.delay_s, self.bytes_per_s = 0.0, 0.0
         self.flows = {True: asyncio.Event(), False: asyncio.Event()}
         for flows in self.flows.values():
@@ -108,6 +113,10 @@ class Link:
         """Let publications overtake each other within what is read at once."""
         self.is_shuffled = True
 
+    def lose(self, *ends: str, times: int) -> None:
+        """Confirm so many QoS 1 publications to each such end of a topic, and pass none on."""
+        self._to_lose = Counter(dict.fromkeys(ends, times))
+
     def restore(self) -> None:
         """Be a good wire again. What is stranded stays so."""
 
@@ -152,14 +161,16 @@ class Link:
         self._wires.add(wire)
         try:
             await asyncio.gather(
-                wire.pump(near, forth, is_up=True), wire.pump(far, back, is_up=False)
+                wire.pump(near, forth, back, is_up=True), wire.pump(far, back, forth, is_up=False)
             )
         finally:
             wire.cut()
             self._wires.discard(wire)
 
-    def doctor(self, packets: list[bytes]) -> list[bytes]:
-        """Return what is sent on in place of these packets."""
+    def doctor(self, packets: list[bytes], confirm: Callable[[bytes], None]) -> list[bytes]:
+        """Return what is sent on in place of these packets; `confirm` answers their sender."""
+        if self._to_lose:
+            packets = [packet for packet in packets if not self._loses(packet, confirm)]
         if self.is_shuffled:
             places = [at for at, packet in enumerate(packets) if packet[0] & 0xF0 == _PUBLISH]
             order = self._rng.sample(places, len(places))
@@ -169,6 +180,18 @@ class Link:
         if self.is_twice:
             packets = [one for packet in packets for one in self._twice(packet)]
         return packets
+
+    def _loses(self, packet: bytes, confirm: Callable[[bytes], None]) -> bool:
+        if packet[0] & 0xF0 != _PUBLISH or packet[0] & _QOS != _QOS_1:
+            return False
+        at = next(at for at in range(1, 5) if packet[at] < 0x80) + 1
+        topic_end = at + 2 + int.from_bytes(packet[at : at + 2], "big")
+        end = packet[at + 2 : topic_end].decode().rpartition("/")[2]
+        if self.lost[end] >= self._to_lose[end]:
+            return False
+        self.lost[end] += 1
+        confirm(_PUBACK + packet[topic_end : topic_end + 2])
+        return True
 
     def _twice(self, packet: bytes) -> list[bytes]:
         if packet[0] & 0xF0 != _PUBLISH or packet[0] & _QOS != _QOS_1:
@@ -193,7 +216,12 @@ class _Wire:
         self._is_stranded = True
 
     async def pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_up: bool
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        sender: asyncio.StreamWriter,
+        *,
+        is_up: bool,
     ) -> None:
         link, packets = self._link, Packets()
         try:
@@ -202,7 +230,7 @@ class _Wire:
                 if link.delay_s or link.bytes_per_s:
                     span_s = len(data) / link.bytes_per_s if link.bytes_per_s else 0.0
                     await asyncio.sleep(link.delay_s + span_s)
-                whole = b"".join(link.doctor(packets.cut(data)))
+                whole = b"".join(link.doctor(packets.cut(data), sender.write))
                 if whole and not self._is_stranded:
                     sink.write(whole)
                     await sink.drain()

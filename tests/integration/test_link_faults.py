@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_client import FleetClient, ResendSchedule
 from tests.integration.fleet import Device, Fleet
 from tests.integration.link import Link
 
@@ -105,6 +106,29 @@ def test_what_arrives_twice_and_out_of_order_is_answered_once(tmp_path: Path) ->
         running.account_for(device.name, *JOBS)
         assert min(up.doubled, down.doubled) > len(JOBS)
         assert up.moved + down.moved > 0
+
+
+def test_what_a_broker_confirms_and_loses_costs_no_job(tmp_path: Path) -> None:
+    """As a full queue does, or a kill -9: nobody is told, so each hop has to find out."""
+    with Fleet(tmp_path) as running, Link(running.port) as up, Link(running.port) as down:
+        device = running.device()
+        running.start_dispatcher(url=running.url_of(up.port), ENGINE__LEASE_MS="3000")
+        running.start_worker("w1", engine="echo", url=running.url_of(down.port))
+        running.online(device, "w1")
+        up.lose("submit", "ack", "res", times=5)
+        down.lose("assign", "done", "settled", times=5)
+        schedule = ResendSchedule(unanswered_ms=500, silence_ms=1_000, silence_most_ms=4_000)
+        with FleetClient(running.broker.url, "d2", schedule=schedule) as client:
+            handles = [
+                client.submit(
+                    f"echo {name}", job_id=name, accept_timeout_s=None, max_tokens=8, cache="off"
+                )
+                for name in JOBS[:40]
+            ]
+            assert {handle.wait(90).status for handle in handles} == {"ok"}
+        running.account_for("d2", *JOBS[:40])
+        assert up.lost == {"submit": 5, "ack": 5, "res": 5}
+        assert down.lost == {"assign": 5, "done": 5, "settled": 5}
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
