@@ -13,7 +13,7 @@ from cloud_dispatcher.simulation.arrivals import Demand
 from cloud_dispatcher.simulation.figures import TAIL, Estimate, Figures, estimate, figures_of, ratio
 from cloud_dispatcher.simulation.oracle import policy_named
 from cloud_dispatcher.simulation.scenario import Scenario
-from cloud_dispatcher.simulation.world import World
+from cloud_dispatcher.simulation.world import Outcome, World
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,13 +52,17 @@ class PolicyRow(msgspec.Struct, frozen=True, kw_only=True):
     tail_ms: tuple[float, ...]
 
 
-def run_trial(trial: Trial) -> Figures:
+def play(trial: Trial) -> Outcome:
     """Make a run."""
     # Every job is a few short-lived values without cycles.
     gc.set_threshold(100_000, 20, 20)
     world = World(trial.scenario, trial.seed, trace=trial.trace)
-    outcome = world.play(policy_named(trial.policy, trial.scenario.engine.scheduling, world))
-    return figures_of(outcome, warm_up=trial.scenario.warm_up)
+    return world.play(policy_named(trial.policy, trial.scenario.engine.scheduling, world))
+
+
+def run_trial(trial: Trial) -> Figures:
+    """Make a run, and return its figures."""
+    return figures_of(play(trial), warm_up=trial.scenario.warm_up)
 
 
 def run_all(

@@ -16,8 +16,8 @@ _COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4
 """Told apart by those who see fewer colours, too (Okabe and Ito)."""
 _SHARES: Final = ((0.5, "p50"), (0.05, "p95"), (0.01, "p99"))
 _STYLE: Final = (
-    "text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:15px}.note{fill:#777}"
-    ".grid{stroke:#ddd}.line{fill:none;stroke-width:2}"
+    "text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:15px}"
+    ".note{fill:#777;font-size:11px}.grid{stroke:#ddd}.line{fill:none;stroke-width:2}"
 )
 
 
@@ -66,7 +66,7 @@ class _Plane:
         middle = (_LEFT + right) / 2
         yield (
             f'<text x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle">'
-            "from submission to result; each line: the share of jobs that took longer</text>"
+            "from submission to answer; each line: the share of jobs that took longer</text>"
         )
 
 
@@ -76,14 +76,18 @@ def _line(plane: _Plane, number: int, row: PolicyRow) -> Iterator[str]:
         f"{plane.x(span):.1f},{plane.y(share):.1f}"
         for share, span in zip(TAIL, row.tail_ms, strict=True)
     )
-    x, y = _WIDTH - _RIGHT + 16, _TOP + 12 + 44 * number
+    x, y = _WIDTH - _RIGHT + 16, _TOP + 12 + 56 * number
     yield f'<polyline class="line" stroke="{colour}" points="{points}"/>'
     yield f'<path stroke="{colour}" stroke-width="3" d="M{x} {y - 4}h18"/>'
     yield f'<text x="{x + 24}" y="{y}">{escape(row.policy)}</text>'
-    yield (
-        f'<text class="note" x="{x + 24}" y="{y + 16}">{row.in_time.mean:.1%} in time, '
-        f"{row.busy.mean:.0%} busy, fairness {row.fairness.mean:.2f}</text>"
+    spans = (row.p50_ms.mean, row.p95_ms.mean, row.p99_ms.mean)
+    notes = (
+        "p50, 95, 99: " + ", ".join(f"{span / 1_000:.3g}" for span in spans) + " s",
+        f"{row.in_time.mean:.1%} in time, {row.busy.mean:.0%} busy",
+        f"fairness {row.fairness.mean:.2f}",
     )
+    for place, note in enumerate(notes, start=1):
+        yield f'<text class="note" x="{x + 24}" y="{y + 14 * place}">{note}</text>'
 
 
 def _span(power: int) -> str:

@@ -310,4 +310,5 @@ def test_the_picture_is_svg_with_a_line_for_each_policy() -> None:
     assert len(lines) == 2
     texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"wlc", "round_robin", "a < b", "p99"} <= set(texts)
-    assert sum("in time" in str(text) and "fairness" in str(text) for text in texts) == 2
+    for figure in ("p50, 95, 99", "in time", "busy", "fairness"):
+        assert sum(figure in str(text) for text in texts) == 2
