@@ -28,8 +28,8 @@ HOSTS: Final = {
     # One of each kind: their sisters differ in name alone.
     "two-sites": ("broker.example.com", "north-pi-01", "south-jetson-1"),
 }
-EXPOSURE_MOST: Final = 20
-"""In tenths."""
+EXPOSURE_MOST: Final = {"edgefleet-broker-renewal.service": 25}
+"""In tenths, where it is not 20: root, once a week, for a second."""
 
 
 @pytest.fixture(scope="module", params=HOSTS)
@@ -95,7 +95,11 @@ def test_every_unit_is_locked_in(rendered: dict[str, Path], unit: str, tmp_path:
         (system / "edgefleet-.service.d").mkdir(parents=True)
         shutil.copy(folder / "sandbox.conf.j2", system / "edgefleet-.service.d/10-sandbox.conf")
         shutil.copy(folder / f"{unit}.j2", system / unit)
-        words = ["--offline=true", f"--threshold={EXPOSURE_MOST}", "--no-pager"]
+        extra = folder / f"{Path(unit).stem}.conf.j2"
+        if extra.exists():
+            (system / f"{unit}.d").mkdir()
+            shutil.copy(extra, system / f"{unit}.d/20-extra.conf")
+        words = ["--offline=true", f"--threshold={EXPOSURE_MOST.get(unit, 20)}", "--no-pager"]
         done = subprocess.run(
             ["systemd-analyze", "security", *words, f"--root={tmp_path / host}", unit],
             capture_output=True,
