@@ -159,3 +159,17 @@ def test_a_board_that_is_told_to_forgets_its_answers_for_good(lab: SessionLab) -
     assert is_asked_of_the_engine(lab)
     lab.boot()
     assert lab.answers == {}
+
+
+@pytest.mark.parametrize("jump_ms", [-900_000, 3_600_000])
+def test_what_was_kept_by_another_clock_is_not_given_after_a_start(
+    lab: SessionLab, jump_ms: int
+) -> None:
+    """Of an answer of the future, or of an hour ago, nobody knows how old it is."""
+    lab.now_ms += jump_ms
+    lab.boot()
+    lab.link()
+    lab.run("J2", cache_ttl_ms=TTL_MS)
+    assert [said.answer.cached for said in done(lab)] == [False]
+    lab.assign("J3", cache_ttl_ms=TTL_MS)
+    assert done(lab, "J3")[0].answer.cached, "what is kept by this clock is given"
