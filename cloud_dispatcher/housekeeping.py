@@ -10,9 +10,7 @@ import structlog
 from msgspec.structs import replace
 
 from cloud_dispatcher.cloud_alerts import CloudAlerts
-from cloud_dispatcher.core.engine import EngineSummary
 from cloud_dispatcher.history import History
-from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.ports import CompletionProvider, JobStore, StoreUnavailableError
 from cloud_dispatcher.publisher import Publisher
 from fleet_protocol import messages as m
@@ -56,16 +54,14 @@ class Housekeeping:
         *,
         store: JobStore,
         publisher: Publisher,
-        figures: FleetFigures,
-        count: Callable[[], EngineSummary],
+        summarize: Callable[[int], m.FleetSummary],
         provider: CompletionProvider,
         history: History,
     ) -> None:
         self._settings = settings
         self._store = store
         self._publisher = publisher
-        self._figures = figures
-        self._count = count
+        self._summarize = summarize
         self._provider = provider
         self._history = history
         self.spoken: Callable[[m.FleetSummary], m.FleetSummary | None] = lambda own: own
@@ -86,12 +82,12 @@ class Housekeeping:
         """Do what is due."""
         if now_ms >= self._summary_at_ms:
             self._summary_at_ms = now_ms + 1_000 * self._settings.summary_every_s
-            summary = self._figures.summary(now_ms, self._count())
+            summary = self._summarize(now_ms)
             endpoints = self._provider.endpoints
             spoken = self.spoken(replace(summary, endpoints=endpoints))
             if spoken is not None:
                 self._publisher.send(topics.SUMMARY, spoken)
-            self._history.note(summary)
+            self._history.note(spoken or summary)
             self._cloud_alerts.show(endpoints, now_ms)
         if now_ms >= self._prune_at_ms:
             self._prune_at_ms = now_ms + 1_000 * self._settings.prune_every_s

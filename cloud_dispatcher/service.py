@@ -146,8 +146,7 @@ class DispatcherService:
             settings or HousekeepingSettings(),
             store=outside.store,
             publisher=self._publisher,
-            figures=figures,
-            count=engine.summary,
+            summarize=lambda now_ms: figures.summary(now_ms, engine.summary()),
             provider=outside.provider,
             history=self.history,
         )
