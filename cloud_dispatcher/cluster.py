@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Annotated, Final, Protocol, TypeAlias
+from typing import Annotated, Final, Protocol, Self, TypeAlias
 
 import msgspec
 import structlog
@@ -50,6 +50,11 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class _Lines(Protocol):
+    @property
+    def are_up(self) -> bool:
+        """Whether the broker is there."""
+        ...
+
     def listen(self, workers: Iterable[m.WorkerId]) -> None:
         """Hear what these workers say of their jobs from now on."""
         ...
@@ -74,7 +79,7 @@ class Cluster:
         report: Callable[[e.AnyEvent], None],
         clock: Callable[[], int],
         lines: _Lines,
-        beat_ms: int = 500,
+        settings: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
     ) -> None:
         """Make a member that is not there yet.
 
@@ -84,7 +89,7 @@ class Cluster:
             report: Takes what the engine is to hear of.
             clock: UTC epoch milliseconds.
             lines: To the workers that are ours.
-            beat_ms: See `ClusterSettings`.
+            settings: See there.
         """
         self.members: Sequence[Member] = ()
         self._store = store
@@ -92,7 +97,8 @@ class Cluster:
         self._report = report
         self._clock = clock
         self._lines = lines
-        self._beat_s = beat_ms / 1_000
+        self._settings = settings
+        self._cut_off_at_ms: int | None = None
         self._boards = Boards()
         self._done: set[Name] = set()
         self._shares = (0, 0)
@@ -106,7 +112,7 @@ class Cluster:
 
     # ---------------------------------------------------------------- being a member
 
-    async def join(self) -> None:
+    async def __aenter__(self) -> Self:
         """Become a member, and look who else is there.
 
         Raises:
@@ -114,8 +120,9 @@ class Cluster:
         """
         await self._store.join()
         await self.beat()
+        return self
 
-    async def leave(self) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         """Leave what is ours to the others, without a wait for our lease to run out."""
         try:
             await self._store.leave()
@@ -141,7 +148,7 @@ class Cluster:
             except StoreUnavailableError as error:
                 _log.warning("cluster.no_beat", error=str(error), hint=error.hint)
                 has_more = False
-            await asyncio.sleep(0 if has_more else self._beat_s)
+            await asyncio.sleep(0 if has_more else self._settings.beat_ms / 1_000)
 
     async def beat(self) -> bool:
         """Renew the lease, and take what is ours; return whether more waits to be adopted.
@@ -154,6 +161,8 @@ class Cluster:
         before = {member.id for member in self.members}
         self.members = members = await store.beat(self._measured())
         _log_changes(before, members)
+        if not await self._may_take():
+            return False
         if boards.gone:
             await store.release_workers(gone := frozenset(boards.gone))
             self.forget(gone)
@@ -170,6 +179,28 @@ class Cluster:
         self._take(granted, jobs, handed)
         self._tell_shares(spends)
         return len(jobs) >= _ADOPTED_AT_ONCE
+
+    async def _may_take(self) -> bool:
+        """Whether the broker is there: what is ours could not be served without it.
+
+        Raises:
+            MemberFencedError: It is there for others, and was not for us for as long as a lease:
+                what was ours is for them.
+        """
+        now_ms = self._clock()
+        if self._lines.are_up:
+            self._cut_off_at_ms = None
+            return True
+        if self._cut_off_at_ms is None:
+            self._cut_off_at_ms = now_ms
+        is_served = any(x.figures.linked for x in self.members if x.id != self._store.me)
+        if is_served and now_ms - self._cut_off_at_ms >= 1_000 * self._settings.lease_s:
+            await self._store.leave()
+            raise MemberFencedError(
+                "the broker is there for other dispatchers, and not for this one",
+                hint="check its way to the broker; the others have its jobs and workers",
+            )
+        return False
 
     def _take(
         self, granted: Collection[m.WorkerId], jobs: Sequence[Job], handed: Sequence[Job]
@@ -200,6 +231,8 @@ class Cluster:
     def _measured(self) -> Figures:
         """Add to our room what we finish within a second."""
         figures, now_ms = self._figures(), self._clock()
+        if not self._lines.are_up:
+            return replace(figures, room=0, linked=False)
         if figures.summary is None:
             return figures
         finished = sum(figures.summary.finished.values())

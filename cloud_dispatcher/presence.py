@@ -67,6 +67,11 @@ class WorkerLines:
         self._bus = bus
         self._topics = topics
 
+    @property
+    def are_up(self) -> bool:
+        """Whether the broker is there."""
+        return self._bus.is_connected
+
     def listen(self, workers: Iterable[m.WorkerId]) -> None:
         """Hear what these workers say of their jobs from now on."""
         self._bus.subscribe([x for worker in workers for x in self._filters(worker)])

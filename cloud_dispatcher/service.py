@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Final, TypeAlias
 
 import msgspec
@@ -140,7 +141,7 @@ class DispatcherService:
                 report=self._report,
                 clock=outside.clock,
                 lines=WorkerLines(outside.bus, outside.topics),
-                beat_ms=outside.cluster.beat_ms,
+                settings=outside.cluster,
             )
         self._house = Housekeeping(
             settings or HousekeepingSettings(),
@@ -193,15 +194,14 @@ class DispatcherService:
         """
         if self._outside.library is not None:
             await self._outside.library.refresh()
-        if self._cluster is not None:
-            await self._cluster.join()
         jobs = await self._store.load_open()
         now_ms = self._clock()
         recovered = Turn()
         spends = await self._store.spending(since_day=day_of(now_ms))
         recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms, spends=spends), now_ms)
         _log.info("dispatcher.recovered", jobs=len(jobs), epoch=self._outside.epoch)
-        async with self._outside.bus, asyncio.TaskGroup() as tasks:
+        shared = self._cluster or nullcontext()
+        async with self._outside.bus, shared, asyncio.TaskGroup() as tasks:
             self._lane = CompletionLane(self._outside.provider, tasks, self._report)
             pump = tasks.create_task(self._pump(), name="bus-pump")
             beats = tasks.create_task(self._beat(), name="cluster-beat")
@@ -219,8 +219,6 @@ class DispatcherService:
                     self._saving.cancel()
                 self._lane.stop_all()
                 self._say_goodbye()
-        if self._cluster is not None:
-            await self._cluster.leave()
         if self._failure is not None:
             raise self._failure
 

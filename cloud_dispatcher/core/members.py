@@ -30,6 +30,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         contexts: The largest context, by model, of its workers that are there.
         labelled: The same of those with a label, by label.
         summary: Its part of the overview.
+        linked: Whether the broker is there for it.
     """
 
     waiting: int = 0
@@ -37,6 +38,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     contexts: dict[str, int] = {}
     labelled: dict[str, dict[str, int]] = {}
     summary: FleetSummary | None = None
+    linked: bool = True
 
     def serves(self, need: Need) -> bool:
         """Whether one of its workers answers such a job."""

@@ -49,6 +49,15 @@ class Cluster(Fleet):
             found[str(name)].append(str(worker))
         return found
 
+    def members(self, device: Device, *names: str) -> None:
+        """Wait until these dispatchers are there, however long their start takes."""
+        there = "SELECT to_regclass('members') IS NOT NULL"
+        device.wait(
+            lambda: self.rows(there) == [(True,)] and self.boards().keys() == set(names),
+            f"dispatchers {names}",
+            120.0,
+        )
+
     def share(self, device: Device, *sizes: int) -> None:
         """Wait until the workers are shared like that."""
         device.wait(
@@ -65,6 +74,7 @@ def cluster(folder: Path, database: str, *workers: str) -> Iterator[tuple[Cluste
         device = running.device()
         for name in NAMES:
             running.start_member(name)
+        running.members(device, *NAMES)
         for name in workers:
             running.start_worker(name, engine="echo")
         running.online(device, *workers)

@@ -71,6 +71,7 @@ def test_one_fleet_on_two_brokers(tmp_path: Path, database: str) -> None:
         fleet.start_member("a")
         fleet.start_member("b")
         fleet.start_member("c", url=second)
+        fleet.members(here, "a", "b", "c")
         for number in range(6):
             url = second if number % 2 else None
             fleet.start_worker(f"w{number}", engine="echo", url=url)

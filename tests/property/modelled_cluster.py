@@ -53,6 +53,8 @@ class Calm:
 class DeafLines:
     """Every word reaches every member here: what is not theirs they must leave alone."""
 
+    are_up = True
+
     def listen(self, workers: object) -> None:
         del workers
 

@@ -29,6 +29,8 @@ def members(*figures: Figures) -> list[Member]:
 
 
 class NoLines:
+    are_up = True
+
     def listen(self, workers: object) -> None:
         del workers
 
@@ -42,13 +44,14 @@ class Seat:
     def __init__(self, table: MemoryCluster, name: str) -> None:
         self.told: list[e.AnyEvent] = []
         self.figures = Figures()
+        self.lines = NoLines()
         self.store = MemoryClusterStore(table, name=name, member=MemberId(f"{name}-1"))
         self.cluster = Cluster(
             self.store,
             figures=lambda: self.figures,
             report=self.told.append,
             clock=table.now_ms,
-            lines=NoLines(),
+            lines=self.lines,
         )
 
     async def deals_with(self, event: e.AnyEvent, *known: Job) -> bool:
@@ -75,7 +78,7 @@ async def seats(clock: Clock) -> Sequence[Seat]:
     seated = [Seat(table, name) for name in "ab"]
     for _ in range(2):
         for seat in seated:
-            await (seat.cluster.beat() if seat.cluster.members else seat.cluster.join())
+            await (seat.cluster.beat() if seat.cluster.members else seat.cluster.__aenter__())
     return seated
 
 
@@ -184,6 +187,36 @@ async def test_who_fell_silent_is_told_so_and_its_jobs_are_taken(
         with pytest.raises(MemberFencedError):
             await late
     assert await first.store.get(m.JobKey("K2")) is None
+
+
+async def test_who_is_cut_off_from_a_broker_that_others_have_leaves(
+    seats: Sequence[Seat], clock: Clock
+) -> None:
+    first, second = seats
+    second.lines.are_up = False
+    await second.cluster.beat()
+    clock.now_ms += 4_000
+    await first.cluster.beat()
+    await second.cluster.beat()
+    assert not second.cluster.members[1].figures.linked
+    clock.now_ms += 4_000
+    await first.cluster.beat()
+    with pytest.raises(MemberFencedError, match="broker"):
+        await second.cluster.beat()
+    await first.cluster.beat()
+    assert [member.name for member in first.cluster.members] == ["a"]
+
+
+async def test_a_broker_that_is_away_for_all_ends_nobody(
+    seats: Sequence[Seat], clock: Clock
+) -> None:
+    for seat in seats:
+        seat.lines.are_up = False
+    for _ in range(10):
+        clock.now_ms += 2_000
+        for seat in seats:
+            await seat.cluster.beat()
+    assert [len(seat.cluster.members) for seat in seats] == [2, 2]
 
 
 # ---------------------------------------------------------------- what people see
