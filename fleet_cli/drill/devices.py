@@ -24,8 +24,8 @@ from fleet_protocol.topics import DEFAULT_ROOT, Topics
 
 _ASKS_AGAIN: Final = ResendSchedule(silence_ms=8_000, silence_most_ms=16_000)
 """Sooner than devices do by default: a drill ends when all have heard."""
-_OPEN_MOST: Final = 2_000
-"""Jobs under way beyond which no more are submitted."""
+_OPEN_MOST: Final = 400
+"""Jobs under way beyond which no more are submitted: or what is measured is the queue."""
 _QUESTIONS: Final = 24
 _SYLLABLES: Final = ("va", "lve", "pu", "mp", "mo", "tor", "se", "al", "be", "lt", "fan", " ", " ")
 
