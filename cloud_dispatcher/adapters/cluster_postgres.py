@@ -71,7 +71,7 @@ class PostgresClusterStore(PostgresJobStore):
 
     async def beat(self, figures: Figures) -> Sequence[Member]:
         """Renew our lease, end those that ran out, and return who is there, oldest first."""
-        rows = await self._read("beat", (self.me, _encode(figures), self._lease_s))
+        rows = await self._read("beat", (self.me, _encode(figures)))
         return [_member(*row) for row in rows]
 
     async def load_open(self) -> list[Job]:

@@ -99,6 +99,22 @@ async def test_after_an_outage_of_the_database_nobody_is_over_at_once(database: 
         assert len(await west.beat(FRESH)) == 3
 
 
+async def test_a_clock_of_the_database_that_was_set_back_leaves_no_long_lease(
+    database: str,
+) -> None:
+    long_lease = "lease_until > now() + lease + '1 s'::interval"
+    async with joined(database, "north", "south") as (north, south):
+        job = replace(make_job(), status=m.JobStatus.ASSIGNED, worker=m.WorkerId("w1"))
+        await north.commit([job])
+        change(database, "UPDATE members SET lease_until = lease_until + '1 h'::interval")
+        await south.beat(FRESH)
+        assert change(database, f"SELECT 1 FROM members WHERE {long_lease}") == 0  # noqa: S608
+        lapse(database, "id = 'north-1'")
+        await south.beat(FRESH)
+        change(database, "UPDATE graves SET since = since + '1 h'::interval")
+        assert await south.adopt([], limit=9) == [job]
+
+
 async def test_what_was_given_in_an_answer_that_was_lost_is_given_again(
     postgres: PostgresServer, database: str
 ) -> None:

@@ -12,6 +12,7 @@ CREATE TABLE members (
     id text COLLATE "C" PRIMARY KEY,
     name text COLLATE "C" NOT NULL,
     rank bigint GENERATED ALWAYS AS IDENTITY,
+    lease interval NOT NULL,
     lease_until timestamptz NOT NULL,
     figures bytea
 ) WITH (fillfactor = 10)
@@ -81,21 +82,23 @@ END
 $$
 
 -- name: join_function
-CREATE FUNCTION join_members(me text, its_name text, lease interval) RETURNS void
+CREATE FUNCTION join_members(me text, its_name text, its_lease interval) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     LOCK TABLE members IN SHARE ROW EXCLUSIVE MODE;
     PERFORM bury(ARRAY(SELECT id FROM members WHERE name = its_name AND id <> me));
-    INSERT INTO members (id, name, lease_until) VALUES (me, its_name, clock_timestamp() + lease)
+    INSERT INTO members (id, name, lease, lease_until)
+    VALUES (me, its_name, its_lease, clock_timestamp() + its_lease)
     ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until;
 END
 $$
 
--- Who finds its own lease run out knows that the database was away: then all members get a new one.
+-- Who finds its own lease run out knows that the database was away, or its clock was set forward: then
+-- all members get a new one. What is longer than a lease can be is of a clock that was set back since.
 -- Who is committing at this moment is looked at again with the next beat.
 -- name: beat_function
-CREATE FUNCTION beat(me text, its_figures bytea, lease interval)
-RETURNS TABLE (id text, name text, figures bytea) LANGUAGE plpgsql AS $$
+CREATE FUNCTION beat(me text, its_figures bytea) RETURNS TABLE (id text, name text, figures bytea)
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     was_heard boolean;
@@ -107,6 +110,8 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the lease of % ran out', me USING ERRCODE = 'UF002';
     END IF;
+    UPDATE members SET lease_until = clock_timestamp() + lease
+    WHERE lease_until > clock_timestamp() + lease + interval '1 s';
     over := ARRAY(
         SELECT id FROM members WHERE lease_until < clock_timestamp() ORDER BY id
         FOR UPDATE SKIP LOCKED
@@ -148,7 +153,7 @@ SELECT join_members(%s, %s, make_interval(secs => %s))
 SELECT bury(ARRAY[%s::text])
 
 -- name: beat
-SELECT id, name, figures FROM beat(%s, %s, make_interval(secs => %s))
+SELECT id, name, figures FROM beat(%s, %s)
 
 -- name: claim_names
 SELECT device, id FROM claim_names(%s, %b::text[], %b::text[], %b::text[], %b::text[])
@@ -243,7 +248,7 @@ WITH heads AS (
     WHERE NOT j.told AND (j.owner IS NULL OR g.id IS NOT NULL) AND position('-' IN j.key) = 0
         AND (
             j.owner IS NULL OR j.worker IS NULL OR j.worker = ANY (%b::text[])
-            OR g.since < clock_timestamp() - make_interval(secs => %s)
+            OR g.since NOT BETWEEN clock_timestamp() - make_interval(secs => %s) AND clock_timestamp()
         )
     ORDER BY j.worker IS NULL OR NOT j.worker = ANY (%b::text[]), j.key
     LIMIT %s FOR UPDATE OF j SKIP LOCKED
