@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from cloud_dispatcher.core.job import Job
@@ -194,6 +195,16 @@ def test_what_waits_counts_a_priority_higher_each_time() -> None:
     queue.take(JobKey("later"), now_ms=3_999)
     queue.add(job("even later", priority=4, device="g"), now_ms=3_999)
     assert drained(queue, now_ms=3_999) == ["old", "even later"]
+
+
+@pytest.mark.parametrize("joined_ms", [999, 1_000])
+def test_who_waits_alone_ages_like_any_other(joined_ms: int) -> None:
+    queue = JobQueue(ageing_ms=1_000)
+    queue.add(job("old", priority=4), now_ms=0)
+    queue.age(joined_ms)
+    queue.add(job("fresh", received_ms=joined_ms, device="e"), now_ms=joined_ms)
+    queue.age(1_000)
+    assert drained(queue, now_ms=1_000) == ["old", "fresh"]
 
 
 def test_only_the_first_job_of_a_device_ages() -> None:
