@@ -7,6 +7,7 @@ of members that are gone, jobs that others had no room for. All of it reaches th
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Final, Protocol, Self, TypeAlias
 
@@ -100,7 +101,10 @@ class Cluster:
         self._settings = settings
         self._cut_off_at_ms: int | None = None
         self._boards = Boards()
+        # Names of turns that are not saved yet, how often each; then those to be released.
+        self._held: Counter[Name] = Counter()
         self._done: set[Name] = set()
+        self._claiming = asyncio.Lock()
         self._shares = (0, 0)
         self._spends: Sequence[Spend] = ()
         self._finished: tuple[int, int] | None = None
@@ -167,8 +171,7 @@ class Cluster:
             await store.release_workers(gone := frozenset(boards.gone))
             self.forget(gone)
         if self._done:
-            done, self._done = self._done, set()
-            await store.claim((), release=done)
+            await self._claim(frozenset())
         granted: Collection[m.WorkerId] = ()
         wanted, most = boards.wanted(members, store.me)
         if wanted and most:
@@ -257,13 +260,26 @@ class Cluster:
             self._lines.forget(workers)
 
     async def claim(self, names: Collection[Name]) -> frozenset[Name]:
-        """Return which of these names are ours alone to save a job under."""
-        done, self._done = self._done, set()
-        return await self._store.claim(names, release=done - set(names))
+        """Return which of these names are ours alone to save a job under, until `saved`."""
+        granted = await self._claim(frozenset(names))
+        self._held.update(granted)
+        return granted
 
     def saved(self, names: Iterable[Name]) -> None:
-        """Hold these names no longer: their jobs are saved, or there will be none."""
-        self._done |= set(names)
+        """Hold these names no longer for a turn: its jobs are saved, or there are none."""
+        for name in names:
+            self._held[name] -= 1
+            if self._held[name] <= 0:
+                del self._held[name]
+                self._done.add(name)
+
+    async def _claim(self, names: frozenset[Name]) -> frozenset[Name]:
+        """Claim, and release what no turn holds any more; one at a time, or they would cross."""
+        async with self._claiming:
+            done = frozenset(self._done) - names
+            granted = await self._store.claim(names, release=done)
+            self._done -= done | granted
+            return granted
 
     async def give(self, commands: Iterable[HandOver], workers: Collection[m.WorkerId]) -> None:
         """Give jobs and workers away, after the turn was saved that decided it.
@@ -301,7 +317,9 @@ class Cluster:
             found: Jobs in the store that operators name, likewise.
             claimed: Names that are ours to save a job under.
         """
-        keys = [job.key for job in (*known.values(), *found.values())]
+        named = {(x.device, x.id) for x in events if isinstance(x, e.JobCancelled)}
+        keys = [known[name].key for name in named if name in known]
+        keys += [job.key for job in found.values()]
         owners = await self._store.owners(keys) if keys else {}
         kept = list[e.AnyEvent]()
         for event in events:

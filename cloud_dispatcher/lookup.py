@@ -82,6 +82,7 @@ class LookUp:
             if isinstance(event, e.JobSubmitted) and event.id != m.JobId(event.key)
             if (event.device, event.id) not in turn.were_open
         }
+        names -= turn.claimed
         if names:
             turn.claimed |= await self._patience.on(lambda: cluster.claim(names))
 
@@ -94,11 +95,10 @@ class LookUp:
     ) -> Sequence[e.AnyEvent]:
         known, found = stored
         jobs = {key: job for key, job in found.items() if key is not None and job is not None}
-        here = [event for event in events if self._is_open_here(event, turn)]
-        others = [event for event in events if event not in here]
+        others = [event for event in events if not self._is_open_here(event, turn)]
         ours = await self._patience.on(lambda: cluster.ours(others, known, jobs, turn.claimed))
-        kept = {id(event) for event in (*here, *ours)}
-        return [event for event in events if id(event) in kept]
+        left_out = {id(event) for event in others} - {id(event) for event in ours}
+        return [event for event in events if id(event) not in left_out]
 
     def _is_open_here(self, event: e.AnyEvent, turn: Turn) -> bool:
         if isinstance(event, NAMING):

@@ -17,6 +17,7 @@ from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.members import Figures, Member, MemberId, leads, offers_to, share_of
 from cloud_dispatcher.core.overview import merged
 from cloud_dispatcher.membership import MemberFencedError
+from cloud_dispatcher.ports import StoreUnavailableError
 from fleet_protocol import messages as m
 
 ROOM = Figures(room=4, contexts={"": 512})
@@ -166,6 +167,40 @@ async def test_a_submission_whose_name_another_holds_is_left_to_it(seats: Sequen
     seats[0].cluster.saved([name])
     await seats[0].cluster.beat()
     assert await seats[1].cluster.claim([name]) == {name}
+
+
+async def test_a_name_is_held_until_the_last_turn_that_claimed_it_is_saved(
+    seats: Sequence[Seat],
+) -> None:
+    first, second = seats
+    name = (m.DeviceId("d1"), m.JobId("1"))
+    for _ in range(2):
+        assert await first.cluster.claim([name]) == {name}
+    first.cluster.saved([name])
+    await first.cluster.beat()
+    assert await second.cluster.claim([name]) == frozenset()
+    first.cluster.saved([name])
+    await first.cluster.beat()
+    assert await second.cluster.claim([name]) == {name}
+
+
+async def test_a_release_that_failed_is_made_up_for(
+    seats: Sequence[Seat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = seats
+    name = (m.DeviceId("d1"), m.JobId("1"))
+    await first.cluster.claim([name])
+    first.cluster.saved([name])
+
+    async def fail(*_: object, **__: object) -> frozenset[tuple[m.DeviceId, m.JobId]]:
+        raise StoreUnavailableError("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(first.store, "claim", fail)
+        with pytest.raises(StoreUnavailableError):
+            await first.cluster.beat()
+    await first.cluster.beat()
+    assert await second.cluster.claim([name]) == {name}
 
 
 # ---------------------------------------------------------------- the end of a member
