@@ -107,6 +107,10 @@ class JobTracker:
         elif ack.code == "busy" or ack.retry_after_ms:
             self.phase = Phase.BUSY
             self._wait(now_ms, at_least_ms=ack.retry_after_ms)
+        elif ack.code == "unknown_job" and self._is_cancelled:
+            # The cancellation arrived, its submission went down with a broker: both once more.
+            self._is_under_way = False
+            self._wait(now_ms)
         else:
             self.refuse(
                 RejectedError(

@@ -20,6 +20,10 @@ def wall_ms() -> float:
     return time.time_ns() / 1e6
 
 
+_NOT_FINAL = frozenset({"busy", "unknown_job"})
+"""Refusals after which a device tries again; the second one is of a cancellation."""
+
+
 class JobRecord(msgspec.Struct, kw_only=True):
     """One job as its device saw it. Instants are the drill's own, UTC epoch milliseconds.
 
@@ -96,7 +100,7 @@ class Ledger:
                 return
             if ack.status is AckStatus.ACCEPTED:
                 record.accepted_at_ms = record.accepted_at_ms or wall_ms()
-            elif not ack.retry_after_ms and ack.code != "busy" and not record.results:
+            elif not ack.retry_after_ms and ack.code not in _NOT_FINAL and not record.results:
                 record.code = ack.code or "rejected"
                 self._open.pop(record.name, None)
 

@@ -178,6 +178,21 @@ def test_everything_open_is_said_again_to_a_new_dispatcher(
     assert [out.job_id for out in sent(table, 3_000)] == [job.id]
 
 
+def test_a_cancellation_whose_submission_got_lost_is_said_again_with_it(
+    table: JobTable, job: JobTracker
+) -> None:
+    sent(table, 0)
+    job.cancel(1_000)
+    sent(table, 1_000)
+    unknown = JobAck(status=AckStatus.REJECTED, code="unknown_job")
+    hear(table, "ack", unknown, 1_100)
+    assert not job.is_closed
+    again = [out.topic.rpartition("/")[2] for out in sent(table, 6_000)]
+    assert again == ["submit", "cancel"]
+    hear(table, "res", JobResult(id="j1", status=JobStatus.CANCELLED), 6_100)
+    assert job.phase is Phase.FINISHED
+
+
 def test_a_cancellation_travels_behind_its_submission_until_the_result(
     table: JobTable, job: JobTracker
 ) -> None:
