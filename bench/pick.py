@@ -2,8 +2,9 @@
 
 One step is what the engine does for a job: rank the free workers, take the best, count the lease,
 and release an earlier one. 10,000 workers may cost at most twice the time of 100, whether jobs are
-all alike or `mixed`: any of five models or none, short and long ones. The larger fleet does not fit
-into the processor's caches; `p2c`, which draws two workers blindly, shows what that alone costs.
+all alike or `mixed`: any of five models or none, a label, short and long ones. The larger fleet
+does not fit into the processor's caches; `p2c`, which draws two workers blindly, shows what that
+alone costs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ LOADS = {
         *(Need(None, 0, work) for work in (4, 5, 6)),
         Need("small", 1_024),
         *(Need(model, 0) for model in MODELS),
+        Need(None, 0, label="site=north"),
     ),
 }
 ROUNDS = 5
@@ -48,7 +50,14 @@ class Picker:
                 m.ModelInfo(name=name, version="1", context_tokens=2_048)
                 for name in ("small", MODELS[number % len(MODELS)])
             )
-            info = m.WorkerInfo(boot="b", slots=4, prefetch=1, models=models, benchmark=speed)
+            info = m.WorkerInfo(
+                boot="b",
+                slots=4,
+                prefetch=1,
+                models=models,
+                benchmark=speed,
+                labels={"site": "north" if number % 3 else "south"},
+            )
             worker = self._fleet.see(m.WorkerId(f"w{number:05}"), 0)
             self._fleet.set_info(worker, info)
             self._fleet.set_presence(worker, m.Presence(status=m.PresenceStatus.ONLINE, boot="b"))

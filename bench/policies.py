@@ -5,9 +5,9 @@ Asked once a seed of every policy, which meet the same jobs, boards and faults:
 - How many jobs may come so that the p95 stays within a limit? Each policy is played at a few rates,
   and the rate at which its p95 crosses the limit is interpolated; it is never below the lowest rate
   that is tried, nor above the highest. The limit that counts is the deadline of `fleet sim`, 10 s;
-  half and twice of it are shown, too. The fleet is unequal and has the default faults (`rough`), or
-  none (`calm`); `pushed` is `rough`, but every job is sent to a board at once and waits there,
-  while the dispatcher really keeps what nobody has a slot for.
+  others are shown, too, for the answer hangs on it. The fleet is unequal and has the default faults
+  (`rough`), or none (`calm`); `pushed` is `rough`, but every job is sent to a board at once and
+  waits there, while the dispatcher really keeps what nobody has a slot for.
 - Which share of the jobs is done within these limits at a load of 0.6?
 - How far is a policy's p99 from that of an oracle, which knows true speeds and lengths of answers?
 
@@ -53,7 +53,7 @@ JOBS: Final = 1_500
 PATIENCE_S: Final = 60.0
 """Nothing is given up before it could no longer count."""
 
-LIMITS_S: Final = (10, 5, 20)
+LIMITS_S: Final = (10, 5, 8, 12, 15, 20)
 LOADS: Final = (0.1, 0.4, 0.7, 0.9, 1.05)
 """Rates of arrival over what the boards could do if nothing went wrong."""
 CARRIERS: Final = ("round_robin", "wlc")
