@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import fleet, queue_peers, soak
+from bench import fleet, parts, queue_peers, soak
 from bench.dispatch import Comparison, medians
 from bench.peers import producer
 from bench.sides import Run
@@ -95,3 +95,10 @@ def test_a_producer_keeps_the_window_full_and_waits_for_all(
     assert open_jobs == []
     assert len(latencies_s) > 8
     assert wall_s >= 0.02
+
+
+async def test_every_part_of_a_job_has_its_cost() -> None:
+    costs = await parts.measure(2)
+    names = "store_find decode decide store_write encode log_and_figures mqtt"
+    assert set(costs) == {f"{name}_us" for name in names.split()}
+    assert all(0 < cost < 100_000 for cost in costs.values())
