@@ -157,7 +157,12 @@ class DispatcherService:
             self._publisher, memory=outside.memory, view=engine.load, report=self._report
         )
         library = outside.library
-        roster = RosterShards(self._publisher, engine.workers)
+        roster = RosterShards(
+            self._publisher,
+            roll=engine.roll,
+            view=engine.worker,
+            name=outside.cluster.name or "",
+        )
         self._watches: tuple[_Watch, ...] = (self._house, load, roster)
         if library is not None:
             self._watches += (LibraryWatch(library, self._publisher),)

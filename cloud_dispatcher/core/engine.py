@@ -43,7 +43,9 @@ from fleet_protocol.messages import (
     JobStatus,
     JobSubmit,
     LoadView,
+    PresenceStatus,
     Reason,
+    WorkerId,
     WorkerView,
 )
 
@@ -219,6 +221,15 @@ class Engine:
     def workers(self) -> list[WorkerView]:
         """Return all workers as an operator sees them."""
         return [worker.view() for worker in self._exchange.our_workers()]
+
+    def roll(self) -> list[tuple[WorkerId, PresenceStatus]]:
+        """Return who is there, and whether."""
+        return [(worker.id, worker.status) for worker in self._exchange.our_workers()]
+
+    def worker(self, worker_id: WorkerId) -> WorkerView | None:
+        """Return a worker as an operator sees it; None: it is not known."""
+        worker = self._ledger.fleet.find(worker_id)
+        return None if worker is None else worker.view()
 
     def figures(self) -> Figures:
         """Return what other dispatchers should know of this one."""

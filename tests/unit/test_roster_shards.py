@@ -46,7 +46,11 @@ class Fleet:
     def __init__(self, *views: m.WorkerView) -> None:
         self.views: Sequence[m.WorkerView] = views
         self.told = Told()
-        self.roster = RosterShards(self.told, lambda: self.views)
+        self.roster = RosterShards(
+            self.told,
+            roll=lambda: [(m.WorkerId(one.worker), one.status) for one in self.views],
+            view=lambda worker: next((x for x in self.views if x.worker == worker), None),
+        )
 
     async def look(self, second: int) -> list[m.RosterShard]:
         self.told.shards.clear()
@@ -54,20 +58,33 @@ class Fleet:
         return list(self.told.shards)
 
 
-async def test_at_first_all_shards_are_told_and_then_each_every_fourth_second() -> None:
+async def test_at_first_all_shards_are_told_and_then_each_every_four_seconds() -> None:
     fleet = Fleet(*(view(f"w{number}") for number in range(200)))
     assert [shard.shard for shard in await fleet.look(0)] == list(range(SHARDS))
-    later = [shard.shard for second in range(1, 5) for shard in await fleet.look(second)]
-    assert sorted(later) == list(range(SHARDS))
-    names = [row[0] for shard in await fleet.look(5) for row in shard.rows]
-    assert all(shard_of(name) % 4 == shard_of(names[0]) % 4 for name in names)
+    for start in (0, 4):
+        later = [
+            shard.shard for second in range(4) for shard in await fleet.look(start + second + 1)
+        ]
+        assert sorted(later) == list(range(SHARDS))
 
 
-async def test_within_a_second_nothing_is_told_twice() -> None:
+async def test_a_busy_dispatcher_tells_one_shard_at_a_time() -> None:
+    fleet = Fleet(*(view(f"w{number}") for number in range(200)))
+    await fleet.look(0)
+    told = []
+    for at_ms in range(1_010, 5_000, 10):
+        fleet.told.shards.clear()
+        await fleet.roster.keep(at_ms)
+        told.append(len(fleet.told.shards))
+    assert max(told) <= 4
+    assert max(told[100:]) == 1
+
+
+async def test_at_once_nothing_is_told_twice() -> None:
     fleet = Fleet(view("w1"))
     await fleet.look(0)
     fleet.told.shards.clear()
-    await fleet.roster.keep(999)
+    await fleet.roster.keep(100)
     assert fleet.told.shards == []
 
 
