@@ -30,6 +30,8 @@ _log = structlog.get_logger(__name__)
 
 _ADOPTED_AT_ONCE: Final = 500
 """Jobs taken up in one turn: others get their turn in between, and other members their part."""
+_CUT_OFF_LEASES: Final = 3
+"""After a restart of the broker some are back a while before others: their tries have pauses."""
 _JOB_OPS: Final = frozenset({m.AdminOp.JOB_SHOW, m.AdminOp.JOB_CANCEL, m.AdminOp.JOB_RETRY})
 _OPS_OF_ALL: Final = frozenset({m.AdminOp.WORKERS_LIST, m.AdminOp.CACHE_CLEAR})
 
@@ -187,17 +189,17 @@ class Cluster:
         """Whether the broker is there: what is ours could not be served without it.
 
         Raises:
-            MemberFencedError: It is there for others, and was not for us for as long as a lease:
-                what was ours is for them.
+            MemberFencedError: For some time it was there for others, and not for us: what was ours
+                is for them.
         """
-        now_ms = self._clock()
-        if self._lines.are_up:
+        now_ms, is_linked = self._clock(), self._lines.are_up
+        others = (x.figures.linked for x in self.members if x.id != self._store.me)
+        if is_linked or not any(others):
             self._cut_off_at_ms = None
-            return True
+            return is_linked
         if self._cut_off_at_ms is None:
             self._cut_off_at_ms = now_ms
-        is_served = any(x.figures.linked for x in self.members if x.id != self._store.me)
-        if is_served and now_ms - self._cut_off_at_ms >= 1_000 * self._settings.lease_s:
+        if now_ms - self._cut_off_at_ms >= _CUT_OFF_LEASES * 1_000 * self._settings.lease_s:
             await self._store.leave()
             raise MemberFencedError(
                 "the broker is there for other dispatchers, and not for this one",
