@@ -98,6 +98,8 @@ def run_ansible(words: Sequence[str], *, home: Path) -> subprocess.CompletedProc
         **os.environ,
         "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
         "ANSIBLE_HOME": str(home / "ansible"),
+        # Two labs have boards with the same addresses: no connection of one may serve the other.
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(home / "cp"),
         "ANSIBLE_NOCOLOR": "1",
         "LC_ALL": "C.UTF-8",
     }
