@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 
-import { chosen, natural, rowsOf } from '../src/lib/roster';
+import { chosen, merged, natural, rowsOf } from '../src/lib/roster';
 import type { Worker } from '../src/lib/types';
 
 function worker(name: string, more: Partial<Worker> = {}): Worker {
@@ -45,4 +45,13 @@ test('hot ones are those that are throttled', () => {
 test('ten thousand workers are searched and sorted', () => {
   const fleet = Array.from({ length: 10_000 }, (_, at) => worker(`w${at}`, { temp_c: at % 90 }));
   expect(chosen(fleet, { ...all, words: '99', by: 'temp_c', down: true })).toHaveLength(280);
+});
+
+test('of several dispatchers each tells its own, and one that is gone is forgotten', () => {
+  const told = (at_ms: number, ...rows: Worker[]) => ({ at_ms, rows });
+  const moved = worker('b', { inflight: 1 });
+  expect(names(merged([told(30_000, worker('a')), told(29_000, worker('b')), told(30_500, moved)]))).toBe('b a');
+  expect(merged([told(29_000, worker('b')), told(30_500, moved)])).toEqual([moved]);
+  expect(names(merged([told(9_000, worker('old')), told(30_000, worker('a'))]))).toBe('a');
+  expect(merged([])).toEqual([]);
 });

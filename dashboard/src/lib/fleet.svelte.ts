@@ -1,7 +1,7 @@
 // What the page knows of the fleet. Hot data stays in plain maps; views get a new value at most
 // four times a second, and none while the page is hidden.
 import { Bus, read, type Link } from './bus';
-import { rowsOf } from './roster';
+import { merged, rowsOf, type Told } from './roster';
 import type { AdminReply, Alert, DispatcherPresence, History, RosterShard, Session, Summary, Worker } from './types';
 
 const PAINT_MS = 250;
@@ -26,7 +26,7 @@ class Fleet {
   now = $state.raw<number>(Date.now());
 
   bus: Bus | null = null;
-  private readonly shards = new Map<number, Worker[]>();
+  private readonly shards = new Map<string, Told>();
   private readonly firing = new Map<string, Alert>();
   private newest: Summary | null = null;
   private dirty = false;
@@ -51,10 +51,10 @@ class Fleet {
       if (summary) this.take(summary);
     });
     bus.hear('fleet/dispatcher', (_, payload) => (this.dispatcher = read<DispatcherPresence>(payload) ?? null));
-    bus.hear('fleet/roster/+', (_, payload) => {
+    bus.hear('fleet/roster/+', (topic, payload) => {
       const shard = read<RosterShard>(payload);
       if (!shard) return;
-      this.shards.set(shard.shard, rowsOf(shard));
+      this.shards.set(topic, { at_ms: shard.at_ms, rows: rowsOf(shard) });
       this.dirty = true;
     });
     bus.hear('fleet/alerts/+', (topic, payload) => this.alert(topic.split('/')[2] ?? '', read<Alert>(payload)));
@@ -93,7 +93,7 @@ class Fleet {
     if (!this.dirty) return;
     this.dirty = false;
     this.summary = this.newest;
-    this.workers = [...this.shards.values()].flat();
+    this.workers = merged(this.shards.values());
   }
 
   /** Asks the dispatcher as an operator does. */

@@ -6,6 +6,26 @@ export function rowsOf(shard: RosterShard): Worker[] {
   return shard.rows.map((row) => Object.fromEntries(shard.columns.map((name, at) => [name, row[at]])) as unknown as Worker);
 }
 
+/** A shard as it was heard last: workers at a moment. */
+export interface Told {
+  at_ms: number;
+  rows: Worker[];
+}
+
+const FORGOTTEN_MS = 20_000;
+
+/**
+ * Puts shards together. Each of several dispatchers tells its own workers; what one that is gone
+ * told last is forgotten when the others have gone on for a while, and of two words the later counts.
+ */
+export function merged(shards: Iterable<Told>): Worker[] {
+  const told = [...shards].sort((a, b) => a.at_ms - b.at_ms);
+  const oldest = (told.at(-1)?.at_ms ?? 0) - FORGOTTEN_MS;
+  const workers = new Map<string, Worker>();
+  for (const { at_ms, rows } of told) if (at_ms >= oldest) for (const row of rows) workers.set(row.worker, row);
+  return [...workers.values()];
+}
+
 export type Column = keyof Worker;
 
 export interface Choice {
