@@ -71,9 +71,6 @@ chaos-kills: $(STAMP)  ## kill -9 of dispatcher and broker, a hundred of each, w
 dashboard:  ## Build the dashboard's page from dashboard/ (Node 20.19 or later, else one from PyPI)
 	@bash dashboard/build.sh
 
-dashboard:  ## Build the dashboard's page from dashboard/ (Node 20.19 or later, else one from PyPI)
-	@bash dashboard/build.sh
-
 docs: $(STAMP)  ## Render the derived parts of the documents
 	@$(BIN)/python -m docs.render
 
