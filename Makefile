@@ -26,8 +26,9 @@ model: $(STAMP)  ## Build the default model into the user's cache folder
 demo: model  ## Start a fleet on this machine and put real questions to it
 	@$(BIN)/fleet demo
 
+# Three files at a time, each in one process: most of the long ones wait for brokers, restarts and leases.
 test: model  ## Run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 ANSIBLE := .venv-ansible
 .PHONY: ansible boards

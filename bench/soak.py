@@ -133,14 +133,23 @@ async def load(url: str, watch: Watch, *, seconds: float, rate_per_s: int) -> tu
         submitting = asyncio.create_task(
             submit(device, begun=begun, seconds=seconds, rate_per_s=rate_per_s), name="submit"
         )
+        collecting = asyncio.create_task(gather(device, latencies), name="collect")
         try:
-            while not submitting.done() or device.waiting:
-                latencies += await device.collect()
             await submitting
+            collecting.cancel()
+            await asyncio.wait({collecting})
+            while device.waiting:
+                latencies += await device.collect()
         finally:
-            watching.cancel()
-            submitting.cancel()
+            for task in (watching, submitting, collecting):
+                task.cancel()
         return Run(wall_s=time.perf_counter() - begun, latencies_s=latencies), device
+
+
+async def gather(device: Device, latencies: list[float]) -> None:
+    """Take results until cancelled."""
+    while True:
+        latencies += await device.collect()
 
 
 async def submit(device: Device, *, begun: float, seconds: float, rate_per_s: int) -> None:

@@ -37,6 +37,11 @@ def command() -> None:
 
     Exit code 1 if any is not; the first one is named. Note the seal it prints somewhere else, and
     give it as --noted the next time: then it is found out, too, if the end was taken off.
+
+    \b
+    Examples:
+      fleet audit verify /var/lib/edgefleet/audit
+      fleet audit verify ./audit --key-file /etc/edgefleet/audit.key --noted 3f9c...
     """,
 )
 @_FOLDER
@@ -73,6 +78,11 @@ def verify_command(folder: Path, *, key_file: Path | None, noted: str, as_json: 
     help="""Print the log as JSON lines, for other programs; without its seals.
 
     `verify` first: this command believes what it reads.
+
+    \b
+    Examples:
+      fleet audit export /var/lib/edgefleet/audit --what admin
+      fleet audit export ./audit --device door --since 2026-11-01 --until 2026-11-30
     """,
 )
 @_FOLDER
