@@ -19,12 +19,13 @@ from edge_worker.adapters.spool_memory import MemorySpool
 from edge_worker.core import commands as c
 from edge_worker.core.rules import SessionRules
 from edge_worker.core.session import STARTED_AFTER_MS, Session
-from edge_worker.ports import EngineEvent, GenerationRequest, InferenceEngine
+from edge_worker.ports import EngineEvent, GenerationRequest, Grew, InferenceEngine
 from edge_worker.service import (
     EngineRunner,
     Pace,
     ServiceParts,
     WorkerService,
+    benchmark,
     golden_report,
     measure_speed,
 )
@@ -445,6 +446,31 @@ def test_speed_is_measured_through_the_engine_port() -> None:
     assert speed.decode_tok_s > 0
     assert speed.prefill_tok_s > 0
     assert engine.is_idle
+
+
+def test_an_answer_that_comes_in_one_step_is_no_miracle_of_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 0.0
+
+    def tick() -> float:
+        nonlocal now_s
+        now_s += 1e-6
+        return now_s
+
+    class Hasty(EchoEngine):
+        def step(self) -> list[EngineEvent]:
+            nonlocal now_s
+            now_s += 0.5
+            events = list[EngineEvent]([Grew(id="selftest", text="a", tokens=1)])
+            while not self.is_idle:
+                events += super().step()
+            return events
+
+    monkeypatch.setattr(benchmark, "perf_counter", tick)
+    speed = measure_speed(Hasty(slots=1, context_tokens=512))
+    # At most an answer's tokens in the half second that it took.
+    assert 1 < speed.decode_tok_s <= 2 * benchmark.DECODE_TOKENS
 
 
 def test_speed_can_be_measured_in_the_smallest_context() -> None:
