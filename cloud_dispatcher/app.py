@@ -116,19 +116,14 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 metrics=lambda: counts.families(engine.summary()),
                 clock=clock,
                 history=service.history,
-                broker=_open_broker(settings.broker),
+                # No page gets the dispatcher's own identity.
+                broker=settings.broker if settings.broker.is_anonymous else None,
                 root=settings.broker.root,
             )
             await _serve(service, inside, settings.gateway, notifier=notifier)
     finally:
         noting.cancel()
         await provider.close()
-
-
-def _open_broker(broker: BrokerSettings) -> BrokerSettings | None:
-    """Return the broker if it asks nobody who they are: no page gets the dispatcher's identity."""
-    names_itself = broker.user is not None or (broker.tls is not None and broker.tls.cert_file)
-    return None if names_itself else broker
 
 
 async def _serve(

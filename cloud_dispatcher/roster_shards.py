@@ -46,7 +46,6 @@ class RosterShards:
         self._roll = roll
         self._view = view
         self._name = f"{name}-" if name else ""
-        self._shard_of: dict[WorkerId, int] = {}
         self._look_at_ms = self._shard_at_ms = 0
         self._next = 0
         self._shards: list[dict[WorkerId, PresenceStatus]] = [{} for _ in range(SHARDS)]
@@ -74,10 +73,7 @@ class RosterShards:
         """Look who is there; return the shards of which nobody was told that."""
         shards: list[dict[WorkerId, PresenceStatus]] = [{} for _ in range(SHARDS)]
         for worker, status in self._roll():
-            shard = self._shard_of.get(worker)
-            if shard is None:
-                shard = self._shard_of[worker] = shard_of(worker)
-            shards[shard][worker] = status
+            shards[shard_of(worker)][worker] = status
         known, self._shards = self._shards, shards
         return {at for at in range(SHARDS) if at not in self._told or known[at] != shards[at]}
 

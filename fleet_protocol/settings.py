@@ -82,6 +82,11 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.username or (unquote(name) if name else None)
 
     @property
+    def is_anonymous(self) -> bool:
+        """Whether we tell the broker neither a name nor a certificate of ours."""
+        return self.user is None and (self.tls is None or self.tls.cert_file is None)
+
+    @property
     def secret(self) -> str | None:
         """The password, from `password` or the URL; `password_file` is read by the program."""
         word = urlsplit(self.url).password

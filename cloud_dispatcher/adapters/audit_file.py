@@ -219,7 +219,7 @@ class AuditFile:
                 torn_bytes = len(data) - end
                 os.truncate(path, end)
                 _log.warning("audit.torn", file=path.name, bytes=torn_bytes)
-            last = _last_line(path)
+            last = _last_line(path, data[:end])
             if last is not None:
                 self._seal, self._seq = last[0], last[1].seq
                 break
@@ -252,7 +252,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def _pruned(path: Path, now_ms: int) -> _Waiting:
-    last = _last_line(path)
+    last = _last_line(path, path.read_bytes())
     about = {} if last is None else {"seal": last[0], "seq": last[1].seq}
     return now_ms, "pruned", {"file": path.name, **about}
 
@@ -265,8 +265,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.log"))
 
 
-def _last_line(path: Path) -> tuple[str, AuditEntry] | None:
-    lines = path.read_bytes().splitlines()
+def _last_line(path: Path, data: bytes) -> tuple[str, AuditEntry] | None:
+    lines = data.splitlines()
     try:
         return read_line(lines[-1]) if lines else None
     except (ValueError, UnicodeDecodeError) as error:

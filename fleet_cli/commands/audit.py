@@ -9,9 +9,11 @@ import click
 
 from fleet_cli.exits import ExitCode
 from fleet_cli.output import print_json, print_json_line, say
+from fleet_pki.files import read_file
 from fleet_protocol.audit import AuditEntry, parse_key, read_line, verify
 from fleet_protocol.errors import ConfigError
 
+_HINT = "check the path and who may read it"
 _DAY = click.DateTime(["%Y-%m-%d"])
 _FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
@@ -55,8 +57,10 @@ def command() -> None:
 def verify_command(folder: Path, *, key_file: Path | None, noted: str, as_json: bool) -> int:
     """Verify a log."""
     key_path = key_file or folder / "audit.key"
-    key = parse_key(_read(key_path).decode("utf-8", "replace"))
-    verdict = verify([(path.name, _read(path)) for path in _files(folder)], key, noted=noted)
+    key = parse_key(read_file(key_path, hint=_HINT).decode("utf-8", "replace"))
+    verdict = verify(
+        [(path.name, read_file(path, hint=_HINT)) for path in _files(folder)], key, noted=noted
+    )
     if as_json:
         print_json(verdict)
     elif verdict.ok:
@@ -104,7 +108,7 @@ def export_command(
             until and path.stem > f"{until:%Y-%m-%d}"
         ):
             continue
-        for number, line in enumerate(_read(path).splitlines(), 1):
+        for number, line in enumerate(read_file(path, hint=_HINT).splitlines(), 1):
             entry = _entry(path, number, line)
             if device in {None, entry.about.get("device")} and what in {None, entry.what}:
                 print_json_line({"at": _moment(entry.at_ms), "what": entry.what, **entry.about})
@@ -123,15 +127,6 @@ def _entry(path: Path, number: int, line: bytes) -> AuditEntry:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.log"))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}", hint="check the path and who may read it"
-        ) from error
 
 
 def _moment(at_ms: int | None) -> str:

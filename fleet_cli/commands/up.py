@@ -136,6 +136,4 @@ def _announce(
 
 def _page(context: FleetContext) -> str:
     """Say where the dashboard is; there is none before a broker that asks who we are."""
-    broker = context.broker
-    is_open = broker.user is None and (broker.tls is None or broker.tls.cert_file is None)
-    return f"  the dashboard: {context.gateway}/\n" if is_open else ""
+    return f"  the dashboard: {context.gateway}/\n" if context.broker.is_anonymous else ""

@@ -42,6 +42,13 @@ async def relay(postgres: PostgresServer) -> AsyncIterator[Relay]:
         yield wire
 
 
+def behind(relay: Relay, postgres: PostgresServer, database: str) -> PostgresJobStore:
+    """Return a store that reaches its database over the relay."""
+    name = rows(database, "SELECT current_database()")[0][0]
+    url = postgres.tcp_url(str(name), port=relay.port)
+    return PostgresJobStore(url, password=lambda: postgres.password)
+
+
 def rows(url: str, words: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True) as conn:
         return conn.execute(words.encode()).fetchall()
@@ -127,9 +134,7 @@ async def arrived(url: str) -> None:
 async def test_a_commit_whose_answer_was_lost_is_made_once(
     postgres: PostgresServer, database: str, relay: Relay
 ) -> None:
-    name = rows(database, "SELECT current_database()")[0][0]
-    url = postgres.tcp_url(str(name), port=relay.port)
-    async with PostgresJobStore(url, password=lambda: postgres.password) as store:
+    async with behind(relay, postgres, database) as store:
         job = make_job()
         relay.swallow_answers()
         saving = asyncio.create_task(store.commit([job], [SPEND], [cached("a")]))
@@ -147,9 +152,7 @@ async def test_a_commit_whose_answer_was_lost_is_made_once(
 async def test_another_commit_after_one_whose_answer_was_lost_is_made_as_well(
     postgres: PostgresServer, database: str, relay: Relay
 ) -> None:
-    name = rows(database, "SELECT current_database()")[0][0]
-    url = postgres.tcp_url(str(name), port=relay.port)
-    async with PostgresJobStore(url, password=lambda: postgres.password) as store:
+    async with behind(relay, postgres, database) as store:
         lost, other = make_job(), make_job()
         relay.swallow_answers()
         saving = asyncio.create_task(store.commit([lost], [SPEND]))
@@ -165,9 +168,7 @@ async def test_another_commit_after_one_whose_answer_was_lost_is_made_as_well(
 async def test_a_commit_that_never_arrived_is_made_by_the_next_try(
     postgres: PostgresServer, database: str, relay: Relay
 ) -> None:
-    name = rows(database, "SELECT current_database()")[0][0]
-    url = postgres.tcp_url(str(name), port=relay.port)
-    async with PostgresJobStore(url, password=lambda: postgres.password) as store:
+    async with behind(relay, postgres, database) as store:
         relay.swallow_questions()
         saving = asyncio.create_task(store.commit([FULL], [SPEND]))
         await relay.swallowed.wait()
@@ -207,9 +208,7 @@ async def test_a_line_that_falls_silent_is_hung_up(postgres: PostgresServer, rel
 async def test_a_commit_that_is_given_up_leaves_the_store_usable(
     postgres: PostgresServer, database: str, relay: Relay
 ) -> None:
-    name = rows(database, "SELECT current_database()")[0][0]
-    url = postgres.tcp_url(str(name), port=relay.port)
-    async with PostgresJobStore(url, password=lambda: postgres.password) as store:
+    async with behind(relay, postgres, database) as store:
         relay.swallow_questions()
         saving = asyncio.create_task(store.commit([FULL], [SPEND]))
         await relay.swallowed.wait()

@@ -24,6 +24,7 @@ from tests.property.test_engine_machine import (
     EQUAL_SUBMITS,
     LONG_SUBMITS,
     SUBMITS,
+    finish_one,
     finished,
     outcome_of,
 )
@@ -195,12 +196,9 @@ class ClusterMachine(RuleBasedStateMachine):
     def work(self, number: int, kind: str, told: bool) -> None:  # noqa: FBT001 - drawn
         worker = self.world.workers[number]
         self._read_inbox(number)
-        for key, outcome in list(worker.spool.items()):
-            if outcome is None:
-                worker.spool[key] = outcome_of(kind, key)
-                if told and worker.is_online:
-                    self.world.report(worker, key)
-                return
+        key = finish_one(worker, kind)
+        if key is not None and told and worker.is_online:
+            self.world.report(worker, key)
 
     @rule(number=WORKERS)
     def show_signs_of_work(self, number: int) -> None:

@@ -95,6 +95,15 @@ def outcome_of(kind: str, key: tuple[str, int]) -> m.JobDone | m.JobFailed | m.E
     return m.Escalation(attempt=key[1], reason=m.Reason(kind), answer=kept)
 
 
+def finish_one(worker: ModelledWorker, kind: str) -> tuple[str, int] | None:
+    """Let a worker end the first attempt that it works on; return which, None if on none."""
+    for key, outcome in worker.spool.items():
+        if outcome is None:
+            worker.spool[key] = outcome_of(kind, key)
+            return key
+    return None
+
+
 def finished(key: m.JobKey, attempt: int) -> e.CompletionFinished:
     text, usage = f"cloud {key}/{attempt}", m.Usage()
     return e.CompletionFinished(
@@ -188,12 +197,9 @@ class EngineMachine(RuleBasedStateMachine):
     def _work(self, number: int, kind: str, *, told: bool) -> None:
         worker = self.shell.workers[number]
         self.read_the_inbox(number)
-        for key, outcome in list(worker.spool.items()):
-            if outcome is None:
-                worker.spool[key] = outcome_of(kind, key)
-                if told and worker.is_online:
-                    self.shell.report(worker, key)
-                return
+        key = finish_one(worker, kind)
+        if key is not None and told and worker.is_online:
+            self.shell.report(worker, key)
 
     def show_signs_of_work(self, number: int) -> None:
         worker = self.shell.workers[number]

@@ -68,12 +68,12 @@ class Fleet {
     this.dirty = true;
     const last = this.samples.at(-1);
     if (last && summary.at_ms - (last[0] ?? 0) < SAMPLE_MS) return;
-    const by = summary.answered_by;
-    const sample = [
-      summary.at_ms, summary.jobs_per_s, summary.latency_ms.p50, summary.latency_ms.p95, summary.queued,
-      summary.inflight, summary.escalated, summary.workers.online ?? 0, by.edge ?? 0, by.cloud ?? 0,
-      by.cache ?? 0, by.offline ?? 0, summary.cost_usd,
-    ];
+    const named: Record<string, number | undefined> = {
+      ...summary.answered_by, at_ms: summary.at_ms, jobs_per_s: summary.jobs_per_s, p50_ms: summary.latency_ms.p50,
+      p95_ms: summary.latency_ms.p95, queued: summary.queued, inflight: summary.inflight, escalated: summary.escalated,
+      online: summary.workers.online, cost_usd: summary.cost_usd,
+    };
+    const sample = this.columns.map((name) => named[name] ?? 0);
     this.samples = [...this.samples.slice(-KEPT_SAMPLES), sample];
   }
 
