@@ -23,6 +23,7 @@ from cloud_dispatcher.adapters.job_rows import (
     is_trouble,
     read_job,
 )
+from cloud_dispatcher.adapters.name_filter import NameFilter
 from cloud_dispatcher.adapters.schema_sqlite import check_history, migrate, statements
 from cloud_dispatcher.adapters.space_sqlite import allow_shrinking, give_back
 from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
@@ -72,6 +73,7 @@ class SqliteJobStore:
         self._reader = Connection(path, "job-store-read")
         self._saved: dict[JobKey, Job] = {}
         """What the file holds of jobs that are not told yet: so only what changed is written."""
+        self._names = NameFilter()
 
     def __repr__(self) -> str:
         return f"SqliteJobStore({str(self.path)!r}, synchronous={self._synchronous!r})"
@@ -86,6 +88,7 @@ class SqliteJobStore:
         try:
             await self._writer.open(self._make_and_connect)
             await self._writer.run(self._migrate)
+            await self._writer.run(self._learn_names)
             await self._reader.open(self._connect)
         except FleetError:
             await self.__aexit__()
@@ -129,7 +132,9 @@ class SqliteJobStore:
 
     async def find(self, ids: Iterable[tuple[DeviceId, JobId]]) -> Mapping[tuple[str, str], Job]:
         """Return those of the devices' jobs that exist, open or finished."""
-        pairs = tuple(ids)
+        pairs = tuple(filter(self._names.may_hold, ids))
+        if not pairs:  # Most jobs are new: no way to the thread and back.
+            return {}
         return await self._reader.run(
             lambda conn: {
                 pair: read_job(row) for pair in pairs for row in _rows(conn, "find", pair)
@@ -166,6 +171,8 @@ class SqliteJobStore:
         for dead, before_ms in ((0, finished_before_ms), (1, dead_before_ms)):
             oldest = (dead, before_ms, limit - pruned)
             pruned += await self._writer.run(partial(_delete, name="prune", values=oldest))
+        if self._names.is_full:
+            await self._writer.run(self._learn_names)
         return pruned
 
     # ------------------------------------------------------------ in the writer's thread
@@ -194,6 +201,9 @@ class SqliteJobStore:
     def _migrate(self, conn: sqlite3.Connection) -> None:
         migrate(conn, self.path)
         allow_shrinking(conn, self.path)
+
+    def _learn_names(self, conn: sqlite3.Connection) -> None:
+        self._names = NameFilter(conn.execute(statements()["names"]))
 
     def _sweep(self, conn: sqlite3.Connection, until_before_ms: int) -> int:
         with conn:
@@ -234,6 +244,7 @@ class SqliteJobStore:
                 conn.execute("ROLLBACK")
             self._answers.forget_bytes()
             raise
+        self._names.add_all((job.device, job.id) for job in latest if job.key not in saved)
         for job in latest:
             if job.told:
                 saved.pop(job.key, None)

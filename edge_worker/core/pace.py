@@ -8,12 +8,11 @@ of the board's recent answers had is taken, and none at all until there were som
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection
+from collections import Counter, deque
 from statistics import median_low
 from typing import Final
 
-from edge_worker.core.attempt import HeldJob, Phase
+from edge_worker.core.attempt import HeldJob
 from edge_worker.core.generation import Finished
 from fleet_protocol.messages import Benchmark
 from fleet_protocol.routing import Timing
@@ -43,8 +42,8 @@ class Pace:
     def timing(
         self,
         held: HeldJob,
-        others: Collection[HeldJob],
         *,
+        ahead: int,
         slots: int,
         speed: Benchmark | None,
         now_ms: int,
@@ -53,7 +52,7 @@ class Pace:
 
         Args:
             held: Its prompt is counted.
-            others: All that is held, it too.
+            ahead: How many the engine takes before it, see `Line`.
             slots: How many are worked on at once.
             speed: Of one request alone: among others each is slower.
             now_ms: By the worker's own clock.
@@ -66,7 +65,7 @@ class Pace:
             max_tokens=held.spooled.assignment.generation.max_tokens,
             speed=speed,
             left_ms=deadline_at_ms - now_ms,
-            turns=_waits_for(held, others, slots) / max(1, slots),
+            turns=max(0, ahead + 1 - slots) / max(1, slots),
         )
 
     def reckon(
@@ -98,17 +97,42 @@ class Pace:
         )
 
 
-def _waits_for(held: HeldJob, others: Collection[HeldJob], slots: int) -> int:
-    """Return how many must be through before this one can begin.
+class Line:
+    """Who is in the engine's hands: at work, or waiting for a slot. Counted, not searched.
 
     Who has begun is not passed, and who waits only by a higher priority.
     """
-    if len(others) <= slots:
-        return 0
-    priority = held.spooled.assignment.priority
-    before = sum(
-        other.phase is Phase.GENERATING
-        and (other.tokens > 0 or other.spooled.assignment.priority >= priority)
-        for other in others
-    )
-    return max(0, before + 1 - slots)
+
+    def __init__(self) -> None:
+        self._at_work: set[str] = set()
+        self._waiting: dict[str, int] = {}
+        self._priorities: Counter[int] = Counter()
+
+    def enter(self, held: HeldJob) -> None:
+        """Let an attempt wait for a slot."""
+        priority = held.spooled.assignment.priority
+        self._waiting[held.id] = priority
+        self._priorities[priority] += 1
+
+    def begin(self, held: HeldJob) -> None:
+        """An attempt has its first tokens."""
+        if self._stop_waiting(held):
+            self._at_work.add(held.id)
+
+    def leave(self, held: HeldJob) -> None:
+        """An attempt is through, or given up; of one that never entered: no effect."""
+        if not self._stop_waiting(held):
+            self._at_work.discard(held.id)
+
+    def ahead_of(self, held: HeldJob) -> int:
+        """Return how many are taken before an attempt that would enter now."""
+        priority = held.spooled.assignment.priority
+        waiting = sum(count for own, count in self._priorities.items() if own >= priority)
+        return len(self._at_work) + waiting
+
+    def _stop_waiting(self, held: HeldJob) -> bool:
+        priority = self._waiting.pop(held.id, None)
+        if priority is None:
+            return False
+        self._priorities[priority] -= 1
+        return True

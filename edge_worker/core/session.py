@@ -23,7 +23,7 @@ from edge_worker.core.attempt import HeldJob, Outcome, Phase, SpooledJob
 from edge_worker.core.generation import Broke, Finished, Grew
 from edge_worker.core.health import Heat, HostReading, next_heat
 from edge_worker.core.measuring import Measuring
-from edge_worker.core.pace import Pace
+from edge_worker.core.pace import Line, Pace
 from edge_worker.core.rules import SessionRules
 from edge_worker.core.telling import REPEAT_MS, Standing, Teller
 from fleet_protocol import messages as m
@@ -68,7 +68,7 @@ class Session:
         self._tokens = 0
         self._tokens_since_ms: int | None = None
         self._measuring = Measuring(speed_due_at_ms=rules.speed_due_at_ms)
-        self._pace = Pace()
+        self._pace, self._line = Pace(), Line()
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             e.AssignmentReceived: self._on_assignment,
             e.CancelReceived: self._on_cancel,
@@ -273,14 +273,14 @@ class Session:
         if held is None or held.phase is not Phase.ENCODING:
             return
         held.prompt_tokens, held.kept_tokens = len(event.tokens), event.kept_tokens
-        rules, others = self._rules, self._jobs.values()
+        rules, ahead = self._rules, self._line.ahead_of(held)
         speed, slots = self._teller.info.benchmark, self._heat.slots
         outcome = outcomes.before_generation(
             held,
             model=self._model,
             policy=rules.policy,
             difficulty=rules.difficulty,
-            timing=self._pace.timing(held, others, slots=slots, speed=speed, now_ms=now_ms),
+            timing=self._pace.timing(held, ahead=ahead, slots=slots, speed=speed, now_ms=now_ms),
         )
         if outcome is None and self._heat.is_critical:
             outcome = outcomes.when_overheated(held, model=self._model)
@@ -288,6 +288,7 @@ class Session:
             self._finish(held, outcome, now_ms)
             return
         held.phase = Phase.GENERATING
+        self._line.enter(held)
         trust = outcomes.trust_in(held, model=self._model, policy=rules.policy)
         self._teller.out.append(c.StartGeneration(held.request(event.tokens, trust=trust)))
 
@@ -395,6 +396,7 @@ class Session:
         """Forget an attempt, wherever it stands."""
         if held.phase is not Phase.FINISHED:
             self._teller.out.append(c.StopGeneration(held.id))
+        self._line.leave(held)
         job = held.job
         self._teller.out.append(c.ForgetJob(job, held.attempt))
         del self._jobs[job]
@@ -409,6 +411,7 @@ class Session:
 
     def _finish(self, held: HeldJob, outcome: Outcome, now_ms: int) -> None:
         held.phase = Phase.FINISHED
+        self._line.leave(held)
         held.spooled = msgspec.structs.replace(held.spooled, outcome=outcome)
         held.parts.clear()
         self._teller.out.append(c.KeepJob(held.spooled))
@@ -422,6 +425,8 @@ class Session:
         self._finish(held, late, now_ms)
 
     def _count(self, held: HeldJob, tokens: int) -> None:
+        if held.tokens == 0 < tokens:
+            self._line.begin(held)
         self._tokens += tokens - held.tokens
         held.tokens = tokens
 

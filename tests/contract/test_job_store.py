@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from cloud_dispatcher.adapters import name_filter
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.adapters.store_postgres import PostgresJobStore
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
@@ -424,6 +425,21 @@ async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> N
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (4,)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_an_earlier_run_stored_is_found_by_name_before_and_after_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_filter, "_FULL", 1)
+    gone, stays = finished(make_job(), at_ms=100), make_job()
+    async with SqliteJobStore(tmp_path / "jobs.db") as store:
+        await store.commit([gone, stays])
+    async with SqliteJobStore(tmp_path / "jobs.db") as store:
+        names = [(job.device, job.id) for job in (gone, stays)]
+        assert set(await store.find(names)) == set(names)
+        assert await prune(store, 1_000) == 1
+        assert set(await store.find(names)) == {names[1]}
+        assert [store._names.may_hold(name) for name in names] == [False, True]
 
 
 _VICTIM = """

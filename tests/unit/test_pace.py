@@ -6,14 +6,16 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_worker.core import events as e
+from edge_worker.core.attempt import HeldJob, SpooledJob
 from edge_worker.core.generation import Finished
-from edge_worker.core.pace import LEAST_SEEN, REMEMBERED, Pace
+from edge_worker.core.pace import LEAST_SEEN, REMEMBERED, Line, Pace
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from fleet_protocol.routing import LOCAL, EscalateTo, RoutePolicy, RouteQuery, Timing, decide
-from tests.unit.session_lab import INFO, SessionLab, finished
+from tests.unit.session_lab import INFO, SessionLab, assignment, finished
 
 SPEED = INFO.benchmark
 """The lab's board reads 200 tokens a second and writes 50."""
@@ -163,6 +165,54 @@ def test_those_before_it_take_their_time_and_a_higher_priority_passes_who_waits(
     assert why(lab, "J1").startswith("waiting 0.75 s, reading the prompt 0.10 s, a usual")
     asked(lab, "J2", tokens=20, deadline_ms=1_300, priority=9)
     assert why(lab, "J2") == ""
+
+
+class LineMachine(RuleBasedStateMachine):
+    """The line counts as one would who looked at every attempt anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = Line()
+        self.waiting: list[HeldJob] = []
+        self.at_work: list[HeldJob] = []
+        self.gone: list[HeldJob] = []
+        self.numbers = 0
+
+    def held(self, priority: int) -> HeldJob:
+        self.numbers += 1
+        spooled = SpooledJob(assignment=assignment(priority=priority), received_at_ms=0)
+        return HeldJob(spooled=spooled, id=str(self.numbers), heard_at_ms=0)
+
+    @rule(priority=st.integers(0, 9))
+    def enter(self, priority: int) -> None:
+        self.waiting.append(self.held(priority))
+        self.line.enter(self.waiting[-1])
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        one = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        self.line.begin(one)
+        self.at_work.append(one)
+
+    @precondition(lambda self: self.waiting or self.at_work or self.gone)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        """An attempt is finished and later dropped: it leaves twice."""
+        here = data.draw(st.sampled_from([x for x in (self.waiting, self.at_work, self.gone) if x]))
+        one = here.pop(data.draw(st.integers(0, len(here) - 1)))
+        self.line.leave(one)
+        self.gone.append(one)
+
+    @invariant()
+    def counts_all(self) -> None:
+        for priority in range(10):
+            waiting = [x for x in self.waiting if x.spooled.assignment.priority >= priority]
+            ahead = len(self.at_work) + len(waiting)
+            assert self.line.ahead_of(self.held(priority)) == ahead
+
+
+TestLine = LineMachine.TestCase
 
 
 def test_a_board_that_was_never_measured_tries() -> None:

@@ -106,6 +106,9 @@ SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.at
 FROM jobs j JOIN prompts p ON p.key = j.key LEFT JOIN answers a ON a.key = j.key
 WHERE j.device = ? AND j.id = ?
 
+-- name: names
+SELECT device, id FROM jobs
+
 -- name: get
 SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.attempt, j.worker,
     j.dead, j.told, j.state, p.submit, a.kept, a.result
