@@ -22,7 +22,7 @@ from cloud_dispatcher.intake import (
     Inquiry,
     JobsListed,
     PurgeAsked,
-    RequestMalformed,
+    RequestRefused,
 )
 from cloud_dispatcher.ports import CompletionProvider, JobQuery, JobStore
 from fleet_protocol import messages as m
@@ -57,7 +57,7 @@ class Inquiries:
             StoppedError: We were told to stop before the store answered.
         """
         match inquiry:
-            case RequestMalformed(req=req, code=code, message=message):
+            case RequestRefused(req=req, code=code, message=message):
                 return m.AdminReply(req=req, ok=False, code=code, message=message)
             case CostsAsked(request=request):
                 return await self._costs(request)

@@ -22,8 +22,9 @@ from cloud_dispatcher.keys import KeyMint
 from fleet_protocol import codec, topics
 from fleet_protocol import messages as m
 from fleet_protocol.bus import Confirmed, Delivery, Refused
-from fleet_protocol.errors import ProtocolError
-from fleet_protocol.topics import Address, Topics
+from fleet_protocol.errors import FleetError, ProtocolError, RejectedError
+from fleet_protocol.roles import require
+from fleet_protocol.topics import Address, Role, Topics
 
 _log = structlog.get_logger(__name__)
 
@@ -40,57 +41,61 @@ class EchoAsked(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-class JobsListed(msgspec.Struct, frozen=True):
+class _Asked(msgspec.Struct, frozen=True):
+    """What somebody asked who looks after the fleet.
+
+    Attributes:
+        admin: Whose id it is, by the topic.
+        role: As what, by the topic too.
+    """
+
+    admin: str
+    request: m.AdminRequest
+    role: Role = Role.ADMIN
+
+
+class JobsListed(_Asked, frozen=True):
     """An operator asked for stored jobs: answered from the store, past the engine."""
 
-    admin: str
-    request: m.AdminRequest
 
-
-class PurgeAsked(msgspec.Struct, frozen=True):
+class PurgeAsked(_Asked, frozen=True):
     """An operator wants a dead letter forgotten: the store does, past the engine."""
 
-    admin: str
-    request: m.AdminRequest
 
-
-class CostsAsked(msgspec.Struct, frozen=True):
+class CostsAsked(_Asked, frozen=True):
     """An operator asked what the cloud costs: answered from the store, past the engine."""
 
-    admin: str
-    request: m.AdminRequest
 
-
-class CacheAsked(msgspec.Struct, frozen=True):
+class CacheAsked(_Asked, frozen=True):
     """An operator asked what is cached: answered from the store, past the engine."""
 
-    admin: str
-    request: m.AdminRequest
 
-
-class AskAgain(msgspec.Struct, frozen=True):
+class AskAgain(_Asked, frozen=True):
     """An operator wants the most frequent questions asked before anybody does."""
 
+
+class RequestRefused(msgspec.Struct, frozen=True):
+    """A request that is not for its role, or that cannot be read but for its name: it is told why.
+
+    Attributes:
+        request: None where it cannot be read.
+    """
+
     admin: str
-    request: m.AdminRequest
-
-
-class RequestMalformed(msgspec.Struct, frozen=True):
-    """An operator's request could not be read, but its name could: it is told why."""
-
-    admin: str
+    role: Role
     req: str
     code: str
     message: str
+    request: m.AdminRequest | None = None
 
 
-Inquiry: TypeAlias = JobsListed | PurgeAsked | CostsAsked | CacheAsked | AskAgain | RequestMalformed
-"""What the store answers, past the engine."""
+Inquiry: TypeAlias = JobsListed | PurgeAsked | CostsAsked | CacheAsked | AskAgain | RequestRefused
+"""What is answered past the engine, mostly by the store."""
 
 Intaken: TypeAlias = e.AnyEvent | EchoAsked | Inquiry
 
 
-_INQUIRIES: Final[Mapping[m.AdminOp, Callable[[str, m.AdminRequest], Inquiry]]] = {
+_INQUIRIES: Final[Mapping[m.AdminOp, Callable[[str, m.AdminRequest, Role], Inquiry]]] = {
     m.AdminOp.JOBS_LIST: JobsListed,
     m.AdminOp.JOB_PURGE: PurgeAsked,
     m.AdminOp.COSTS: CostsAsked,
@@ -212,7 +217,7 @@ class Intake:
             return self._submission(address, delivery, now_ms)
         if channel is topics.PROBE:
             return self._probe(address, delivery)
-        if channel is topics.ADMIN_REQUEST:
+        if channel.message is m.AdminRequest:
             return self._request(address, delivery)
         return self._message(address, delivery)
 
@@ -265,20 +270,26 @@ class Intake:
         return EchoAsked(m.WorkerId(address.owner), delivery.payload)
 
     def _request(self, address: Address, delivery: Delivery) -> Intaken | None:
+        admin, role = address.owner, address.channel.sender
         try:
-            request = codec.decode(topics.ADMIN_REQUEST, delivery.payload)
+            request = codec.decode(address.channel, delivery.payload)
         except ProtocolError as error:
             self._drop(delivery, error.code)
             try:
                 named = msgspec.json.decode(delivery.payload, type=_Named)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 return None
-            return RequestMalformed(address.owner, named.req, error.code, _told(error))
+            return RequestRefused(admin, role, named.req, error.code, _told(error))
         assert isinstance(request, m.AdminRequest)  # noqa: S101 - the catalogue says so
+        try:
+            require(role, request.op)
+        except RejectedError as error:
+            self._drop(delivery, error.code)
+            return RequestRefused(admin, role, request.req, error.code, _told(error), request)
         inquiry = _INQUIRIES.get(request.op)
         if inquiry is not None:
-            return inquiry(address.owner, request)
-        return e.AdminAsked(admin=address.owner, request=request)
+            return inquiry(admin, request, role)
+        return e.AdminAsked(admin=admin, role=role, request=request)
 
     def _bad_topic(self, delivery: Delivery, error: ProtocolError) -> Intaken | None:
         """Tell a device whose own job id is unusable; its subtree is its own to be told in."""
@@ -315,5 +326,5 @@ def _refusal(delivery: Delivery, address: Address) -> str:
     return ""
 
 
-def _told(error: ProtocolError) -> str:
+def _told(error: FleetError) -> str:
     return error.advice[:1_000]

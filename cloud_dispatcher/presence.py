@@ -42,7 +42,7 @@ _HEARD_BY_ALL: Final = (
     channels.CANCEL,
     channels.PRESENCE,
     channels.INFO,
-    channels.ADMIN_REQUEST,
+    *channels.REQUESTS.values(),
     channels.DISPATCHER,
 )
 

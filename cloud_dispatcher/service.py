@@ -34,7 +34,6 @@ from cloud_dispatcher.insistence import Insistence, StoppedError
 from cloud_dispatcher.intake import (
     EchoAsked,
     Intake,
-    RequestMalformed,
     read_confirmation,
     read_refusal,
 )
@@ -52,6 +51,7 @@ from cloud_dispatcher.roster_shards import RosterShards
 from cloud_dispatcher.turn import Turn
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
+from fleet_protocol.access import Identity
 from fleet_protocol.bus import (
     Confirmed,
     Delivery,
@@ -61,6 +61,7 @@ from fleet_protocol.bus import (
     Refused,
 )
 from fleet_protocol.errors import BusClosedError
+from fleet_protocol.roles import as_seen_by
 from fleet_protocol.topics import Topics
 
 _log = structlog.get_logger(__name__)
@@ -86,7 +87,8 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         observers: See every decision after it was carried out.
         library: The same that the engine asks.
         memory: How full the machine's memory is, 0..100; None where nobody can tell.
-        inquired: Hears what operators asked that the engine has no part in.
+        inquired: Hears who asked for what that the engine has no part in, and with which code it
+            was refused; empty if it was not.
         alive: Called after each turn: a service manager watches that they go on.
         shared: The store once more, where several dispatchers share it; None: there is only one.
         cluster: What this dispatcher is among them.
@@ -101,7 +103,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     observers: tuple[Observer, ...] = ()
     library: AnswerLibrary | None = None
     memory: Callable[[], float | None] = lambda: None
-    inquired: Callable[[str, m.AdminRequest], None] = lambda _admin, _request: None
+    inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda _who, _request, _code: None
     alive: Callable[[], None] = lambda: None
     shared: ClusterStore | None = None
     cluster: ClusterSettings = ClusterSettings()
@@ -416,9 +418,11 @@ class DispatcherService:
         self._tell(turn)
         for request in turn.requests:
             reply = await self._inquiries.answer(request)
-            self._publisher.send(channels.ADMIN_REPLY, reply, request.admin)
-            if not isinstance(request, RequestMalformed):
-                self._outside.inquired(request.admin, request.request)
+            reply = as_seen_by(request.role, reply)
+            self._publisher.send(channels.REPLIES[request.role], reply, request.admin)
+            if request.request is not None:
+                who = Identity(role=request.role, id=request.admin)
+                self._outside.inquired(who, request.request, reply.code)
 
     def _tell(self, turn: Turn) -> None:
         if self._cluster is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fleet_protocol.roles import LADDER, LEAST, MEANINGS, allowed
 from fleet_protocol.topics import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,15 @@ def render_topics() -> str:
         lines.append(
             f"| `{channel.template}` | {channel.sender} | {receivers} | {qos} | {payload} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def render_roles() -> str:
+    """Return the table of docs/security.md: what each role may do, from the table that is asked."""
+    lines = [f"| | {' | '.join(LADDER)} |", f"|---|{'---|' * len(LADDER)}"]
+    for deed in LEAST:
+        cells = ("yes" if allowed(role, deed) else "" for role in LADDER)
+        lines.append(f"| {MEANINGS[deed]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -91,6 +101,7 @@ def main() -> None:
     """Write what is rendered into the documents."""
     _put(ROOT / "ARCHITECTURE.md", "topics", render_topics())
     _put(ROOT / "docs" / "providers.md", "situations", render_situations())
+    _put(ROOT / "docs" / "security.md", "roles", render_roles())
     (ROOT / "docs" / "commands.md").write_text(render_commands())
 
 

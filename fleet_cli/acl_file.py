@@ -82,7 +82,7 @@ def _rows(file: Path, text: str) -> Iterator[Identity]:
             raise ConfigError(
                 f"{file}, line {number}: {error}",
                 code="invalid_row",
-                hint="each line names a role (worker, device, viewer, admin, dispatcher) and an id",
+                hint="each line names a role (worker, device, viewer, ...) and an id",
             ) from error
 
 

@@ -22,10 +22,11 @@ CAST: Final = (
     Identity(role=Role.WORKER, id="w1"),
     Identity(role=Role.DEVICE, id="d1"),
     Identity(role=Role.VIEWER, id="v1"),
+    Identity(role=Role.OPERATOR, id="o1"),
     Identity(role=Role.ADMIN, id="a1"),
     Identity(role=Role.AUTHORITY, id="authority"),
 )
-"""One of each role; `w2`, `d2` and `a2` are those whose topics are not theirs."""
+"""One of each role; `w2`, `d2`, `v2`, `o2` and `a2` are those whose topics are not theirs."""
 VERSIONS: Final = {"3.1.1": False, "5": True}
 _WITNESS: Final = "witness"
 

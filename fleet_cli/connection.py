@@ -17,10 +17,11 @@ import msgspec
 
 from fleet_cli.context import DataFolder
 from fleet_client.credentials import broker_settings
+from fleet_protocol.access import Identity
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import ID_PATTERN
 from fleet_protocol.settings import BrokerSettings, TlsSettings
-from fleet_protocol.topics import Topics
+from fleet_protocol.topics import Role, Topics
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 DEFAULT_DATA = Path("~/.local/share/edgefleet")
@@ -50,10 +51,12 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         data: The data folder, also where another broker is named.
         given: The broker named by options or environment; None reads the folder's context.
+        role: As what we look after the fleet, by the folder that `fleet enroll` wrote.
     """
 
     data: DataFolder
     given: BrokerSettings | None
+    role: Role = Role.ADMIN
 
     @property
     def broker(self) -> BrokerSettings:
@@ -73,12 +76,12 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         return _clean(f"cli-{socket.gethostname().partition('.')[0]}")[:36]
 
     @property
-    def admin(self) -> str:
-        """Our operator's id: the MQTT user where there is one, else one no other process has."""
+    def admin(self) -> Identity:
+        """Who asks the dispatcher: the MQTT user where there is one, else an id of our own."""
         user = self.broker.user
-        if user is not None and re.match(ID_PATTERN, user):
-            return user
-        return f"{_clean(f'cli-{_user()}')[:27]}-{secrets.token_hex(4)}"
+        if user is None or not re.match(ID_PATTERN, user):
+            user = f"{_clean(f'cli-{_user()}')[:27]}-{secrets.token_hex(4)}"
+        return Identity(role=self.role, id=user)
 
     @property
     def client_id(self) -> str:
@@ -122,7 +125,8 @@ def resolve(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Co
                 hint="add --broker mqtt://HOST:PORT",
             )
         return Connection(data=data, given=None)
-    return Connection(data=data, given=_settings(named, environ))
+    role = _role(Path(named["identity"]).expanduser()) if named["identity"] else Role.ADMIN
+    return Connection(data=data, given=_settings(named, environ), role=role)
 
 
 def _settings(named: Mapping[str, str | None], environ: Mapping[str, str]) -> BrokerSettings:
@@ -164,6 +168,23 @@ def _identity(folder: Path) -> dict[str, Any]:
         )
     tls = TlsSettings(ca_file=str(ca), cert_file=str(certificate), key_file=str(key))
     return {"username": folder.name, "tls": tls}
+
+
+def _role(folder: Path) -> Role:
+    """Return the role that a folder of `fleet enroll` names; older ones, and devices', name none.
+
+    Raises:
+        ConfigError: It names none that there is.
+    """
+    try:
+        return Role((folder / "role").read_text("utf-8").strip())
+    except FileNotFoundError:
+        return Role.ADMIN
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / 'role'} names no role: {error}",
+            hint="enrol the identity again: fleet enroll ROLE ID --again",
+        ) from error
 
 
 def _clean(name: str) -> str:

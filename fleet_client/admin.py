@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import threading
 from collections.abc import Iterable
@@ -14,10 +13,10 @@ from msgspec.structs import replace
 from fleet_client.credentials import broker_settings
 from fleet_client.errors import DeniedError, JobTimeoutError
 from fleet_client.link import LinkOptions, PahoLink
+from fleet_protocol.access import Identity, check_identities
 from fleet_protocol.codec import decode_as, encode
 from fleet_protocol.errors import ConfigError, FleetError, ProtocolError, RejectedError
 from fleet_protocol.messages import (
-    ID_PATTERN,
     AdminOp,
     AdminReply,
     AdminRequest,
@@ -25,7 +24,7 @@ from fleet_protocol.messages import (
     PrewarmAnswer,
 )
 from fleet_protocol.settings import BrokerSettings
-from fleet_protocol.topics import ADMIN_REPLY, ADMIN_REQUEST, Topics
+from fleet_protocol.topics import REPLIES, REQUESTS, Role, Topics
 
 _log = logging.getLogger("fleet_client")
 
@@ -38,6 +37,7 @@ class AdminFields(TypedDict, total=False):
 
     job: str
     worker: str
+    alert: str
     device: str
     status: JobStatus
     dead: bool
@@ -48,24 +48,32 @@ class AdminFields(TypedDict, total=False):
 
 
 class AdminClient:
-    """Speaks to the dispatcher as an operator. Thread-safe; lifetime is `with`.
+    """Speaks to the dispatcher as one who looks after the fleet. Thread-safe; lifetime is `with`.
 
     Args:
         broker: Settings, or a URL.
-        admin: Our id below `admin/`: the MQTT user where there is one, for an ACL binds it to that.
+        admin: Who we are: viewer, operator or admin, and with which id; an id alone is an admin's.
+            It is the MQTT user where there is one, for an ACL binds the topics to that.
     """
 
     def __init__(
-        self, broker: BrokerSettings | str, admin: str, *, connect_timeout_s: float = 10.0
+        self,
+        broker: BrokerSettings | str,
+        admin: Identity | str,
+        *,
+        connect_timeout_s: float = 10.0,
     ) -> None:
-        if not re.match(ID_PATTERN, admin):
+        me = Identity(role=Role.ADMIN, id=admin) if isinstance(admin, str) else admin
+        check_identities([me])
+        if me.role not in REQUESTS:
             raise ConfigError(
-                f"admin id {admin[:64]!r} is not usable",
-                hint="use 1 to 36 of the characters A-Z a-z 0-9 _ -",
+                f"{me.id} is a {me.role}, and asks nothing of the dispatcher here",
+                hint=f"use an identity with one of the roles {', '.join(REQUESTS)}",
             )
         settings = broker_settings(broker)
         topics = Topics(settings.root)
-        self._topic = topics.name(ADMIN_REQUEST, admin)
+        self._role = me.role
+        self._topic = topics.name(REQUESTS[me.role], me.id)
         self._changed = threading.Condition()
         self._waiting: set[str] = set()
         self._replies: dict[str, list[AdminReply | FleetError]] = {}
@@ -74,8 +82,8 @@ class AdminClient:
             self,
             LinkOptions(
                 # Of its own: one operator may run several commands at a time.
-                client_id=f"{admin[:27]}-{secrets.token_hex(4)}",
-                filters=(topics.filter(ADMIN_REPLY, admin),),
+                client_id=f"{me.id[:27]}-{secrets.token_hex(4)}",
+                filters=(topics.filter(REPLIES[me.role], me.id),),
                 connect_timeout_s=connect_timeout_s,
             ),
         )
@@ -135,7 +143,7 @@ class AdminClient:
             str(token),
             DeniedError(
                 f"the broker does not let us publish on {self._topic}",
-                hint="use an identity with the admin role",
+                hint=f"the broker does not know this identity as {self._role}: `fleet pki ls`",
             ),
         )
 
@@ -161,7 +169,11 @@ class AdminClient:
 
 
 def _joined(first: AdminReply, replies: Iterable[AdminReply | FleetError]) -> AdminReply:
-    """Return one answer of several dispatchers."""
+    """Return one answer of several dispatchers: where one could, the others need not."""
     answered = [reply for reply in replies if isinstance(reply, AdminReply) and reply.ok]
     views = {view.worker: view for reply in answered for view in reply.workers}
-    return replace(first, workers=tuple(views[name] for name in sorted(views)))
+    return replace(
+        answered[0] if answered else first,
+        workers=tuple(views[name] for name in sorted(views)),
+        alerts=tuple(alert for reply in answered for alert in reply.alerts),
+    )

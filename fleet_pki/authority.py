@@ -26,6 +26,7 @@ from fleet_pki.passwords import hash_password
 from fleet_pki.registry import Issued, Member, Registry, Secret, Token
 from fleet_protocol.access import Identity, check_identities
 from fleet_protocol.errors import ConfigError, RejectedError
+from fleet_protocol.roles import LADDER
 from fleet_protocol.topics import Role
 
 ROOT_LIFE: Final = timedelta(days=20 * 365)
@@ -35,6 +36,7 @@ LIFE: Final = {
     Role.WORKER: timedelta(hours=72),
     Role.DEVICE: timedelta(days=365),
     Role.VIEWER: timedelta(days=90),
+    Role.OPERATOR: timedelta(days=90),
     Role.ADMIN: timedelta(days=90),
     Role.DISPATCHER: timedelta(days=365),
     Role.AUTHORITY: timedelta(days=365),
@@ -81,7 +83,10 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
-    """What an identity is given: contents by the name of the file. All but `ca.pem` is secret."""
+    """What an identity is given: contents by the name of the file.
+
+    All but `ca.pem` and `role` is secret; the latter is there for those who look after the fleet.
+    """
 
     identity: Identity
     files: dict[str, bytes]
@@ -276,6 +281,8 @@ class Authority:
             registry.withdraw(identity.id, now_ms)
         member = Member(identity=identity, enrolled_at_ms=now_ms)
         files = {"ca.pem": self.ca_pem}
+        if identity.role in LADDER:
+            files["role"] = f"{identity.role}\n".encode()
         if wish.secret is Secret.PASSWORD:
             password = secrets.token_urlsafe(32)
             member = msgspec.structs.replace(member, password_hash=hash_password(password))

@@ -24,7 +24,13 @@ from fleet_protocol.topics import (
     Topics,
 )
 
-_FAMILIES: Final = {Role.DEVICE: "dev", Role.WORKER: "workers", Role.ADMIN: "admin"}
+_FAMILIES: Final = {
+    Role.DEVICE: "dev",
+    Role.WORKER: "workers",
+    Role.VIEWER: "viewer",
+    Role.OPERATOR: "operator",
+    Role.ADMIN: "admin",
+}
 """The roles that have topics of their own, and below what."""
 
 

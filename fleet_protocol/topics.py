@@ -30,6 +30,7 @@ class Role(StrEnum):
     WORKER = "worker"
     DISPATCHER = "dispatcher"
     VIEWER = "viewer"
+    OPERATOR = "operator"
     ADMIN = "admin"
     AUTHORITY = "authority"
 
@@ -64,16 +65,16 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
         return max(kind.MAX_BYTES for kind in (self.message, *self.also))
 
 
-_D, _W, _A, _V, _X = Role.DEVICE, Role.WORKER, Role.ADMIN, Role.VIEWER, Role.DISPATCHER
-
+_D, _W, _X = Role.DEVICE, Role.WORKER, Role.DISPATCHER
+_V, _O, _A = Role.VIEWER, Role.OPERATOR, Role.ADMIN
 
 _Route = tuple[Role, tuple[Role, ...]]
 _UP: _Route = (_D, (_X,))
 _DOWN: _Route = (_X, (_D,))
 _FROM_WORKER: _Route = (_W, (_X,))
 _TO_WORKER: _Route = (_X, (_W,))
-_PUBLIC: _Route = (_W, (_X, _V, _A))
-_BROADCAST: _Route = (_X, (_V, _A))
+_PUBLIC: _Route = (_W, (_X, _V, _O, _A))
+_BROADCAST: _Route = (_X, (_V, _O, _A))
 
 
 def _event(name: str, template: str, message: type[m.Message], route: _Route) -> Channel:
@@ -143,17 +144,27 @@ ROSTER = _kept(_stream("roster", "fleet/roster/{shard}", m.RosterShard, _BROADCA
 EVENTS = _stream("events", "fleet/events", m.FleetEvents, _BROADCAST)
 ALERTS = _kept(_event("alerts", "fleet/alerts/{alert}", m.Alert, _BROADCAST), empty_clears=True)
 DISPATCHER = _kept(
-    _event("dispatcher", "fleet/dispatcher", m.DispatcherPresence, (_X, (_W, _D, _V, _A)))
+    _event("dispatcher", "fleet/dispatcher", m.DispatcherPresence, (_X, (_W, _D, _V, _O, _A)))
 )
+VIEWER_REQUEST = _event("viewer-req", "viewer/{viewer}/req", m.AdminRequest, (_V, (_X,)))
+VIEWER_REPLY = _event("viewer-res", "viewer/{viewer}/res", m.AdminReply, (_X, (_V,)))
+OPERATOR_REQUEST = _event("operator-req", "operator/{operator}/req", m.AdminRequest, (_O, (_X,)))
+OPERATOR_REPLY = _event("operator-res", "operator/{operator}/res", m.AdminReply, (_X, (_O,)))
 ADMIN_REQUEST = _event("admin-req", "admin/{admin}/req", m.AdminRequest, (_A, (_X,)))
 ADMIN_REPLY = _event("admin-res", "admin/{admin}/res", m.AdminReply, (_X, (_A,)))
+
+REQUESTS: Final = {_V: VIEWER_REQUEST, _O: OPERATOR_REQUEST, _A: ADMIN_REQUEST}
+"""Where each of those who look after the fleet asks: the topic says the role."""
+REPLIES: Final = {_V: VIEWER_REPLY, _O: OPERATOR_REPLY, _A: ADMIN_REPLY}
+"""Where it is answered."""
 
 CATALOGUE: Final[tuple[Channel, ...]] = (
     ASK, ANSWER, SUBMIT, CANCEL, ACK, TOKENS, RESULT,
     PRESENCE, INFO, STATE, HELD, PROBE, ECHO, ASSIGN, WORKER_CANCEL, SETTLED, COMMAND, DESIRED,
     CERTIFICATE_REQUEST, JOIN, CERTIFICATE,
     STARTED, WORKER_TOKENS, DONE, FAILED, ESCALATE, PROGRESS,
-    SUMMARY, ROSTER, EVENTS, ALERTS, DISPATCHER, ADMIN_REQUEST, ADMIN_REPLY,
+    SUMMARY, ROSTER, EVENTS, ALERTS, DISPATCHER,
+    *(channel for role in REQUESTS for channel in (REQUESTS[role], REPLIES[role])),
 )  # fmt: skip
 
 
@@ -161,7 +172,7 @@ class Address(msgspec.Struct, frozen=True):
     """A topic, read: its channel and the ids in it ("" where the channel has none).
 
     Attributes:
-        owner: The device, worker, admin or shard the topic belongs to.
+        owner: The device, worker, viewer, operator, admin or shard the topic belongs to.
         job: Under `dev/` the device's job id, under `workers/` the dispatcher's job key.
     """
 

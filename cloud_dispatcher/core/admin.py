@@ -25,6 +25,7 @@ from fleet_protocol.messages import (
     WorkerId,
     WorkerOp,
 )
+from fleet_protocol.roles import as_seen_by
 
 _WORKER_OPS: Final = {
     AdminOp.WORKER_DRAIN: WorkerOp.DRAIN,
@@ -65,7 +66,8 @@ class AdminDesk:
             reply = self._on_cache(request)
         else:
             reply = self._on_worker(request)
-        self._ledger.send(topics.ADMIN_REPLY, (event.admin,), reply)
+        reply = as_seen_by(event.role, reply)
+        self._ledger.send(topics.REPLIES[event.role], (event.admin,), reply)
 
     def _on_job(self, request: AdminRequest, found: Job | None) -> AdminReply:
         if request.job is not None:

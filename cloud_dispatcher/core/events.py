@@ -11,6 +11,7 @@ from cloud_dispatcher.core.members import Offer
 from cloud_dispatcher.core.spending import Spend
 from fleet_protocol import messages as m
 from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.topics import Role
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,11 +202,13 @@ class AdminAsked(Event, frozen=True, kw_only=True):
     """An operator asked for something that only the engine knows or may do.
 
     Attributes:
+        role: As what, and it may: that was looked at.
         found: The job the request names, from the store, if it is not open in memory.
     """
 
     admin: str
     request: m.AdminRequest
+    role: Role = Role.ADMIN
     found: Job | None = None
 
 

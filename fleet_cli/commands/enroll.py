@@ -35,7 +35,7 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command(
-    help="""Enrol a worker, device, viewer, admin or dispatcher; needs `fleet pki init` once.
+    help="""Enrol a worker, device, viewer, operator, admin or dispatcher, after `fleet pki init`.
 
     Writes a folder ID with ca.pem and, for their owner alone: key.pem and cert.pem; or with
     --token a one-time token, with which a board gets a certificate for a key that never leaves
@@ -43,8 +43,8 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
     printed. The broker knows newcomers after `fleet pki broker`.
 
     A list is CSV with a header `role,id,secret` or one JSON object a line; all or none of it is
-    enrolled. Certificates of workers hold 72 h and renew themselves, those of viewers and admins
-    90 d, of devices and dispatchers 365 d; tokens 24 h.
+    enrolled. Certificates of workers hold 72 h and renew themselves, those of viewers, operators
+    and admins 90 d, of devices and dispatchers 365 d; tokens 24 h.
 
     \b
     Examples:

@@ -35,6 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredSite]:
     one.enrol(Role.DISPATCHER, "dispatcher")
     one.enrol(Role.WORKER, "w1", "w2")
     one.enrol(Role.VIEWER, "v1")
+    one.enrol(Role.OPERATOR, "o1")
     one.enrol(Role.ADMIN, "a1")
     one.enrol(Role.DEVICE, "d1")
     one.enrol(Role.DEVICE, "p1", secret=Secret.PASSWORD)
@@ -87,7 +88,12 @@ def test_each_role_gets_in_and_hears_its_dispatcher(
         ("p1", "dev/p1/jobs/1/submit", True),
         ("p1", "dev/d1/jobs/1/submit", False),
         ("v1", "dev/v1/ask", False),
+        ("v1", "viewer/v1/req", True),
+        ("v1", "operator/v1/req", False),
         ("v1", "admin/v1/req", False),
+        ("o1", "operator/o1/req", True),
+        ("o1", "admin/o1/req", False),
+        ("o1", "operator/a1/req", False),
         ("a1", "admin/a1/req", True),
         ("a1", "workers/w1/cmd", False),
     ],

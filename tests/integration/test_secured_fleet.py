@@ -37,6 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredSite]:
     one.enrol(Role.DEVICE, "d1")
     one.enrol(Role.DEVICE, "p1", secret=Secret.PASSWORD)
     one.enrol(Role.ADMIN, "ann")
+    one.enrol(Role.OPERATOR, "otto")
     one.enrol(Role.VIEWER, "wall")
     with one:
         programs = [
@@ -136,14 +137,27 @@ def test_a_device_is_answered(site: SecuredSite, name: str) -> None:
     assert f"fine day, {name}" in result["text"]
 
 
-def test_an_admin_commands_and_a_viewer_does_not(site: SecuredSite) -> None:
-    outcome = fleet(site, "ann", "workers", "ls", "--json")
+@pytest.mark.parametrize("name", ["wall", "otto", "ann"])
+def test_whoever_looks_after_the_fleet_sees_its_workers(site: SecuredSite, name: str) -> None:
+    outcome = fleet(site, name, "workers", "ls", "--json")
     assert outcome.returncode == 0, outcome.stderr
     [worker] = json.loads(outcome.stdout)["workers"]
     assert (worker["worker"], worker["status"]) == ("w1", "online")
-    outcome = fleet(site, "wall", "workers", "ls", "--json")
-    assert outcome.returncode == 5
-    assert "admin role" in outcome.stderr
+
+
+def test_an_operator_commands_and_a_viewer_does_not(site: SecuredSite) -> None:
+    for words in (
+        ("workers", "drain", "w1"),
+        ("workers", "resume", "w1"),
+        ("cache", "clear", "--yes"),
+    ):
+        refused = fleet(site, "wall", *words)
+        assert refused.returncode != 0
+        assert "not for the role viewer" in refused.stderr
+    assert fleet(site, "otto", "workers", "resume", "w1").returncode == 0
+    refused = fleet(site, "otto", "cache", "clear", "--yes")
+    assert "ask as admin" in refused.stderr
+    assert fleet(site, "ann", "cache", "clear", "--yes").returncode == 0
 
 
 def test_a_viewer_sees_the_fleet_and_may_not_ask(site: SecuredSite) -> None:

@@ -22,6 +22,7 @@ from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol import codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
+from fleet_protocol.access import Identity
 from fleet_protocol.bus import BusEvent, Delivery, Publication, Session
 from fleet_protocol.memory import MemoryBroker, MemoryBus
 
@@ -144,6 +145,7 @@ class House:
         self.clock = Clock()
         self.lives = 0
         self.max_unconfirmed = 10_000
+        self.inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda *_: None
 
     def build(self, **settings: object) -> DispatcherService:
         self.lives += 1
@@ -159,6 +161,7 @@ class House:
             observers=(JobLog(),),
             library=self.library,
             memory=lambda: self.memory_pct,
+            inquired=self.inquired,
         )
         offline = no_library if self.library is None else self.library.answer
         engine = Engine(self.settings, epoch, offline=offline)

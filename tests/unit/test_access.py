@@ -13,6 +13,7 @@ from fleet_cli.exits import ExitCode
 from fleet_protocol.access import Access, Identity, grants_of, matches, may
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import Assignment, JobDone, JobResult, JobSubmit
+from fleet_protocol.roles import LADDER
 from fleet_protocol.topics import CATALOGUE, Channel, Role, Topics
 
 TOPICS = Topics()
@@ -25,7 +26,8 @@ def allowed(role: Role, access: Access, topic: str) -> bool:
 
 @pytest.mark.parametrize("channel", CATALOGUE, ids=lambda channel: channel.name)
 def test_a_channel_is_open_to_its_sender_and_its_receivers(channel: Channel) -> None:
-    own = {"{device}": "d1", "{worker}": "w1", "{admin}": "a1"}
+    own = {"{device}": "d1", "{worker}": "w1"}
+    own |= {"{viewer}": "v1", "{operator}": "o1", "{admin}": "a1"}
     topic = channel.template
     for place, name in {**own, "{job}": "1", "{shard}": "1", "{alert}": "1"}.items():
         topic = topic.replace(place, name)
@@ -43,26 +45,30 @@ def test_a_device_cannot_speak_as_a_worker() -> None:
 
 
 def test_nobody_touches_what_is_anothers() -> None:
-    others = [cell for cell in matrix(TOPICS) if any(f"/{n}/" in cell.topic for n in ("d2", "a2"))]
-    assert len(others) >= 9 * len(CAST)
+    names = ("d2", "v2", "o2", "a2")
+    others = [cell for cell in matrix(TOPICS) if any(f"/{n}/" in cell.topic for n in names)]
+    assert len(others) >= 13 * len(CAST)
     for cell in others:
         assert cell.role is Role.DISPATCHER or not (cell.publish or cell.subscribe), cell
     assert not allowed(Role.WORKER, Access.PUBLISH, "workers/w2/presence")
     assert not allowed(Role.WORKER, Access.SUBSCRIBE, "workers/w2/assign")
 
 
-def test_viewers_and_admins_hear_no_prompt_and_no_answer() -> None:
+def test_nobody_who_looks_after_the_fleet_hears_a_prompt_or_an_answer() -> None:
     secret = {JobSubmit, Assignment, JobDone, JobResult}
     prompts = [channel for channel in CATALOGUE if channel.message in secret]
     assert len(prompts) >= 5
     for channel in prompts:
         topic = TOPICS.filter(channel, "x").replace("+", "1")
-        for role in (Role.VIEWER, Role.ADMIN):
+        for role in LADDER:
             assert not may(grants_of(TOPICS, ROLES[role]), Access.SUBSCRIBE, topic)
 
 
-def test_a_viewer_says_nothing_at_all() -> None:
-    assert all(grant.access is Access.SUBSCRIBE for grant in grants_of(TOPICS, ROLES[Role.VIEWER]))
+@pytest.mark.parametrize("role", LADDER)
+def test_who_looks_after_the_fleet_says_nothing_but_its_own_requests(role: Role) -> None:
+    grants = grants_of(TOPICS, ROLES[role])
+    said = [grant.filter for grant in grants if grant.access is Access.PUBLISH]
+    assert said == [f"fleet/v1/{role}/{ROLES[role].id}/req"]
 
 
 def test_a_device_hears_the_answers_at_topics_of_its_own_choice_below_its_own() -> None:

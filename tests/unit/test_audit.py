@@ -19,9 +19,11 @@ from cloud_dispatcher.adapters.audit_file import AuditFile, AuditSettings
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.job import ReplyTo
 from fleet_cli.root import root
-from fleet_protocol import audit
+from fleet_protocol import audit, audit_folder
 from fleet_protocol import messages as m
+from fleet_protocol.access import Identity
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.topics import Role
 from tests.unit.engine_desk import ANSWER, Desk
 
 KEY = bytes(range(32))
@@ -190,7 +192,7 @@ async def test_a_full_disk_costs_nothing_as_long_as_there_is_memory(
             return os.pwrite(descriptor, data[:10], 0) if is_full else real(descriptor, data)
 
         real = os.write
-        monkeypatch.setattr(audit_file.os, "write", write)
+        monkeypatch.setattr(audit_folder.os, "write", write)
         file.note("x", {})
         await file._flush()
         assert log.verify().ok
@@ -249,13 +251,23 @@ async def test_who_asked_and_what_became_of_it_is_there_and_no_text(log: Log) ->
     )
     assert (accepted.about["device"], accepted.about["chars"]) == ("d1", 15)
     assert (finished.about["status"], finished.about["worker"]) == ("ok", "w1")
-    assert admin.about == {"admin": "ann", "op": "jobs.cancel", "req": "r1", "job": "K1"}
+    who = {"admin": "ann", "role": "admin"}
+    assert admin.about == {**who, "op": "jobs.cancel", "req": "r1", "job": "K1"}
+
+
+async def test_a_request_that_was_refused_is_there_with_its_code(log: Log) -> None:
+    request = m.AdminRequest(req=m.Id("r1"), op=m.AdminOp.JOB_PURGE, job=m.Id("K1"))
+    async with log.open() as file:
+        file.asked(Identity(role=Role.VIEWER, id="wall"), request, "not_authorized")
+    about = {"admin": "wall", "role": "viewer", "op": "jobs.purge", "req": "r1", "job": "K1"}
+    assert log.entries[1].about == {**about, "code": "not_authorized"}
 
 
 async def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     async with AuditFile(AuditSettings()) as file:
         file.note("x", {})
-        file.asked("ann", m.AdminRequest(req=m.Id("r"), op=m.AdminOp.COSTS))
+        who = Identity(role=Role.ADMIN, id="ann")
+        file.asked(who, m.AdminRequest(req=m.Id("r"), op=m.AdminOp.COSTS))
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
@@ -265,6 +277,15 @@ def test_a_bad_key_is_refused(log: Log, words: str) -> None:
     (log.folder / "audit.key").write_text(words)
     with pytest.raises(ConfigError, match="no audit key"):
         asyncio.run(log.run())
+
+
+async def test_two_programs_do_not_write_one_log(log: Log) -> None:
+    async with log.open():
+        with pytest.raises(ConfigError) as caught:
+            await log.run("x")
+    assert caught.value.code == "audit_in_use"
+    await log.run("y")
+    assert log.verify().ok
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from fleet_client import ConnectError, DeniedError, JobTimeoutError
 from fleet_protocol.errors import ConfigError, FleetError, RejectedError
 from fleet_protocol.messages import ID_PATTERN
 from fleet_protocol.settings import BrokerSettings
+from fleet_protocol.topics import Role
 
 
 def commands(group: click.Group, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -228,13 +229,14 @@ def test_the_context_of_a_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 def test_the_ids_of_the_command_line_can_stand_in_topics() -> None:
     connection = resolve({"broker": "mqtt://h:1"}, {})
-    for name in (connection.device, connection.admin, connection.client_id):
+    for name in (connection.device, connection.admin.id, connection.client_id):
         assert re.match(ID_PATTERN, name)
 
 
 def test_device_and_admin_are_the_mqtt_user_where_there_is_one() -> None:
     connection = resolve({"broker": "mqtt://ann:pw@h:1"}, {})
-    assert connection.device == connection.admin == "ann"
+    assert connection.device == connection.admin.id == "ann"
+    assert connection.admin.role is Role.ADMIN
     assert connection.client_id != "ann"
 
 

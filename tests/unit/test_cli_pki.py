@@ -13,7 +13,10 @@ from fleet_cli.__main__ import run
 from fleet_cli.connection import resolve
 from fleet_cli.exits import ExitCode
 from fleet_pki import certificates as c
+from fleet_protocol.access import Identity
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.roles import LADDER
+from fleet_protocol.topics import Role
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +77,7 @@ def test_a_list_is_enrolled_at_once(
     names = {str(p.relative_to(tmp_path / "keys")) for p in Path("keys").absolute().glob("*/*")}
     assert names == {
         *("w1/token", "w1/ca.pem", "d1/password", "d1/ca.pem"),
-        *("v1/key.pem", "v1/cert.pem", "v1/ca.pem"),
+        *("v1/key.pem", "v1/cert.pem", "v1/ca.pem", "v1/role"),
     }
     found = members(capsys)
     assert {name: one["secret"] for name, one in found.items()} == {
@@ -179,6 +182,20 @@ def test_no_other_process_is_told_to_reload(capsys: pytest.CaptureFixture[str]) 
     Path("mq/mosquitto.pid").write_text(f"{os.getpid()}\n")
     assert run(["pki", "broker", "mq", "--reload"]) == ExitCode.JOB_FAILED
     assert "mosquitto -c" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_made")
+@pytest.mark.parametrize("role", LADDER)
+def test_the_folder_of_who_looks_after_the_fleet_says_as_what(role: Role) -> None:
+    assert run(["enroll", role.value, "ann"]) == ExitCode.OK
+    connection = resolve({"broker": "mqtts://h", "identity": "ann"}, {})
+    assert connection.admin == Identity(role=role, id="ann")
+    # As a folder that an earlier release wrote.
+    Path("ann/role").unlink()
+    assert resolve({"broker": "mqtts://h", "identity": "ann"}, {}).role is Role.ADMIN
+    Path("ann/role").write_text("king\n")
+    with pytest.raises(ConfigError, match="names no role"):
+        resolve({"broker": "mqtts://h", "identity": "ann"}, {})
 
 
 @pytest.mark.usefixtures("_made")
