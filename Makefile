@@ -39,7 +39,7 @@ $(ANSIBLE)/.installed: deploy/ansible/requirements.txt
 
 # Ansible wants to know in which letters everybody writes.
 ansible: $(STAMP) $(ANSIBLE)/.installed  ## Lint playbooks and roles, render every template
-	@cd deploy/ansible && LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(ANSIBLE)/bin:$$PATH" yamllint --strict .
+	@cd deploy/ansible && LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(ANSIBLE)/bin:$$PATH" yamllint --strict . ../monitoring
 	@cd deploy/ansible && LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(ANSIBLE)/bin:$$PATH" ansible-lint -q
 	@$(BIN)/python -m pytest -m ansible tests/deploy
 

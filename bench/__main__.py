@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("dispatch", "fleet", "inference", "cloud_lane", "escalation", "pick", "policies")
+BENCHES = ("dispatch", "fleet", "inference", "cloud_lane", "escalation", "pick", "policies", "scrape")
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from cloud_dispatcher.metrics import FleetCounts
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.ports import CompletionProvider
 from cloud_dispatcher.presence import CLUSTER_EPOCH, member_session_of, session_of
+from cloud_dispatcher.scraping import Scrape
 from cloud_dispatcher.service import DispatcherService, Outside
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
@@ -107,13 +108,21 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 has_cloud=bool(provider.endpoints),
             )
             service = DispatcherService(engine, outside, settings.housekeeping)
+            scrape = Scrape(
+                counts,
+                engine=engine,
+                service=service,
+                provider=provider,
+                clock=clock,
+                by_worker=settings.gateway.worker_metrics,
+            )
             inside = Inside(
                 local=service.local,
                 store=store,
                 is_ready=lambda: service.is_ready,
                 has_cloud=lambda: bool(provider.endpoints),
                 workers=engine.workers,
-                metrics=lambda: counts.families(engine.summary()),
+                metrics=scrape.families,
                 clock=clock,
                 history=service.history,
                 # No page gets the dispatcher's own identity.

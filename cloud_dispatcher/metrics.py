@@ -1,7 +1,9 @@
 """What Prometheus scrapes: counts made of (event, commands). Pure but for its own counts.
 
-Counters run from the start of the dispatcher. A series exists from the first time it is counted, so
-that no label has to be known beforehand. Labels are words of the protocol, never ids.
+Counters run from the start of the dispatcher. What the objectives hang on exists from then on: a
+rate over a series that begins with its first job would not see that job. The rest exists from the
+first time it is counted, so that no label has to be known beforehand. Labels are words of the
+protocol, never ids. How things stand now is in `gauges`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from typing import Final, TypeAlias
 import msgspec
 
 from cloud_dispatcher.core.commands import AnyCommand, SaveJob, Send, StartCompletion
-from cloud_dispatcher.core.engine import EngineSummary
 from cloud_dispatcher.core.events import (
     AnyEvent,
     CompletionFailed,
@@ -89,7 +90,9 @@ _PLAIN: Final = (
     "edgefleet_cloud_calls_total",
     "edgefleet_cost_usd_total",
 )
-"""Those without labels: they exist from the start."""
+"""Those without labels."""
+_NOBODY: Final = "nobody"
+_UNANSWERED: Final = (m.JobStatus.FAILED, m.JobStatus.EXPIRED, m.JobStatus.CANCELLED)
 _HISTOGRAMS: Final[Mapping[str, str]] = {
     "edgefleet_job_latency_seconds": "From receipt to the result, of jobs in one piece.",
     "edgefleet_first_token_seconds": "From receipt to the first token that was seen.",
@@ -109,6 +112,15 @@ class FleetCounts:
         )
         for name in _PLAIN:
             self._counts[name][()] = 0.0
+        for by in m.AnsweredBy:
+            self._add("edgefleet_jobs_finished_total", 0, status=m.JobStatus.OK, answered_by=by)
+        for status in _UNANSWERED:
+            self._add("edgefleet_jobs_finished_total", 0, status=status, answered_by=_NOBODY)
+        for who in (*map(str, m.AnsweredBy), _NOBODY):
+            self._add("edgefleet_tokens_total", 0, answered_by=who)
+            for name in ("edgefleet_job_latency_seconds", "edgefleet_first_token_seconds"):
+                _ = self._spans[name][(("answered_by", who),)]
+        _ = self._spans["edgefleet_queue_seconds"][()]
 
     def observe(self, event: AnyEvent, commands: Sequence[AnyCommand], now_ms: int) -> None:
         """Count one decision."""
@@ -123,8 +135,8 @@ class FleetCounts:
         for job, result in just_finished(event, commands, now_ms):
             self._count_result(job, result)
 
-    def families(self, now: EngineSummary) -> list[Family]:
-        """Return all metrics, with how things stand now."""
+    def families(self) -> list[Family]:
+        """Return all that is counted."""
         families = [
             Family(
                 name=name,
@@ -140,7 +152,7 @@ class FleetCounts:
             spans = sorted(self._spans[name].items(), key=lambda item: item[0])
             samples = tuple(s for labels, found in spans for s in found.samples(labels))
             families.append(Family(name=name, kind="histogram", help=text, samples=samples))
-        return [*families, *_gauges(now)]
+        return families
 
     def _count_event(self, event: AnyEvent) -> None:
         if type(event) is JobSubmitted:
@@ -165,7 +177,7 @@ class FleetCounts:
 
     def _count_result(self, job: Job, result: m.JobResult) -> None:
         """A part is no job of its own; what a job in parts took, its parts took."""
-        by = str(result.answered_by or "nobody")
+        by = str(result.answered_by or _NOBODY)
         if not job.parts:
             tokens = result.usage.completion_tokens
             self._add("edgefleet_tokens_total", tokens, answered_by=by)
@@ -185,43 +197,3 @@ class FleetCounts:
 
     def _add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         self._counts[name][tuple((key, str(word)) for key, word in labels.items())] += amount
-
-
-def _gauges(now: EngineSummary) -> list[Family]:
-    states = {
-        "queued": now.queued,
-        "delayed": now.delayed,
-        "inflight": now.inflight,
-        "escalated": now.escalated,
-    }
-    figures: list[tuple[str, str, dict[Labels, float]]] = [
-        (
-            "edgefleet_jobs_open",
-            "Jobs without a result, by where they are.",
-            {(("state", state),): count for state, count in states.items()},
-        ),
-        (
-            "edgefleet_results_untold",
-            "Results that the broker has not confirmed.",
-            {(): now.untold},
-        ),
-        (
-            "edgefleet_workers",
-            "Workers by presence.",
-            {(("status", status),): count for status, count in sorted(now.workers.items())},
-        ),
-        (
-            "edgefleet_overload_step",
-            "0: all is well; 1: low priorities are refused; 2: middling ones do with the library.",
-            {(): now.load.step},
-        ),
-    ]
-    return [
-        Family(
-            name=name,
-            kind="gauge",
-            help=text,
-            samples=tuple(("", labels, value) for labels, value in found.items()),
-        )
-        for name, text, found in figures
-    ]

@@ -14,6 +14,7 @@ from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.server import serving, url_of
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.metrics import FleetCounts
+from cloud_dispatcher.scraping import Scrape
 from fleet_cli.local_fleet import free_port
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
@@ -33,13 +34,21 @@ async def gateway(
     async with house.dispatcher() as service:
         counts = FleetCounts()
         service._observers = (*service._observers, counts)
+        scrape = Scrape(
+            counts,
+            engine=service._engine,
+            service=service,
+            provider=house.provider,
+            clock=house.clock,
+            by_worker=True,
+        )
         inside = Inside(
             local=service.local,
             store=house.store,
             is_ready=lambda: service.is_ready,
             has_cloud=lambda: has_cloud,
             workers=service._engine.workers,
-            metrics=lambda: counts.families(service._engine.summary()),
+            metrics=scrape.families,
             clock=house.clock,
             history=service.history,
             broker=broker,

@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from cloud_dispatcher import gauges
 from cloud_dispatcher.adapters.http.exposition import render
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.commands import SaveJob, Send
@@ -20,7 +21,6 @@ from tests.unit.gateway_house import gateway
 from tests.unit.service_house import PATIENCE_S, QUESTION, House, Peer, Worker
 
 NOW_MS = 1_000_000
-QUIET = EngineSummary(queued=0, inflight=0, escalated=0, untold=0, workers={})
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
 
 
@@ -69,7 +69,7 @@ def counted(*decisions: tuple[e.AnyEvent, list[SaveJob | Send]]) -> dict[tuple[s
     counts = FleetCounts()
     for event, commands in decisions:
         counts.observe(event, commands, NOW_MS)
-    return parse(render(counts.families(QUIET)))
+    return parse(render(counts.families()))
 
 
 def test_a_result_is_counted_once_with_its_span_tokens_and_cost() -> None:
@@ -116,6 +116,95 @@ def test_strange_words_stay_within_their_label() -> None:
         name="x", kind="gauge", help="a\nb", samples=(("", (("code", 'a"b\\c\nd'),), 1.5),)
     )
     assert parse(render([strange])) == {("x", r'code="a\"b\\c\nd"'): 1.5}
+
+
+def test_what_objectives_hang_on_is_there_before_the_first_job() -> None:
+    found = counted()
+    for status, by in (
+        ("ok", "edge"),
+        ("ok", "cloud"),
+        ("failed", "nobody"),
+        ("expired", "nobody"),
+    ):
+        assert found["edgefleet_jobs_finished_total", f'status="{status}",answered_by="{by}"'] == 0
+    assert found["edgefleet_job_latency_seconds_count", 'answered_by="edge"'] == 0
+    assert found["edgefleet_queue_seconds_count", ""] == 0
+
+
+def shown(**changes: object) -> dict[tuple[str, str], float]:
+    """Return the gauges of a dispatcher at rest, but for some."""
+    fields: dict[str, object] = {
+        "version": "9.0.0",
+        "started_at_ms": 1_700_000_000_500,
+        "connected": True,
+        "engine": EngineSummary(queued=0, inflight=0, escalated=0, untold=0, workers={}),
+    }
+    return parse(render(gauges.families(gauges.Standing(**{**fields, **changes}))))
+
+
+def test_a_dispatcher_at_rest_shows_noughts_not_gaps() -> None:
+    found = shown()
+    assert found["edgefleet_workers", 'status="online"'] == 0
+    assert found["edgefleet_cloud_endpoints", 'state="closed"'] == 0
+    assert found["edgefleet_alerts_firing", 'severity="critical"'] == 0
+    assert found["edgefleet_overload_signal", 'signal="memory"'] == 0
+    assert found["edgefleet_build_info", 'version="9.0.0"'] == 1
+    assert found["edgefleet_start_time_seconds", ""] == 1_700_000_000.5
+
+
+def test_what_nobody_can_tell_has_no_sample() -> None:
+    found = {name for name, _ in shown()}
+    assert not found & {
+        "edgefleet_memory_used_ratio",
+        "edgefleet_budget_spent_usd",
+        "edgefleet_budget_limit_usd",
+    }
+    spent = m.BudgetView(tenant="", spent_usd=1.5)
+    found = {name for name, _ in shown(budget=spent)}
+    assert "edgefleet_budget_spent_usd" in found
+    assert "edgefleet_budget_limit_usd" not in found
+
+
+def test_gauges_show_load_cloud_and_budget() -> None:
+    load = m.LoadView(step=1, causes=("memory",), memory_pct=91.0)
+    engine = EngineSummary(
+        queued=3, inflight=0, escalated=0, untold=0, workers={"online": 2}, load=load
+    )
+    endpoints = [m.EndpointView(name=n, model="m", state=n) for n in ("open", "closed", "closed")]
+    budget = m.BudgetView(tenant="", spent_usd=8.0, daily_usd=10.0)
+    dropped = {"too_large": 4}
+    firing = {m.Severity.CRITICAL: 1}
+    found = shown(engine=engine, endpoints=endpoints, budget=budget, dropped=dropped, firing=firing)
+    assert found["edgefleet_memory_used_ratio", ""] == 0.91
+    assert found["edgefleet_overload_signal", 'signal="memory"'] == 1
+    assert found["edgefleet_cloud_endpoints", 'state="closed"'] == 2
+    assert found["edgefleet_budget_limit_usd", ""] == 10
+    assert found["edgefleet_messages_dropped_total", 'code="too_large"'] == 4
+    assert found["edgefleet_alerts_firing", 'severity="critical"'] == 1
+
+
+def test_a_worker_has_series_of_its_own_only_where_that_is_wanted() -> None:
+    state = m.WorkerState(
+        ts=1, seq=1, status=m.Activity.BUSY, cpu_pct=50, mem_pct=25, inflight=2, temp_c=71.5
+    )
+    view = m.WorkerView(
+        worker=m.WorkerId("pi-1"),
+        status=m.PresenceStatus.ONLINE,
+        weight=0.5,
+        compute=0.5,
+        bandwidth=0.5,
+        inflight=2,
+        slots=2,
+        state=state,
+    )
+    found = shown(workers=[view])
+    of_pi = 'worker="pi-1"'
+    assert found["edgefleet_worker_temperature_celsius", of_pi] == 71.5
+    assert found["edgefleet_worker_cpu_used_ratio", of_pi] == 0.5
+    assert found["edgefleet_worker_online", of_pi] == 1
+    # It cannot say whether it is throttled.
+    assert ("edgefleet_worker_throttled", of_pi) not in found
+    assert not any(name.startswith("edgefleet_worker_") for name, _ in shown())
 
 
 async def test_a_scrape_shows_what_the_fleet_did(

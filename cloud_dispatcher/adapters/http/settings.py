@@ -18,6 +18,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         max_open: Most requests that wait for answers at once; beyond it they are refused.
         timeout_s: Most seconds a request waits for its answer.
         drain_s: On a stop, requests under way get so long to end by themselves.
+        worker_metrics: `/metrics` also tells of each worker: eight series for each.
     """
 
     port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] | None = None
@@ -26,6 +27,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_open: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
     timeout_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=600)] = 5
+    worker_metrics: bool = False
 
     def __post_init__(self) -> None:
         if self.keys_file is None and not is_loopback(self.host):
