@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from cloud_dispatcher.adapters.alert_file import AlertFile
 from cloud_dispatcher.adapters.audit_file import AuditFile
 from cloud_dispatcher.adapters.clock_file import ClockFile
 from cloud_dispatcher.adapters.http.gateway import build_gateway, describe
@@ -22,18 +23,20 @@ from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.memory_linux import LinuxMemory
 from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
+from cloud_dispatcher.adapters.secret_file import broker_password
 from cloud_dispatcher.adapters.stores import build_cluster_store, build_store, probe_store
-from cloud_dispatcher.config import DispatcherSettings, broker_password
+from cloud_dispatcher.config import DispatcherSettings
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.members import Member, MemberId
 from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.membership import ClusterStore
 from cloud_dispatcher.metrics import FleetCounts
 from cloud_dispatcher.observers import JobLog
+from cloud_dispatcher.outside import Outside
 from cloud_dispatcher.ports import CompletionProvider
 from cloud_dispatcher.presence import CLUSTER_EPOCH, member_session_of, session_of
 from cloud_dispatcher.scraping import Scrape
-from cloud_dispatcher.service import DispatcherService, Outside
+from cloud_dispatcher.service import DispatcherService
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import FleetError
 from fleet_protocol.mqtt import BusLimits, MqttBus
@@ -94,6 +97,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 observers=(JobLog(), audit, *((counts,) if has_gateway else ())),
                 library=library,
                 memory=LinuxMemory().used_pct,
+                alerts=AlertFile(Path(settings.store.path).with_suffix(".alerts")),
                 inquired=audit.asked,
                 alive=notifier.alive,
                 shared=shared,
@@ -125,8 +129,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 metrics=scrape.families,
                 clock=clock,
                 history=service.history,
-                # No page gets the dispatcher's own identity.
-                broker=settings.broker if settings.broker.is_anonymous else None,
+                broker=settings.broker,
                 root=settings.broker.root,
             )
             await _serve(service, inside, settings.gateway, notifier=notifier)

@@ -11,7 +11,6 @@ import msgspec
 from cloud_dispatcher.adapters.audit_file import AuditSettings
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
-from cloud_dispatcher.adapters.secret_file import read_secret
 from cloud_dispatcher.adapters.stores import StoreSettings
 from cloud_dispatcher.cluster import ClusterSettings
 from cloud_dispatcher.core.settings import EngineSettings
@@ -113,17 +112,6 @@ def load_settings(
         return settings
     store = msgspec.structs.replace(settings.store, path=str(data / Path(settings.store.path).name))
     return msgspec.structs.replace(settings, store=store)
-
-
-def broker_password(broker: BrokerSettings) -> str | None:
-    """Return the password, from its file if there is one.
-
-    Raises:
-        ConfigError: The file cannot be read.
-    """
-    if broker.password_file is None:
-        return broker.secret
-    return read_secret(broker.password_file, "broker.password_file")
 
 
 def _read(path: Path | None) -> str:

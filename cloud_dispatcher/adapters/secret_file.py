@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.settings import BrokerSettings
 
 
 def read_secret(file: str, setting: str) -> str:
@@ -23,3 +24,14 @@ def read_secret(file: str, setting: str) -> str:
     if not lines or not lines[0].strip():
         raise ConfigError(f"{setting} {file} is empty", hint="put the password on its first line")
     return lines[0].strip()
+
+
+def broker_password(broker: BrokerSettings) -> str | None:
+    """Return the password, from its file if there is one.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    if broker.password_file is None:
+        return broker.secret
+    return read_secret(broker.password_file, "broker.password_file")

@@ -9,7 +9,7 @@ import click
 
 from fleet_protocol import __version__
 
-_COMMANDS: Final = ("check", "keys", "run", "simulate", "simulate-cloud")
+_COMMANDS: Final = ("check", "keys", "run", "simulate", "simulate-cloud", "users")
 
 
 class _LazyGroup(click.Group):

@@ -7,34 +7,22 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from edge_worker.adapters.artefact import cache_folder, resolve_model
 from edge_worker.ports import ModelError
 from fleet_cli.local_fleet import free_port
 from fleet_protocol.manifest import DEFAULT_MODEL
 from tests.conftest import require
+from tests.e2e.pictures import keep
 from tests.integration.fleet import Fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.model, pytest.mark.timeout(300)]
 
-PATIENCE_MS = 30_000
 QUESTION = "Name three colours."
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
-expect.set_options(timeout=PATIENCE_MS)
 
 
 class Site:
@@ -63,41 +51,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         fleet.start_worker("w2", data="w2")
         fleet.online(fleet.device(), "w1", "w2")
         yield Site(fleet, f"http://127.0.0.1:{port}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    require(found is not None, "chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that must not complain: no error in its console, no uncaught one."""
-    context = browser.new_context(viewport={"width": 1360, "height": 860}, locale="en-GB")
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "console",
-        lambda said: complaints.append(said.text) if said.type == "error" else None,
-    )
-    yield page
-    context.close()
-    # A bridge that breaks because the test pulled its plug is no mistake of the page.
-    assert [text for text in complaints if "WebSocket" not in text] == []
-
-
-def keep(page: Page, name: str) -> None:
-    """Keep a picture, where somebody wants one."""
-    folder = os.environ.get("EDGEFLEET_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def row_of(page: Page, worker: str) -> Locator:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import mqtt5
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
 from fleet_cli.local_fleet import free_port
 from tests.integration.fleet import PATIENCE_S, ROOT, Device, Fleet
+from tests.integration.page_socket import MQTT, ended, receive
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
-
-MQTT = Subprotocol("mqtt")
 
 
 class Site:
@@ -53,31 +52,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         device = running.device()
         running.online(device)
         yield Site(running, device, port)
-
-
-def receive(socket: ClientConnection, kind: type[mqtt5.Packet]) -> mqtt5.Packet:
-    """Return the next packet of a kind."""
-    gathered = bytearray()
-    while True:
-        data = socket.recv(PATIENCE_S)
-        assert isinstance(data, bytes)
-        gathered += data
-        while True:
-            try:
-                packet, size = mqtt5.read(memoryview(bytes(gathered)))
-            except IndexError:
-                break
-            del gathered[:size]
-            if isinstance(packet, kind):
-                return packet
-
-
-def ended(socket: ClientConnection) -> int:
-    """Wait for the end of a bridge; return the code that it ended with."""
-    with suppress(ConnectionClosed):
-        while True:
-            socket.recv(PATIENCE_S)
-    return socket.protocol.close_code or 0
 
 
 def test_a_page_hears_the_fleet_though_its_connect_comes_in_pieces(site: Site) -> None:

@@ -35,6 +35,7 @@ from cloud_dispatcher.adapters.http.submission import (
 from cloud_dispatcher.adapters.http.told_text import BrokenStreamError, Told, ToldText
 from cloud_dispatcher.local_devices import Piece
 from fleet_protocol.messages import DeviceId, Escalate, JobId, JobResult, JobSubmit, Privacy
+from fleet_protocol.roles import Action
 
 _GRACE_S: Final = 30.0
 """Beyond a job's deadline, for the dispatcher to say that it is over."""
@@ -137,13 +138,13 @@ class ChatDesk:
         yield DONE
 
     async def _models(self, request: Request) -> Response:
-        self._gate.admit(request)
+        self._gate.admit(request, Action.WATCH)
         names = (form.ANY_MODEL, *self._inside.models())
         data = [_model_view(name, self._since_s) for name in names]
         return JSONResponse({"object": "list", "data": data})
 
     async def _model(self, request: Request) -> Response:
-        self._gate.admit(request)
+        self._gate.admit(request, Action.WATCH)
         name = str(request.path_params["name"])
         if name != form.ANY_MODEL and name not in self._inside.models():
             raise no_model(f"no worker has {name[:128]!r}")

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from cloud_dispatcher.adapters.http.gatekeeper import Gatekeeper
 from cloud_dispatcher.metrics import Family, Labels
+from fleet_protocol.roles import Action
 
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _IN_LABELS: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
@@ -25,7 +26,7 @@ def metrics_routes(count: Callable[[], list[Family]], gate: Gatekeeper) -> list[
     """Return `/metrics`."""
 
     async def metrics(request: Request) -> Response:
-        gate.admit(request)
+        gate.admit(request, Action.WATCH)
         return Response(render(count()), headers={"content-type": _CONTENT_TYPE})
 
     return [Route("/metrics", metrics)]

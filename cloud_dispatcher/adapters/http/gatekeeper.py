@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections import deque
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
+from cloud_dispatcher.adapters.http.addresses import is_here
 from cloud_dispatcher.adapters.http.errors import ApiError
 from cloud_dispatcher.adapters.http.keys import ApiKey, KeyRing
-from cloud_dispatcher.adapters.http.settings import is_loopback
+from cloud_dispatcher.adapters.http.origin import SAFE_METHODS, HomeOrigin
+from cloud_dispatcher.adapters.http.sessions import Session, Sessions
 from cloud_dispatcher.local_devices import local_device
 from fleet_protocol.messages import DeviceId
+from fleet_protocol.roles import Action, allowed
+from fleet_protocol.topics import Role
 
 BODY_MAX_BYTES: Final = 1_048_576
+CSRF_HEADER: Final = "x-csrf-token"
 _BODY_WAIT_S: Final = 30.0
 _MINUTE_MS: Final = 60_000
+_COOKIE: Final = "edgefleet"
 
 
 class Caller(msgspec.Struct, frozen=True):
     """Who asks.
 
     Attributes:
-        key: The name of the key; empty where none is needed.
+        key: The name of the key, or `page-USER` of who is logged in; empty where nobody needs
+            either.
         tenant: Whose jobs they are.
     """
 
@@ -65,28 +72,76 @@ class Gatekeeper:
     """Lets requests in.
 
     Args:
-        ring: The keys; None: no key is needed, and only this machine is listened to.
+        ring: The keys; None: no key lets anybody in.
+        sessions: Who is logged in; None: there is no login. Without either only this machine is
+            listened to, and everybody on it may do everything.
+        home: Where pages must come from.
     """
 
-    def __init__(self, ring: KeyRing | None, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ring: KeyRing | None,
+        clock: Callable[[], int],
+        *,
+        sessions: Sessions | None = None,
+        home: HomeOrigin | None = None,
+    ) -> None:
         self._ring = ring
         self._clock = clock
         self._meter = RequestMeter()
+        self.sessions = sessions
+        self.home = home or HomeOrigin(None)
 
-    def admit(self, request: Request) -> Caller:
-        """Return who asks.
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody here needs a key or a login."""
+        return self._ring is None and self.sessions is None
+
+    @property
+    def cookie(self) -> str:
+        """Its name. With the prefix browsers take it over TLS alone, and from this host alone."""
+        return f"__Host-{_COOKIE}" if self.home.is_secure else _COOKIE
+
+    def admit(self, request: Request, action: Action = Action.ASK) -> Caller:
+        """Return who asks; keys are for applications, which ask and read figures.
 
         Raises:
             ApiError: 401, 403 or 429.
         """
-        if self._ring is None:
-            self._check_host(request)
+        if self.is_open:
+            self.check_host(request)
             return self._note(request, _ANYBODY)
-        self._ring.refresh()
+        if "authorization" not in request.headers and self.cookie in request.cookies:
+            return self._admit_page(request, action)
+        return self._admit_key(request)
+
+    def session(self, connection: HTTPConnection) -> Session | None:
+        """Return the session of a page; None: nobody is logged in there."""
+        secret = connection.cookies.get(self.cookie)
+        return None if secret is None or self.sessions is None else self.sessions.find(secret)
+
+    def role(self, connection: HTTPConnection) -> Role | None:
+        """Return what whoever has the page open may do; None: they must log in."""
+        if self.is_open:
+            return Role.ADMIN
+        session = self.session(connection)
+        return None if session is None else session.role
+
+    def check_host(self, request: Request) -> None:
+        """Raise ApiError 403 for a page of the web that was led to this machine's address.
+
+        Its name gives it away.
+        """
+        named = [f"//{request.headers.get('host', '')}", *request.headers.getlist("origin")]
+        if not all(is_here(url) for url in named):
+            message = "without keys only this machine is answered: http://127.0.0.1:PORT"
+            raise ApiError(403, "host_refused", message)
+
+    def _admit_key(self, request: Request) -> Caller:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise ApiError(401, "missing_api_key", "send `Authorization: Bearer KEY`")
-        key = self._ring.find(secret.strip())
+        key = None if self._ring is None else self._ring.find(secret.strip())
         if key is None:
             raise ApiError(401, "invalid_api_key", "this key is not known here")
         caller = self._note(request, Caller(key=key.name, tenant=key.tenant))
@@ -96,36 +151,43 @@ class Gatekeeper:
             raise ApiError(429, "rate_limit_exceeded", message, retry_after_ms=wait_ms)
         return caller
 
+    def _admit_page(self, request: Request, action: Action) -> Caller:
+        session = self.session(request)
+        if session is None:
+            raise ApiError(401, "login_over", "log in again")
+        caller = self._note(
+            request, Caller(key=page_id(session.user.name), tenant=session.user.tenant)
+        )
+        self.check_page(request, session)
+        if not allowed(session.role, action):
+            message = f"{action.value} is not for the role {session.role.value}"
+            raise ApiError(403, "not_authorized", message, final=True)
+        return caller
+
+    def check_page(self, request: Request, session: Session) -> None:
+        """Raise ApiError 403 where no page of ours can have sent a request.
+
+        A browser sends the cookie with whatever a page of elsewhere has it do.
+        """
+        if request.method in SAFE_METHODS:
+            return
+        told = request.headers.get(CSRF_HEADER, "")
+        if not self.home.is_home(request) or not hmac.compare_digest(
+            told.encode(), session.csrf.encode()
+        ):
+            raise ApiError(403, "not_our_page", "this was not sent by a page of this fleet")
+
     def _note(self, request: Request, caller: Caller) -> Caller:
         request.state.caller = caller
         return caller
 
-    def _check_host(self, request: Request) -> None:
-        """A page of the web may be led to this machine's address; its name gives it away."""
-        named = [f"//{request.headers.get('host', '')}", *request.headers.getlist("origin")]
-        if not all(_is_here(url) for url in named):
-            message = "without keys only this machine is answered: http://127.0.0.1:PORT"
-            raise ApiError(403, "host_refused", message)
+
+def page_id(user: str) -> str:
+    """Return under which id a user's pages ask the dispatcher."""
+    return f"page-{user}"
 
 
-def is_same_site(connection: HTTPConnection) -> bool:
-    """Tell whether a page of this very gateway asks, by this machine's own address.
-
-    A browser names the page's origin with every WebSocket, and asks nobody's leave to open one.
-    """
-    host = connection.headers.get("host", "")
-    origins = connection.headers.getlist("origin")
-    return bool(host) and _is_here(f"//{host}") and all(o == f"http://{host}" for o in origins)
-
-
-def _is_here(url: str) -> bool:
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-
-
-async def read_json(request: Request) -> bytes:
+async def read_json(request: Request, *, most_bytes: int = BODY_MAX_BYTES) -> bytes:
     """Return the body.
 
     Raises:
@@ -140,9 +202,8 @@ async def read_json(request: Request) -> bytes:
         async with asyncio.timeout(_BODY_WAIT_S):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > BODY_MAX_BYTES:
-                    message = f"the body has more than {BODY_MAX_BYTES} bytes"
-                    raise ApiError(413, "too_large", message)
+                if len(body) > most_bytes:
+                    raise ApiError(413, "too_large", f"the body has more than {most_bytes} bytes")
     except TimeoutError as error:
         message = f"the body did not arrive within {_BODY_WAIT_S:g} s"
         raise ApiError(408, "body_too_slow", message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,15 +30,22 @@ from cloud_dispatcher.adapters.http.health import health_routes
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.jobs import JobDesk
 from cloud_dispatcher.adapters.http.keys import KeyRing, read_keys
+from cloud_dispatcher.adapters.http.login import LoginDesk
+from cloud_dispatcher.adapters.http.origin import HomeOrigin
 from cloud_dispatcher.adapters.http.page import Page
+from cloud_dispatcher.adapters.http.page_identities import PageIdentities
 from cloud_dispatcher.adapters.http.server import url_of
+from cloud_dispatcher.adapters.http.sessions import Sessions
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
+from cloud_dispatcher.adapters.http.users import read_users, watch_users
 from cloud_dispatcher.ports import StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
 
 _OFTEN: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines: their lines are for debugging."""
+_SECRET: Final = re.compile(r"(ef-|whsec_)[A-Za-z0-9+/=]{8,}")
+"""A key that somebody put into the path: paths are logged."""
 _HANDLERS: Final[Mapping[Any, Any]] = {
     ApiError: tell_api_error,
     HTTPException: tell_http_error,
@@ -50,32 +58,64 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
     """Put the gateway together.
 
     Raises:
-        ConfigError: The file of keys is missing or wrong.
+        ConfigError: The file of keys or of users is missing or wrong.
     """
-    file = settings.keys_file
-    ring = None if file is None else KeyRing(Path(file).expanduser())
-    gate = Gatekeeper(ring, inside.clock)
+    gate = _gatekeeper(inside, settings)
     routes: list[BaseRoute] = [
         *health_routes(inside),
         *metrics_routes(inside.metrics, gate),
         *ChatDesk(inside, gate, settings).routes(),
         *JobDesk(inside, gate, settings).routes(),
+        *_page_routes(inside, gate, settings),
     ]
-    if ring is None and inside.broker is not None:
-        routes += [*Page(inside, gate).routes(), *MqttBridge(inside.broker).routes()]
     return Starlette(
         routes=routes, middleware=[Middleware(RequestLog)], exception_handlers=_HANDLERS
     )
+
+
+def _gatekeeper(inside: Inside, settings: GatewaySettings) -> Gatekeeper:
+    page = settings.page
+    ring = None if settings.keys_file is None else KeyRing(_path(settings.keys_file))
+    sessions = None
+    if page.users_file is not None:
+        users = watch_users(_path(page.users_file))
+        sessions = Sessions(users, inside.clock, idle_h=page.idle_h, most_h=page.login_h)
+    return Gatekeeper(ring, inside.clock, sessions=sessions, home=HomeOrigin(page.url))
+
+
+def _page_routes(inside: Inside, gate: Gatekeeper, settings: GatewaySettings) -> list[BaseRoute]:
+    """The page is there for who logs in; where nobody must, before a broker that asks nobody."""
+    broker, sessions = inside.broker, gate.sessions
+    if broker is None or not (sessions or (gate.is_open and broker.is_anonymous)):
+        return []
+    identities = PageIdentities(broker, settings.page, inside.root)
+    routes = [
+        *Page(inside, gate, identities).routes(),
+        *MqttBridge(gate, identities).routes(),
+    ]
+    if sessions is None:
+        return routes
+    identities.check(sessions.users.value.values())
+    return [*routes, *LoginDesk(inside, gate, sessions, login_h=settings.page.login_h).routes()]
 
 
 def describe(settings: GatewaySettings) -> str:
     """Say where it would answer, and to whom; raises ConfigError as `build_gateway` does."""
     if settings.port is None:
         return "none: gateway.port is not set"
-    if settings.keys_file is None:
-        return f"{url_of(settings)} for this machine alone, without keys"
-    keys = read_keys(Path(settings.keys_file).expanduser())
-    return f"{url_of(settings)} for {len(keys)} keys of {settings.keys_file}"
+    found = []
+    if settings.keys_file is not None:
+        keys = read_keys(_path(settings.keys_file))
+        found.append(f"{len(keys)} keys of {settings.keys_file}")
+    if settings.page.users_file is not None:
+        users = read_users(_path(settings.page.users_file))
+        found.append(f"{len(users)} users of {settings.page.users_file}")
+    whom = " and ".join(found) or "this machine alone, without keys"
+    return f"{url_of(settings)} for {whom}"
+
+
+def _path(file: str) -> Path:
+    return Path(file).expanduser()
 
 
 class RequestLog:
@@ -106,7 +146,7 @@ class RequestLog:
             tell(
                 "http.answered",
                 method=scope["method"],
-                path=scope["path"][:200],
+                path=_SECRET.sub(r"\1***", scope["path"])[:200],
                 status=status,
                 caller=None if caller is None else caller.key,
                 tenant=None if caller is None else caller.tenant,

@@ -27,7 +27,8 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
         metrics: What is counted, and how things stand.
         clock: UTC epoch milliseconds.
         history: The last day's figures.
-        broker: What pages are connected to, as nobody in particular; None: there is no dashboard.
+        broker: The dispatcher's own, for pages to be connected to as somebody else; None: there is
+            no dashboard.
         root: Topic root.
     """
 

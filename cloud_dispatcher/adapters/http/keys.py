@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-import structlog
 
+from cloud_dispatcher.adapters.http.watched_file import WatchedFile, replace_file
 from fleet_protocol.errors import ConfigError
-
-_log = structlog.get_logger(__name__)
 
 KEY_PREFIX: Final = "ef-"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_-]{1,31}$(?!\n)"
@@ -105,14 +102,8 @@ def write_keys(path: Path, keys: tuple[ApiKey, ...]) -> None:
     Raises:
         ConfigError: It cannot be written.
     """
-    fresh = path.with_name(f"{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(_HEADER + "".join(_block(key) for key in keys))
-        fresh.replace(path)
+        replace_file(path, _HEADER + "".join(_block(key) for key in keys))
     except OSError as error:
         raise ConfigError(
             f"the keys file {path} cannot be written: {error}", hint="name another with --file"
@@ -123,38 +114,17 @@ class KeyRing:
     """The keys of a file, read again when it changes. A bad file changes nothing but the log."""
 
     def __init__(self, path: Path) -> None:
-        """Read it.
-
-        Raises:
-            ConfigError: It is missing or wrong: who starts with a bad one locks everybody out.
-        """
-        self._path = path
-        self._seen = self._signature()
-        self._by_hash = {key.sha256: key for key in read_keys(path)}
+        """Read it; raises ConfigError where it is missing or wrong."""
+        self._file = WatchedFile(path, _by_hash, name="keys")
 
     def find(self, secret: str) -> ApiKey | None:
         """Return the key; None: there is none like it."""
-        return self._by_hash.get(hash_of(secret))
+        self._file.refresh()
+        return self._file.value.get(hash_of(secret))
 
-    def refresh(self) -> None:
-        """Read the file again if it changed."""
-        signature = self._signature()
-        if signature == self._seen:
-            return
-        self._seen = signature
-        try:
-            self._by_hash = {key.sha256: key for key in read_keys(self._path)}
-        except ConfigError as error:
-            _log.error("keys.unusable", error=str(error), hint="the last good ones still hold")
-            return
-        _log.info("keys.read", keys=len(self._by_hash))
 
-    def _signature(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+def _by_hash(path: Path) -> dict[str, ApiKey]:
+    return {key.sha256: key for key in read_keys(path)}
 
 
 def _block(key: ApiKey) -> str:

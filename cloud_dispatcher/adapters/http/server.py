@@ -12,6 +12,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
+from cloud_dispatcher.adapters.http.slow_clients import (
+    PatientHttp,
+    PatientWebSocket,
+    most_connections,
+)
 from fleet_protocol.errors import ConfigError
 
 _log = structlog.get_logger(__name__)
@@ -19,6 +24,9 @@ _log = structlog.get_logger(__name__)
 _BACKLOG = 512
 _KEEP_ALIVE_S = 30
 _WS_MAX_BYTES = 1_048_576
+_HEAD_MAX_BYTES = 32_768
+_PAGES_MOST = 512
+"""Connections beside those of requests that wait: pages, and what Prometheus asks."""
 
 
 class _Server(uvicorn.Server):
@@ -38,17 +46,20 @@ async def serving(app: ASGIApp, settings: GatewaySettings) -> AsyncIterator[None
         ConfigError: It cannot listen there.
     """
     listener = _listen(settings.host, settings.port or 0)
+    most = most_connections(settings.max_open + _PAGES_MOST)
     config = uvicorn.Config(
         app,
-        http="h11",
-        ws="websockets-sansio",
+        http=type("GatewayHttp", (PatientHttp,), {"most": most}),
+        ws=PatientWebSocket,
         ws_max_size=_WS_MAX_BYTES,
+        h11_max_incomplete_event_size=_HEAD_MAX_BYTES,
         lifespan="off",
         log_config=None,
         log_level="critical",
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(settings.page.proxies),
+        forwarded_allow_ips=list(settings.page.proxies),
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.drain_s,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Annotated
 
 import msgspec
+
+from cloud_dispatcher.adapters.http.addresses import is_loopback
+from cloud_dispatcher.adapters.http.page_settings import PageSettings
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -13,8 +15,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     Attributes:
         port: Where it listens; None: there is no gateway.
-        host: On which address. Beyond loopback only with a `keys_file`.
-        keys_file: Who may ask: see `cloud-dispatcher keys`. None: whoever is on this machine.
+        host: On which address. Beyond loopback only with a `keys_file` or `page.users_file`.
+        keys_file: Who may ask: see `cloud-dispatcher keys`. None: whoever is logged in, or where
+            there is no login whoever is on this machine.
+        page: The dashboard.
         max_open: Most requests that wait for answers at once; beyond it they are refused.
         timeout_s: Most seconds a request waits for its answer.
         drain_s: On a stop, requests under way get so long to end by themselves.
@@ -24,24 +28,19 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] | None = None
     host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     keys_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    page: PageSettings = PageSettings()
     max_open: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
     timeout_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=600)] = 5
     worker_metrics: bool = False
 
     def __post_init__(self) -> None:
-        if self.keys_file is None and not is_loopback(self.host):
+        if is_loopback(self.host):
+            return
+        if self.keys_file is None and self.page.users_file is None:
             raise ValueError(
                 "without `keys_file` the gateway answers anybody: listen on 127.0.0.1, or make a "
                 "key with `cloud-dispatcher keys add`"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address is this machine's alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+        if self.page.users_file is not None and self.page.url is None:
+            raise ValueError("`page.url` must say by which address people come: https://HOST")

@@ -23,7 +23,7 @@ export type Escalate = 'auto' | 'always' | 'never';
 /** Asks, and tells the answer as it grows. */
 export async function ask(
   question: string,
-  { escalate, max_tokens, signal, told }: { escalate: Escalate; max_tokens: number; signal: AbortSignal; told: (answer: Answer) => void },
+  { escalate, max_tokens, csrf, signal, told }: { escalate: Escalate; max_tokens: number; csrf: string; signal: AbortSignal; told: (answer: Answer) => void },
 ): Promise<void> {
   const began = performance.now();
   let answer: Answer = { text: '', isOver: false, error: '', took_ms: 0, first_ms: null, replaced: false, tokens: null, fleet: {} };
@@ -34,7 +34,7 @@ export async function ask(
   try {
     const response = await fetch('/v1/chat/completions', {
       method: 'POST',
-      headers: { 'content-type': 'application/json' },
+      headers: { 'content-type': 'application/json', ...(csrf && { 'x-csrf-token': csrf }) },
       body: JSON.stringify({
         model: 'fleet', messages: [{ role: 'user', content: question }], max_tokens, escalate,
         stream: true, stream_options: { include_usage: true }, drafts: true, cache: 'off',

@@ -2,7 +2,7 @@
 // four times a second, and none while the page is hidden.
 import { Bus, read, type Link } from './bus';
 import { merged, rowsOf, type Told } from './roster';
-import type { AdminReply, Alert, DispatcherPresence, History, RosterShard, Session, Summary, Worker } from './types';
+import type { AdminReply, Alert, DispatcherPresence, Door, History, RosterShard, Session, Summary, Worker } from './types';
 
 const PAINT_MS = 250;
 const SAMPLE_MS = 5_000;
@@ -13,6 +13,7 @@ export type Sample = number[];
 
 class Fleet {
   session = $state.raw<Session | null>(null);
+  door = $state.raw<Door | null>(null);
   trouble = $state.raw<string>('');
   link = $state.raw<Link>('connecting');
   dispatcher = $state.raw<DispatcherPresence | null>(null);
@@ -34,7 +35,12 @@ class Fleet {
   /** Opens the page: who it is, what was before, and what happens from now on. */
   async open(): Promise<void> {
     try {
-      this.session = await fetched<Session>('/page/session');
+      const told = await fetched<Session | Door>('/page/session');
+      if (!told.role) {
+        this.door = told;
+        return;
+      }
+      this.session = told;
       const history = await fetched<History>('/page/history');
       this.columns = history.columns;
       this.samples = history.rows;
@@ -44,7 +50,7 @@ class Fleet {
       return;
     }
     this.trouble = '';
-    const bus = new Bus(`${location.origin.replace(/^http/, 'ws')}/mqtt`, this.session.root, (link) => (this.link = link));
+    const bus = new Bus(`${location.origin.replace(/^http/, 'ws')}/mqtt`, this.session.root, (link) => this.onLink(link));
     this.bus = bus;
     bus.hear('fleet/summary', (_, payload) => {
       const summary = read<Summary>(payload);
@@ -60,6 +66,22 @@ class Fleet {
     bus.hear('fleet/alerts/+', (topic, payload) => this.alert(topic.split('/')[2] ?? '', read<Alert>(payload)));
     setInterval(() => this.paint(), PAINT_MS);
     document.addEventListener('visibilitychange', () => this.paint());
+  }
+
+  private onLink(link: Link): void {
+    this.link = link;
+    if (link === 'offline' && this.session?.login) void this.lookIfLoggedOut();
+  }
+
+  /** A bridge that closes may be the end of the login: then the door is shown instead. */
+  private async lookIfLoggedOut(): Promise<void> {
+    const told = await fetched<Session | Door>('/page/session').catch(() => null);
+    if (told && !told.role) location.reload();
+  }
+
+  /** Whether the role of whoever is here may do something: `fleet_protocol.roles`. */
+  may(deed: string): boolean {
+    return this.session?.may.includes(deed) ?? false;
   }
 
   private take(summary: Summary): void {
@@ -98,12 +120,12 @@ class Fleet {
 
   /** Asks the dispatcher as an operator does. */
   ask(request: Record<string, unknown>): Promise<AdminReply> {
-    const { bus } = this;
-    if (!bus) return Promise.reject(new Error('offline'));
+    const { bus, session } = this;
+    if (!bus || !session) return Promise.reject(new Error('offline'));
     const req = crypto.randomUUID().slice(0, 13);
-    const me = adminName;
+    const { asks, hears } = session.topics;
     return new Promise((resolve, reject) => {
-      const stop = bus.hear(`admin/${me}/res`, (_, payload) => {
+      const stop = bus.hear(hears, (_, payload) => {
         const reply = read<AdminReply>(payload);
         if (reply?.req !== req) return;
         clearTimeout(late);
@@ -114,17 +136,32 @@ class Fleet {
         stop();
         reject(new Error('timeout'));
       }, 10_000);
-      bus.say(`admin/${me}/req`, { v: 1, req, ...request });
+      bus.say(asks, { v: 1, req, ...request });
     });
   }
 }
-
-const adminName = `page-${Math.random().toString(36).slice(2, 10)}`;
 
 async function fetched<T>(path: string): Promise<T> {
   const response = await fetch(path, { headers: { accept: 'application/json' } });
   if (!response.ok) throw new Error(`${response.status}`);
   return (await response.json()) as T;
+}
+
+/** Logs in; returns the code and the text of what went wrong, or null. */
+export async function logIn(name: string, password: string): Promise<{ code: string; wait_s: number } | null> {
+  const response = await fetch('/page/login', {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ name, password }),
+  });
+  if (response.ok) return null;
+  const body = (await response.json().catch(() => ({}))) as { error?: { code?: string } };
+  return { code: body.error?.code ?? String(response.status), wait_s: Number(response.headers.get('retry-after') ?? 0) };
+}
+
+export async function logOut(): Promise<void> {
+  await fetch('/page/logout', { method: 'POST', headers: { 'x-csrf-token': fleet.session?.csrf ?? '' } });
+  location.reload();
 }
 
 export const fleet = new Fleet();

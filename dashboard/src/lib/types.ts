@@ -149,14 +149,25 @@ export interface AdminReply {
   budgets?: { tenant: string; spent_usd: number; daily_usd?: number | null }[];
 }
 
-/** What `/page/session` says. */
+/** What `/page/session` says of whoever has the page open. */
 export interface Session {
-  root: string;
-  role: 'viewer' | 'operator' | 'admin';
   login: boolean;
   version: string;
+  user: string | null;
+  role: 'viewer' | 'operator' | 'admin';
+  may: string[];
+  csrf: string;
+  root: string;
+  topics: { asks: string; hears: string };
   has_cloud: boolean;
   models: string[];
+}
+
+/** What it says of whoever must log in. */
+export interface Door {
+  login: true;
+  version: string;
+  role?: undefined;
 }
 
 export interface History {
