@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from fleet_cli.acl_file import render_acl
+from fleet_cli.broker_log import LOG_FILE, log_of
 from fleet_cli.pki import Authority
 from fleet_pki.authority import SERVER_LIFE
 from fleet_pki.certificates import hosts_of, read_certificate
@@ -35,6 +36,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         password_port: Where passwords are; nobody listens there while nobody has one.
         address: To listen at; None: all interfaces.
         user: Whom Mosquitto runs as, and who owns the folder; None: who we are.
+        log: Where Mosquitto writes whom it turned away, and a line for every packet; None: where
+            it did so far, and if it did not, only what is rare is logged, to standard error.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     password_port: int = PASSWORD_PORT
     address: str | None = None
     user: str | None = None
+    log: Path | None = None
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,11 +194,7 @@ def _config(site: Site, *, has_passwords: bool) -> str:
         "persistence true",
         f"persistence_location {folder}/data/",
         "autosave_interval 10",
-        "log_dest stderr",
-        "log_type error",
-        "log_type warning",
-        "log_type notice",
-        "log_type information",
+        *_logging(site),
         "",
         "# By certificate: its common name is the user, whatever the client calls itself.",
         f"listener {site.port}{address}",
@@ -212,6 +212,19 @@ def _config(site: Site, *, has_passwords: bool) -> str:
             *tls,
         ]
     return "\n".join(lines) + "\n"
+
+
+def _logging(site: Site) -> list[str]:
+    kinds = ["error", "warning", "notice", "information"]
+    log = site.log or log_of(site.folder)
+    if log is None:
+        return ["log_dest stderr", *(f"log_type {kind}" for kind in kinds)]
+    return [
+        "# A publication that is denied is said among the lines for every packet, so this file is",
+        "# best in memory; `fleet audit broker` reads it, and gives back what it has read.",
+        f"{LOG_FILE}{log.absolute()}",
+        *(f"log_type {kind}" for kind in (*kinds, "subscribe", "debug")),
+    ]
 
 
 def _give_away(site: Site) -> None:

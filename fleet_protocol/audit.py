@@ -34,8 +34,9 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         seq: Counts up from 1 over all files.
         at_ms: UTC epoch milliseconds, by the dispatcher's clock.
-        what: `job.accepted`, `job.finished`, `admin`, `started`, `stopped`, `pruned` (an old file
-            was removed; `about` has its last seal) or `lost` (so many entries were not written).
+        what: `job.accepted`, `job.finished`, `admin`, `broker.refused`, `started`, `stopped`,
+            `pruned` (an old file was removed; `about` has its last seal) or `lost` (so many entries
+            were not written).
         about: Its fields, by `what`: never a text that was asked or answered.
     """
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import click
 
+from fleet_cli.broker_log import follow, log_of, watching
 from fleet_cli.exits import ExitCode
 from fleet_cli.output import print_json, print_json_line, say
 from fleet_pki.files import read_file
 from fleet_protocol.audit import AuditEntry, parse_key, read_line, verify
+from fleet_protocol.audit_folder import KEEP_DAYS, AuditFolder
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.log import set_up_logging
 
 _HINT = "check the path and who may read it"
 _DAY = click.DateTime(["%Y-%m-%d"])
@@ -19,9 +22,9 @@ _FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False,
 
 
 @click.group(
-    help="""Look at the dispatcher's audit log: who asked for what, when, and what became of it.
+    help="""Look at audit logs: who asked for what, when, what became of it, and who was refused.
 
-    docs/audit.md says what is in it, and what its seals can and cannot prove.
+    docs/audit.md says what is in them, and what their seals can and cannot prove.
 
     \b
     Examples:
@@ -112,6 +115,53 @@ def export_command(
             entry = _entry(path, number, line)
             if device in {None, entry.about.get("device")} and what in {None, entry.what}:
                 print_json_line({"at": _moment(entry.at_ms), "what": entry.what, **entry.about})
+
+
+@command.command(
+    "broker",
+    help="""Put down whom the broker turned away, until it is stopped.
+
+    FOLDER is what `fleet pki broker FOLDER --log FILE` wrote: its log is read, and who was refused
+    becomes lines of an audit log of its own. The broker's other lines but those for every packet
+    go to standard error. Run it beside the broker, as its user.
+
+    \b
+    Examples:
+      fleet audit broker /etc/mosquitto/fleet --audit /var/lib/edgefleet/broker-audit
+      fleet audit verify /var/lib/edgefleet/broker-audit
+      fleet audit export /var/lib/edgefleet/broker-audit --what broker.refused
+    """,
+)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--audit",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the audit log is kept.",
+)
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    help="The key of the seals, made if there is none; default: audit.key in the log's folder.",
+)
+@click.option("--keep-days", default=KEEP_DAYS, show_default=True, type=click.IntRange(1, 36_500))
+@click.option("--once", is_flag=True, help="End when all that is there was read.")
+def broker_command(
+    folder: Path, *, audit: Path, key_file: Path | None, keep_days: int, once: bool
+) -> None:
+    """Follow a broker's log."""
+    log = log_of(folder)
+    if log is None:
+        raise ConfigError(
+            f"the broker of {folder} keeps no log for this",
+            code="no_broker_log",
+            hint="fleet pki broker FOLDER --log /run/edgefleet-broker/broker.log, and restart it",
+        )
+    set_up_logging()
+    kept = AuditFolder(audit, key_file, keep_days=keep_days)
+    with watching(log, acl=folder / "acl", audit=kept) as watch:
+        follow(watch, once=once)
 
 
 def _entry(path: Path, number: int, line: bytes) -> AuditEntry:

@@ -188,6 +188,12 @@ def sign(request: Path, *, token_file: Path, out: Path, pki: PkiFolder) -> None:
 @click.option("--password-port", default=PASSWORD_PORT, show_default=True, help="For passwords.")
 @click.option("--address", help="Listen there alone.  [all interfaces]")
 @click.option("--user", help="Whom Mosquitto runs as; gets the folder.")
+@click.option(
+    "--log",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Log there for `fleet audit broker`, from the next restart on.",
+)
 @click.option("--root", metavar="TOPIC", default=DEFAULT_ROOT, help="Topic root.")
 @click.option("--reload", is_flag=True, help="Let the running Mosquitto read it.")
 @pki_option
