@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from cloud_dispatcher.publisher import Publisher
-from fleet_protocol import topics
 from fleet_protocol.messages import Alert, EndpointView, Severity
 
 _CLOSED: Final = "closed"
@@ -42,9 +41,9 @@ class CloudAlerts:
                 continue
             self._told.add(name)
             if alert is None:  # also what an earlier run of the dispatcher left behind
-                self._publisher.clear_alert(name)
+                self._publisher.clear_alert(name, now_ms)
             else:
-                self._publisher.send(topics.ALERTS, alert, name)
+                self._publisher.alert(alert)
 
 
 def _alert(name: str, endpoint: EndpointView, now_ms: int, *, all_out: bool) -> Alert:

@@ -11,7 +11,6 @@ import structlog
 from cloud_dispatcher.ports import StoreUnavailableError
 from cloud_dispatcher.publisher import Publisher
 from fleet_protocol import messages as m
-from fleet_protocol import topics
 from fleet_protocol.errors import FleetError
 
 _log = structlog.get_logger(__name__)
@@ -75,9 +74,9 @@ class Insistence:
     def announce(self) -> None:
         """Say how it stands, also to a broker that forgot or remembers an earlier run's alert."""
         if self._failing:
-            self._publisher.send(topics.ALERTS, self._told, STORE_ALERT)
+            self._publisher.alert(self._told)
         else:
-            self._publisher.clear_alert(STORE_ALERT)
+            self._publisher.clear_alert(STORE_ALERT, self._clock())
 
     def _alert(self, error: StoreUnavailableError) -> None:
         """Raise the alert with the first call that fails."""

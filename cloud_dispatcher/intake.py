@@ -74,6 +74,10 @@ class AskAgain(_Asked, frozen=True):
     """An operator wants the most frequent questions asked before anybody does."""
 
 
+class AlertsAsked(_Asked, frozen=True):
+    """An operator asked for alerts, or looks after one: answered by whoever raised them."""
+
+
 class RequestRefused(msgspec.Struct, frozen=True):
     """A request that is not for its role, or that cannot be read but for its name: it is told why.
 
@@ -92,15 +96,19 @@ class RequestRefused(msgspec.Struct, frozen=True):
 Inquiry: TypeAlias = JobsListed | PurgeAsked | CostsAsked | CacheAsked | AskAgain | RequestRefused
 """What is answered past the engine, mostly by the store."""
 
-Intaken: TypeAlias = e.AnyEvent | EchoAsked | Inquiry
+Request: TypeAlias = Inquiry | AlertsAsked
+
+Intaken: TypeAlias = e.AnyEvent | EchoAsked | Request
 
 
-_INQUIRIES: Final[Mapping[m.AdminOp, Callable[[str, m.AdminRequest, Role], Inquiry]]] = {
+_INQUIRIES: Final[Mapping[m.AdminOp, Callable[[str, m.AdminRequest, Role], Request]]] = {
     m.AdminOp.JOBS_LIST: JobsListed,
     m.AdminOp.JOB_PURGE: PurgeAsked,
     m.AdminOp.COSTS: CostsAsked,
     m.AdminOp.CACHE_STATS: CacheAsked,
     m.AdminOp.CACHE_ASK_AGAIN: AskAgain,
+    m.AdminOp.ALERTS_LIST: AlertsAsked,
+    m.AdminOp.ALERT_ACK: AlertsAsked,
 }
 
 

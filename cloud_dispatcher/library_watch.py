@@ -6,7 +6,6 @@ from typing import Final
 
 from cloud_dispatcher.ports import AnswerLibrary
 from cloud_dispatcher.publisher import Publisher
-from fleet_protocol import topics
 from fleet_protocol.messages import Alert, Severity
 
 LIBRARY_ALERT: Final = "library"
@@ -34,7 +33,7 @@ class LibraryWatch:
         if not (changed or must_tell):
             return
         if trouble is None:  # also clears what an earlier run of the dispatcher left behind
-            self._publisher.clear_alert(LIBRARY_ALERT)
+            self._publisher.clear_alert(LIBRARY_ALERT, now_ms)
             return
         entries = len(self._library)
         alert = Alert(
@@ -44,4 +43,4 @@ class LibraryWatch:
             detail=trouble.advice[:2_000],
             since_at_ms=now_ms,
         )
-        self._publisher.send(topics.ALERTS, alert, LIBRARY_ALERT)
+        self._publisher.alert(alert)

@@ -9,7 +9,6 @@ import structlog
 
 from cloud_dispatcher.core.events import LoadLooked
 from cloud_dispatcher.publisher import Publisher
-from fleet_protocol import topics
 from fleet_protocol.messages import Alert, LoadView, Severity
 
 _log = structlog.get_logger(__name__)
@@ -67,9 +66,9 @@ class LoadWatch:
         self._told.add(name)
         alert = self._alerts.get(name)
         if alert is None:  # also what an earlier run of the dispatcher left behind
-            self._publisher.clear_alert(name)
+            self._publisher.clear_alert(name, now_ms)
         else:
-            self._publisher.send(topics.ALERTS, alert, name)
+            self._publisher.alert(alert)
 
     def _alert(self, name: str, words: tuple[str, str], now_ms: int) -> Alert:
         severity = Severity.CRITICAL if name == _STEP_ALERT and self._step > 1 else Severity.WARNING

@@ -15,6 +15,7 @@ from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.library import LibraryAnswer
 from fleet_protocol.messages import (
+    AlertView,
     CacheRow,
     DeviceId,
     EndpointView,
@@ -225,6 +226,18 @@ class AnswerLibrary(Protocol):
 
     async def refresh(self) -> bool:
         """Read it again if it changed; return whether it did. Raises nothing, see `trouble`."""
+        ...
+
+
+class AlertArchive(Protocol):
+    """Alerts that survive the process."""
+
+    def load(self) -> tuple[AlertView, ...]:
+        """Return what an earlier run kept; nothing, where that cannot be read."""
+        ...
+
+    async def save(self, views: Sequence[AlertView]) -> None:
+        """Keep all of them, in the place of those before; raises StoreUnavailableError."""
         ...
 
 

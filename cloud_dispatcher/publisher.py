@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from cloud_dispatcher.core.alert_log import AlertLog, told
 from cloud_dispatcher.core.commands import AnyCommand, Reply, Send
 from cloud_dispatcher.local_devices import is_local
 from fleet_protocol import codec, topics
@@ -29,17 +30,27 @@ class Publisher:
 
     Attributes:
         untaken: Publications that the full bus did not take, since the start.
+        alerts: All that were raised here.
     """
 
-    def __init__(self, bus: MessageBus, names: Topics, *, signature: str = "") -> None:
+    def __init__(
+        self,
+        bus: MessageBus,
+        names: Topics,
+        *,
+        signature: str = "",
+        alerts: AlertLog | None = None,
+    ) -> None:
         """Make a publisher.
 
         Args:
             bus: Where to.
             names: Of topics.
             signature: Ends the topics of what each of several dispatchers says for itself alone.
+            alerts: What an earlier run left of them.
         """
         self.untaken = 0
+        self.alerts = alerts or AlertLog()
         self._signature = signature
         self._bus = bus
         self._topics = names
@@ -81,15 +92,34 @@ class Publisher:
         topic = self._topics.name(topics.ECHO, worker)
         self._publish(Publication(topic=topic, payload=payload, qos=topics.ECHO.qos))
 
-    def clear_alert(self, alert: str) -> None:
-        """Remove a retained alert."""
-        topic = self._topics.name(topics.ALERTS, f"{alert}{self._signature}")
-        self._publish(Publication(topic=topic, payload=b"", qos=1, retain=True))
+    def alert(self, alert: m.Alert) -> None:
+        """Say that an alert fires, and keep it in mind."""
+        self.send(topics.ALERTS, self.alerts.fire(alert), alert.id)
+
+    def say_alert(self, name: str) -> None:
+        """Say again how an alert is that fires."""
+        view = self.alerts.find(name)
+        if view is not None:
+            self.send(topics.ALERTS, told(view), name)
+
+    def clear_alert(self, name: str, now_ms: int) -> None:
+        """Say that an alert is over; also of one that never fired here, which may be retained."""
+        if self.alerts.resolve(name, now_ms):
+            topic = self._topics.name(topics.ALERTS, self.signed(name))
+            self._publish(Publication(topic=topic, payload=b"", qos=1, retain=True))
+
+    def signed(self, name: str) -> str:
+        """Return the name of an alert as it is in its topic."""
+        return f"{name}{self._signature}"
+
+    def unsigned(self, name: str) -> str | None:
+        """Return the name that we know an alert by; None: it is another dispatcher's."""
+        return name.removesuffix(self._signature) if name.endswith(self._signature) else None
 
     def _publication(self, send: Send) -> Publication:
         channel, expiry_ms, ids = send.channel, send.expiry_ms, send.ids
         if self._signature and channel in _SIGNED:
-            ids = (f"{ids[0]}{self._signature}",)
+            ids = (self.signed(ids[0]),)
         payload, content_type = codec.pack(send.message)
         return Publication(
             topic=self._topics.name(channel, *ids),

@@ -56,5 +56,6 @@ class Scrape:
             endpoints=self._provider.endpoints,
             budget=engine.budgets(self._clock())[0],
             dropped=service.dropped,
+            firing=service.alerts.firing,
             workers=engine.workers() if self._by_worker else (),
         )

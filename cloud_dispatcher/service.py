@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Final, TypeAlias
 
-import msgspec
 import structlog
 from msgspec.structs import replace
 
+from cloud_dispatcher.alert_watch import AlertWatch
 from cloud_dispatcher.arrivals import Arrival, Arrivals
-from cloud_dispatcher.cluster import Cluster, ClusterSettings
+from cloud_dispatcher.cluster import Cluster
 from cloud_dispatcher.completions import CompletionLane
 from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.alert_log import AlertLog
 from cloud_dispatcher.core.commands import StartCompletion
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job
@@ -32,6 +33,7 @@ from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
 from cloud_dispatcher.intake import (
+    AlertsAsked,
     EchoAsked,
     Intake,
     read_confirmation,
@@ -42,9 +44,9 @@ from cloud_dispatcher.library_watch import LibraryWatch
 from cloud_dispatcher.load_watch import LoadWatch
 from cloud_dispatcher.local_devices import LocalDevices
 from cloud_dispatcher.lookup import NAMING, LookUp
-from cloud_dispatcher.membership import ClusterStore, MemberFencedError
+from cloud_dispatcher.membership import MemberFencedError
 from cloud_dispatcher.observers import FleetFigures
-from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider, JobStore, Observer
+from cloud_dispatcher.outside import Outside
 from cloud_dispatcher.presence import WorkerLines, presence_of, says_offline
 from cloud_dispatcher.publisher import Publisher
 from cloud_dispatcher.roster_shards import RosterShards
@@ -57,56 +59,19 @@ from fleet_protocol.bus import (
     Delivery,
     LinkDown,
     LinkUp,
-    MessageBus,
     Refused,
 )
 from fleet_protocol.errors import BusClosedError
 from fleet_protocol.roles import as_seen_by
-from fleet_protocol.topics import Topics
 
 _log = structlog.get_logger(__name__)
 
-Clock: TypeAlias = Callable[[], int]
-"""UTC epoch milliseconds that never step back: leases and deadlines hang on them."""
-
-_Watch: TypeAlias = Housekeeping | LoadWatch | LibraryWatch | RosterShards
+_Watch: TypeAlias = Housekeeping | LoadWatch | LibraryWatch | RosterShards | AlertWatch
 
 _TOLD_WAIT_MS: Final = 20
 """How long the word that a result was told waits for company before it gets a commit alone."""
 _TURN_MAX: Final = 500
 """Arrivals in one turn: bounds how long the loop is busy and how much one commit holds."""
-
-
-class Outside(msgspec.Struct, frozen=True, kw_only=True):
-    """What the service works with.
-
-    Attributes:
-        bus: Not connected yet: the service enters it once it knows its jobs again.
-        store: Open.
-        epoch: Name of this run; workers report what they hold when they see a new one.
-        observers: See every decision after it was carried out.
-        library: The same that the engine asks.
-        memory: How full the machine's memory is, 0..100; None where nobody can tell.
-        inquired: Hears who asked for what that the engine has no part in, and with which code it
-            was refused; empty if it was not.
-        alive: Called after each turn: a service manager watches that they go on.
-        shared: The store once more, where several dispatchers share it; None: there is only one.
-        cluster: What this dispatcher is among them.
-    """
-
-    bus: MessageBus
-    store: JobStore
-    provider: CompletionProvider
-    clock: Clock
-    topics: Topics
-    epoch: str
-    observers: tuple[Observer, ...] = ()
-    library: AnswerLibrary | None = None
-    memory: Callable[[], float | None] = lambda: None
-    inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda _who, _request, _code: None
-    alive: Callable[[], None] = lambda: None
-    shared: ClusterStore | None = None
-    cluster: ClusterSettings = ClusterSettings()
 
 
 class DispatcherService:
@@ -115,6 +80,7 @@ class DispatcherService:
     Attributes:
         local: Devices in this very process.
         history: The last day's figures.
+        alerts: What fires here, and what did.
     """
 
     def __init__(
@@ -128,7 +94,10 @@ class DispatcherService:
         self._intake = Intake(outside.topics, mint)
         shared = outside.shared
         signature = f"-{outside.cluster.name}" if shared is not None else ""
-        self._publisher = Publisher(outside.bus, outside.topics, signature=signature)
+        self.alerts = AlertLog(outside.alerts.load() if outside.alerts else ())
+        self._publisher = Publisher(
+            outside.bus, outside.topics, signature=signature, alerts=self.alerts
+        )
         figures = FleetFigures()
         self.history = History()
         self.local = LocalDevices(self._report, mint, outside.clock)
@@ -165,7 +134,13 @@ class DispatcherService:
             view=engine.worker,
             name=outside.cluster.name or "",
         )
-        self._watches: tuple[_Watch, ...] = (self._house, load, roster)
+        self._alert_watch = AlertWatch(
+            self._publisher,
+            outside.alerts,
+            clock=outside.clock,
+            members=lambda: 0 if self._cluster is None else len(self._cluster.members),
+        )
+        self._watches: tuple[_Watch, ...] = (self._house, load, roster, self._alert_watch)
         if library is not None:
             self._watches += (LibraryWatch(library, self._publisher),)
         self._stopping = asyncio.Event()
@@ -351,7 +326,7 @@ class DispatcherService:
         if isinstance(meaning, EchoAsked):
             # At once: what a worker measures is its link, not our disk.
             self._publisher.echo(meaning.worker, meaning.payload)
-        elif cluster is None or cluster.leads:
+        elif cluster is None or cluster.leads or isinstance(meaning, AlertsAsked):
             turn.requests.append(meaning)
         return None
 
@@ -417,7 +392,10 @@ class DispatcherService:
             await self._insistence.on(lambda: cluster.give(turn.handed, turn.released))
         self._tell(turn)
         for request in turn.requests:
-            reply = await self._inquiries.answer(request)
+            if isinstance(request, AlertsAsked):
+                reply = await self._alert_watch.answer(request)
+            else:
+                reply = await self._inquiries.answer(request)
             reply = as_seen_by(request.role, reply)
             self._publisher.send(channels.REPLIES[request.role], reply, request.admin)
             if request.request is not None:

@@ -23,7 +23,7 @@ from cloud_dispatcher.core.commands import (
 from cloud_dispatcher.core.events import AnyEvent
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
-from cloud_dispatcher.intake import Inquiry
+from cloud_dispatcher.intake import Request
 from fleet_protocol.bus import Delivery
 from fleet_protocol.messages import DeviceId, JobId, JobKey, WorkerId
 
@@ -49,7 +49,7 @@ class Turn:
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
-        self.requests: list[Inquiry] = []
+        self.requests: list[Request] = []
         self.decided: list[tuple[AnyEvent, Sequence[AnyCommand], int]] = []
         self.saves: dict[JobKey, Job] = {}
         self.spends: list[Spend] = []

@@ -27,6 +27,7 @@ root = LazyGroup(
         "submit": (f"{_AT}.submit", "Submit many jobs from a JSON-lines file."),
         "jobs": (f"{_AT}.jobs", "List, show, cancel and retry jobs."),
         "workers": (f"{_AT}.workers", "List, show, drain and resume workers."),
+        "alerts": (f"{_AT}.alerts", "List alerts, and say who looks after one."),
         "route": (f"{_AT}.route", "Explain where a prompt would be answered, and why."),
         "sim": (f"{_AT}.sim", "Try scheduling policies out on a modelled fleet."),
         "costs": (f"{_AT}.costs", "Show what the cloud cost, budgets and providers."),

@@ -179,13 +179,37 @@ class Severity(StrEnum):
 
 
 class Alert(Message, frozen=True, kw_only=True):
-    """Retained while it fires; an empty payload on its topic clears it."""
+    """Retained while it fires; an empty payload on its topic clears it.
+
+    Attributes:
+        acked_by: Who said that they look after it; None: nobody yet.
+    """
 
     id: Id
     severity: Severity
     title: Note
     since_at_ms: InstantMs
     detail: Note = ""
+    acked_by: Id | None = None
+    acked_at_ms: InstantMs | None = None
+
+
+class AlertView(Part, frozen=True, kw_only=True):
+    """An alert as an operator sees it, also after it is over.
+
+    Attributes:
+        id: As in its topic.
+        resolved_at_ms: When it was over; None: it fires.
+    """
+
+    id: Id
+    severity: Severity
+    title: Note
+    since_at_ms: InstantMs
+    detail: Note = ""
+    acked_by: Id | None = None
+    acked_at_ms: InstantMs | None = None
+    resolved_at_ms: InstantMs | None = None
 
 
 class AdminOp(StrEnum):
@@ -206,6 +230,8 @@ class AdminOp(StrEnum):
     CACHE_CLEAR = "cache.clear"
     CACHE_PREWARM = "cache.prewarm"
     CACHE_ASK_AGAIN = "cache.ask-again"
+    ALERTS_LIST = "alerts.ls"
+    ALERT_ACK = "alerts.ack"
 
 
 class PrewarmAnswer(Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -228,6 +254,7 @@ class AdminRequest(Message, frozen=True, kw_only=True):
         req: Names the request; the reply carries it.
         job: A job key, for the `jobs.*` operations on one job.
         worker: A worker id, for the `workers.*` operations on one worker.
+        alert: The name of an alert, for `alerts.ack`.
         status: Filter of `jobs.ls`.
         dead: Filter of `jobs.ls`: only dead letters.
         limit: Most rows to return; of `cache.ask-again`: most questions to ask.
@@ -242,6 +269,7 @@ class AdminRequest(Message, frozen=True, kw_only=True):
     op: AdminOp
     job: Id | None = None
     worker: Id | None = None
+    alert: Id | None = None
     device: Id | None = None
     status: JobStatus | None = None
     dead: bool = False
@@ -388,3 +416,4 @@ class AdminReply(Message, frozen=True, kw_only=True):
     cache: CacheView | None = None
     kept: tuple[bool, ...] = ()
     members: Count = 0
+    alerts: tuple[AlertView, ...] = ()

@@ -16,9 +16,10 @@ from cloud_dispatcher.core.offline import no_library
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from cloud_dispatcher.observers import JobLog
-from cloud_dispatcher.ports import AnswerLibrary, CompletionProvider
+from cloud_dispatcher.outside import Outside
+from cloud_dispatcher.ports import AlertArchive, AnswerLibrary, CompletionProvider
 from cloud_dispatcher.presence import session_of
-from cloud_dispatcher.service import DispatcherService, Outside
+from cloud_dispatcher.service import DispatcherService
 from fleet_protocol import codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
@@ -145,6 +146,7 @@ class House:
         self.clock = Clock()
         self.lives = 0
         self.max_unconfirmed = 10_000
+        self.alerts: AlertArchive | None = None
         self.inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda *_: None
 
     def build(self, **settings: object) -> DispatcherService:
@@ -162,6 +164,7 @@ class House:
             library=self.library,
             memory=lambda: self.memory_pct,
             inquired=self.inquired,
+            alerts=self.alerts,
         )
         offline = no_library if self.library is None else self.library.answer
         engine = Engine(self.settings, epoch, offline=offline)

@@ -1,0 +1,60 @@
+"""Alerts between two runs: a small file beside the job store, replaced as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from cloud_dispatcher.ports import StoreUnavailableError
+from fleet_protocol.messages import AlertView
+
+_log = structlog.get_logger(__name__)
+
+
+class AlertFile:
+    """Keeps alerts. An `AlertArchive`.
+
+    Args:
+        path: Of the file. One that cannot be read is put aside, for its history is worth less than
+            a dispatcher that starts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> tuple[AlertView, ...]:
+        """Return what an earlier run kept."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=tuple[AlertView, ...])
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.MsgspecError) as error:
+            _log.warning("alerts.unreadable", path=str(self._path), error=str(error))
+            return ()
+
+    async def save(self, views: Sequence[AlertView]) -> None:
+        """Put them on the disk.
+
+        Raises:
+            StoreUnavailableError: They are not; what was there before still is.
+        """
+        try:
+            await asyncio.to_thread(self._write, msgspec.json.encode(views))
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"the alerts cannot be written to {self._path}: {error}",
+                hint="make room on that disk, or let the dispatcher's user write there",
+            ) from error
+
+    def _write(self, body: bytes) -> None:
+        beside = self._path.with_suffix(f"{self._path.suffix}.new")
+        with beside.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
