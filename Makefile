@@ -46,6 +46,16 @@ ansible: $(STAMP) $(ANSIBLE)/.installed  ## Lint playbooks and roles, render eve
 boards: $(STAMP) $(ANSIBLE)/.installed  ## Set up, upgrade and reset a site of test boards (root, Debian)
 	@$(BIN)/python -m pytest -m boards tests/deploy
 
+CLIENTS := .venv-clients
+.PHONY: clients
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
+	@touch $@
+
+clients: $(STAMP) $(CLIENTS)/.installed  ## Ask a fleet with LiteLLM and llm
+	@$(BIN)/python -m pytest -m clients tests/clients
+
 check: $(STAMP)  ## Lint, types, floors
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
