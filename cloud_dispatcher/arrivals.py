@@ -27,6 +27,7 @@ class Arrivals:
         self._called = asyncio.Event()
         self._has_room = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def is_due(self) -> bool:
@@ -36,6 +37,19 @@ class Arrivals:
     def call(self) -> None:
         """Let a turn begin, whatever there is."""
         self._called.set()
+
+    def call_within(self, delay_s: float) -> None:
+        """Let a turn begin after that time; one that was to begin sooner still does.
+
+        So an alarm is set rarely, not in each turn: whoever is called early looks and asks again.
+        """
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + delay_s
+        if self._alarm is not None:
+            if self._alarm.when() <= at_s:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_at(at_s, self._ring)
 
     async def called(self) -> None:
         """Wait until a turn should begin."""
@@ -71,6 +85,10 @@ class Arrivals:
             self._called.clear()
         self._has_room.set()
         return taken
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.call()
 
 
 def _can_wait(arrival: BusEvent) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from cloud_dispatcher.core.alert_log import AlertLog, told
 from cloud_dispatcher.core.commands import AnyCommand, Reply, Send
@@ -21,6 +22,9 @@ _log = structlog.get_logger(__name__)
 _SIGNED: Final = (topics.ALERTS, topics.ROSTER)
 _SETTLED_MAX: Final = 1_000
 """Attempts in one `Settled`: well below its size limit."""
+_JOINT_MAX: Final = 64
+_JOINT_CHARS: Final = 65_536
+"""Assignments, and characters of their prompts, in one message: below its limit in any script."""
 _LOGGED_EVERY: Final = 1_000
 """Of what a full bus does not take: whoever is busy has no disk to spare for a line each."""
 
@@ -56,7 +60,7 @@ class Publisher:
         self._topics = names
 
     def tell(self, commands: Iterable[AnyCommand]) -> list[m.JobKey]:
-        """Publish every `Send` and `Reply`; what is settled goes to each worker in one message.
+        """Publish every `Send` and `Reply`; a worker's assignments, and what is settled, together.
 
         What is for local devices is not published, see `LocalDevices`.
 
@@ -67,16 +71,22 @@ class Publisher:
         """
         refused: list[m.JobKey] = []
         settled: dict[tuple[str, ...], list[m.AttemptRef]] = {}
+        joint: dict[tuple[tuple[str, ...], int | None], list[Send]] = {}
         for command in commands:
             if isinstance(command, Send):
                 if is_local(command):
                     continue
                 if command.channel is topics.SETTLED and type(command.message) is m.Settled:
                     settled.setdefault(command.ids, []).extend(command.message.jobs)
+                elif command.joint:
+                    joint.setdefault((command.ids, command.expiry_ms), []).append(command)
                 elif not self._publish(self._publication(command)) and command.confirms:
                     refused.append(command.confirms)
             elif isinstance(command, Reply):
                 self._publish(_reply(command))
+        for sends in joint.values():
+            for send in _joined(sends):
+                self._publish(self._publication(send))
         for ids, attempts in settled.items():
             for start in range(0, len(attempts), _SETTLED_MAX):
                 part = m.Settled(jobs=tuple(attempts[start : start + _SETTLED_MAX]))
@@ -140,6 +150,28 @@ class Publisher:
                 _log.warning("publication.untaken", count=self.untaken, code=error.code)
             return False
         return True
+
+
+def _joined(sends: list[Send]) -> Iterator[Send]:
+    """Yield the assignments of one worker, as many in a message as may be.
+
+    They expire together: a broker would keep a job that is worth something, or drop one that is.
+    """
+    first, *others = sends
+    if not others:
+        yield first
+        return
+    part: list[m.Assignment] = []
+    chars = 0
+    for send in sends:
+        assignment = send.message
+        assert isinstance(assignment, m.Assignment)  # noqa: S101 - nothing else is joint
+        if part and (len(part) == _JOINT_MAX or chars + assignment.prompt_chars > _JOINT_CHARS):
+            yield replace(first, message=replace(part[0], more=tuple(part[1:])))
+            part, chars = [], 0
+        part.append(assignment)
+        chars += assignment.prompt_chars
+    yield replace(first, message=replace(part[0], more=tuple(part[1:])))
 
 
 def _reply(command: Reply) -> Publication:

@@ -157,7 +157,6 @@ class DispatcherService:
         )
         self._lookup = LookUp(outside.store, self._insistence, engine=engine, cluster=self._cluster)
         self._inbox = Arrivals()
-        self._alarm: asyncio.TimerHandle | None = None
         self._failure: BusClosedError | MemberFencedError | None = None
         self._saving: asyncio.Task[None] | None = None
         self._told: dict[m.JobKey, Job] = {}
@@ -254,23 +253,21 @@ class DispatcherService:
             if not self._is_saving or len(turn.decided) >= _TURN_MAX:
                 await self._hand_over(turn)
                 turn = Turn()
+            now_ms = self._clock()
             for watch in self._watches:
-                await watch.keep(self._clock())
+                await watch.keep(now_ms)
             self._outside.alive()
         return turn
 
     def _set_alarm(self) -> None:
-        """Wake up when the engine, the overview or the pruning is due."""
+        """Let a turn begin when the engine, the overview or the pruning is due."""
         due_at_ms = self._house.due_at_ms
         engine_at_ms = self._engine.next_wake_at_ms()
         if engine_at_ms is not None:
             due_at_ms = min(due_at_ms, engine_at_ms)
         if self._told and not self._is_saving:
             due_at_ms = min(due_at_ms, self._told_due_at_ms)
-        delay_s = max(0, due_at_ms - self._clock()) / 1_000
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._inbox.call)
+        self._inbox.call_within(max(0, due_at_ms - self._clock()) / 1_000)
 
     # ---------------------------------------------------------------- one turn
 
@@ -422,8 +419,6 @@ class DispatcherService:
         self._publisher.send(channels.DISPATCHER, presence)
 
     def _say_goodbye(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
         others = self._cluster is not None and len(self._cluster.members) > 1
         if self._failure is None and not others:
             self._publish_presence(m.DispatcherStatus.OFFLINE)

@@ -39,7 +39,13 @@ from edge_worker.service.signals import StopSignals
 from fleet_protocol import __version__, bus, topics
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import ConfigError
-from fleet_protocol.messages import Benchmark, Presence, PresenceStatus, WorkerInfo
+from fleet_protocol.messages import (
+    JOINT_ASSIGNMENTS,
+    Benchmark,
+    Presence,
+    PresenceStatus,
+    WorkerInfo,
+)
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.systemd import ServiceNotifier
 
@@ -191,7 +197,7 @@ def worker_info(settings: WorkerSettings, loaded: LoadedEngine, *, facts: HostFa
     """Return what the worker says it is, under the name of a new boot."""
     engine = loaded.engine
     model = msgspec.structs.replace(engine.model, variant=loaded.setup.variant)
-    capabilities = [f"engine:{settings.engine}"]
+    capabilities = [f"engine:{settings.engine}", JOINT_ASSIGNMENTS]
     if loaded.folder is not None:
         capabilities += [f"provider:{loaded.setup.provider}", f"threads:{loaded.setup.threads}"]
     return WorkerInfo(

@@ -61,6 +61,7 @@ class Send(Command, frozen=True, kw_only=True):
         expiry_ms: The message is worthless after this span.
         confirms: The job whose result this is: the broker's word comes back as
             `ResultConfirmed` or `ResultRefused`.
+        joint: An assignment that may travel in one message with others to the same worker.
     """
 
     channel: Channel
@@ -68,6 +69,7 @@ class Send(Command, frozen=True, kw_only=True):
     message: m.Message
     expiry_ms: int | None = None
     confirms: m.JobKey | None = None
+    joint: bool = False
 
 
 class Reply(Command, frozen=True, kw_only=True):

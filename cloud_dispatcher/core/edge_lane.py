@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from cloud_dispatcher.core.commands import Send
 from cloud_dispatcher.core.ejection import NO_FAULT
 from cloud_dispatcher.core.events import (
     DoneReceived,
@@ -62,7 +63,7 @@ class EdgeLane:
             while queue.has_ready and fleet.has_free and self._assign_next():
                 pass
 
-    def send_assignment(self, job: Job, worker: WorkerId) -> None:
+    def send_assignment(self, job: Job, worker: Worker) -> None:
         """Send a job to the holder of its lease; on (job, attempt) that is idempotent."""
         ledger, submit = self._ledger, job.submit
         lease_ms, remaining_ms = ledger.lease_ms(job), ledger.remaining_ms(job)
@@ -85,7 +86,14 @@ class EdgeLane:
             cloud_away=bool(ledger.outage or ledger.budget.refusal(tenant, ledger.now_ms)),
         )
         expiry_ms = lease_ms if remaining_ms is None else min(lease_ms, remaining_ms)
-        ledger.send(topics.ASSIGN, (worker,), assignment, expiry_ms)
+        send = Send(
+            channel=topics.ASSIGN,
+            ids=(worker.id,),
+            message=assignment,
+            expiry_ms=expiry_ms,
+            joint=worker.takes_several,
+        )
+        ledger.emit(send)
 
     def _assign_next(self) -> bool:
         ledger = self._ledger
@@ -118,7 +126,7 @@ class EdgeLane:
         )
         ledger.grant(job, worker)
         ledger.fleet.begin(worker, job.key)
-        self.send_assignment(job, worker.id)
+        self.send_assignment(job, worker)
 
     # ------------------------------------------------------------ what workers say
 
@@ -245,7 +253,7 @@ class EdgeLane:
             self.give_back(job, lapsed=False, code=ATTEMPT_TOO_SLOW, message=message)
         elif self._ledger.is_linked:
             if job.worker is not None:
-                self._ledger.fleet.failed(job.worker, self._ledger.now_ms)
+                self._ledger.fleet.unheard(job.worker, job, self._ledger.now_ms)
             self.give_back(job, lapsed=True)
         else:
             self._ledger.renew(job, job.status)

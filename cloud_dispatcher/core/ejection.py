@@ -47,13 +47,14 @@ class Standing(Enum):
 
 
 class _Record:
-    __slots__ = ("standing", "streak", "times", "until_ms")
+    __slots__ = ("standing", "streak", "times", "unheard_of_ms", "until_ms")
 
     def __init__(self) -> None:
         self.standing = Standing.IN
         self.streak = 0
         self.times = 0
         self.until_ms = 0
+        self.unheard_of_ms: int | None = None
 
 
 class Outliers:
@@ -91,6 +92,20 @@ class Outliers:
         record.until_ms = now_ms + settings.span_ms * record.times
         if self.sweep_at_ms is None:
             self.sweep_at_ms = now_ms + settings.sweep_ms
+
+    def unheard(
+        self, worker: WorkerId, now_ms: int, *, given_at_ms: int | None, present: Callable[[], int]
+    ) -> None:
+        """Take note of a lease that lapsed unheard.
+
+        Of jobs that were given at one moment only the first counts: they travelled in one message,
+        and a message that was lost is one failure.
+        """
+        record = self._records.get(worker)
+        if record is not None and record.unheard_of_ms == given_at_ms is not None:
+            return
+        self.failed(worker, now_ms, present=present)
+        self._records[worker].unheard_of_ms = given_at_ms
 
     def worked(self, worker: WorkerId) -> None:
         """Take note that a worker did what it should."""

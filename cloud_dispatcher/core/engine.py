@@ -345,7 +345,7 @@ class Engine:
                 job = ledger.renew(ledger.jobs[key], ledger.jobs[key].status)
                 if job.status is JobStatus.ASSIGNED:
                     worker.leases[key] = ledger.now_ms
-                    self._edge.send_assignment(job, worker.id)
+                    self._edge.send_assignment(job, worker)
         older_than_ms = ledger.settings.result_retell_ms if event.session_present else 0
         self._outbox.retell(older_than_ms=older_than_ms)
 

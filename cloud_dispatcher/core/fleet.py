@@ -14,6 +14,7 @@ from cloud_dispatcher.core.scheduler import Policy, WorkerLoad
 from cloud_dispatcher.core.settings import WeightSettings
 from fleet_protocol.answer_cache import build_of
 from fleet_protocol.messages import (
+    JOINT_ASSIGNMENTS,
     Benchmark,
     JobKey,
     LocalAnswer,
@@ -71,6 +72,11 @@ class Worker:
         if self.presence.status is PresenceStatus.ONLINE and self.is_held_back:
             return PresenceStatus.DRAINING
         return self.presence.status
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether one message may bring it several jobs."""
+        return self.info is not None and JOINT_ASSIGNMENTS in self.info.capabilities
 
     @property
     def is_free(self) -> bool:
@@ -333,8 +339,14 @@ class Fleet:
         self.policy.answered(job, usage)
 
     def failed(self, worker_id: WorkerId, now_ms: int) -> None:
-        """Take note that an attempt failed by its worker's fault, or was not heard of again."""
+        """Take note that an attempt failed by its worker's fault."""
         self.outliers.failed(worker_id, now_ms, present=self._count_present)
+        self._judge(worker_id)
+
+    def unheard(self, worker_id: WorkerId, job: Job, now_ms: int) -> None:
+        """Take note that an attempt was not heard of again."""
+        given_at_ms, present = job.assigned_at_ms, self._count_present
+        self.outliers.unheard(worker_id, now_ms, given_at_ms=given_at_ms, present=present)
         self._judge(worker_id)
 
     def worked(self, worker_id: WorkerId) -> None:

@@ -143,7 +143,7 @@ class Roster:
                 message = "the worker lost the assignment"
                 self._edge.give_back(job, lapsed=False, code="worker_lost", message=message)
             elif job.status is JobStatus.ASSIGNED:
-                self._edge.send_assignment(job, worker.id)
+                self._edge.send_assignment(job, worker)
 
 
 def _key(ref: AttemptRef) -> JobKey:

@@ -19,7 +19,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class AssignmentReceived(Event, frozen=True):
-    """The dispatcher gave this worker a job, perhaps not for the first time."""
+    """The dispatcher gave this worker one job or several, perhaps not for the first time."""
 
     assignment: m.Assignment
 

@@ -145,7 +145,10 @@ class Session:
     # ------------------------------------------------------------ from the dispatcher
 
     def _on_assignment(self, event: e.AssignmentReceived, now_ms: int) -> None:
-        assignment = event.assignment
+        for assignment in event.assignment.each:
+            self._hear_of(assignment, now_ms)
+
+    def _hear_of(self, assignment: m.Assignment, now_ms: int) -> None:
         if self._closed.get(assignment.job, 0) >= assignment.attempt:
             return
         held = self._jobs.get(assignment.job)

@@ -87,6 +87,7 @@ from fleet_protocol.messages.words import (
     WorkerId,
 )
 from fleet_protocol.messages.workers import (
+    JOINT_ASSIGNMENTS,
     Activity,
     Assignment,
     AttemptRef,
@@ -115,6 +116,7 @@ from fleet_protocol.messages.workers import (
 __all__ = [
     "FINAL_STATUSES",
     "ID_PATTERN",
+    "JOINT_ASSIGNMENTS",
     "PROMPT_MAX_CHARS",
     "PROTOCOL_VERSION",
     "SCHEMA_MAX_BYTES",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 
@@ -86,6 +86,10 @@ class Benchmark(Part, frozen=True, kw_only=True):
     measured_at_ms: InstantMs = 0
 
 
+JOINT_ASSIGNMENTS: Final = "joint-assignments"
+"""A worker's capability: it takes several jobs in one message, see `Assignment.more`."""
+
+
 class WorkerInfo(Message, frozen=True, kw_only=True):
     """Retained: what a worker is and can do.
 
@@ -152,6 +156,8 @@ class Assignment(Message, frozen=True, kw_only=True):
         tenant: Whose device asks; a worker gives no tenant what it answered to another.
         cloud_away: Nobody in the cloud could take the job now. It may go there all the same, but
             with a whole answer, however doubtful: most likely that will be the result.
+        more: Further jobs, decided in the same moment: one message, not many. Only for workers with
+            the capability `JOINT_ASSIGNMENTS`; empty in each of them.
     """
 
     MAX_BYTES: ClassVar[int] = 524_288
@@ -170,6 +176,12 @@ class Assignment(Message, frozen=True, kw_only=True):
     cache_ttl_ms: SpanMs = 0
     tenant: Annotated[str, msgspec.Meta(max_length=64)] = ""
     cloud_away: bool = False
+    more: tuple[Assignment, ...] = ()
+
+    @property
+    def each(self) -> tuple[Assignment, ...]:
+        """All that came together, each for itself."""
+        return (msgspec.structs.replace(self, more=()), *self.more) if self.more else (self,)
 
     @property
     def prompt_chars(self) -> int:

@@ -115,7 +115,7 @@ class Link:
 
     def lose(self, *ends: str, times: int) -> None:
         """Confirm so many QoS 1 publications to each such end of a topic, and pass none on."""
-        self._to_lose = Counter(dict.fromkeys(ends, times))
+        self._to_lose += Counter(dict.fromkeys(ends, times))
 
     def restore(self) -> None:
         """Be a good wire again. What is stranded stays so."""

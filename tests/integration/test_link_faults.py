@@ -116,7 +116,8 @@ def test_what_a_broker_confirms_and_loses_costs_no_job(tmp_path: Path) -> None:
         running.start_worker("w1", engine="echo", url=running.url_of(down.port))
         running.online(device, "w1")
         up.lose("submit", "ack", "res", times=5)
-        down.lose("assign", "done", "settled", times=5)
+        down.lose("done", "settled", times=5)
+        down.lose("assign", times=1)  # It brings all the jobs that its board has room for.
         schedule = ResendSchedule(unanswered_ms=500, silence_ms=1_000, silence_most_ms=4_000)
         with FleetClient(running.broker.url, "d2", schedule=schedule) as client:
             handles = [
@@ -128,7 +129,7 @@ def test_what_a_broker_confirms_and_loses_costs_no_job(tmp_path: Path) -> None:
             assert {handle.wait(90).status for handle in handles} == {"ok"}
         running.account_for("d2", *JOBS[:40])
         assert up.lost == {"submit": 5, "ack": 5, "res": 5}
-        assert down.lost == {"assign": 5, "done": 5, "settled": 5}
+        assert down.lost == {"assign": 1, "done": 5, "settled": 5}
 
 
 @pytest.mark.parametrize("way", ["up", "down"])

@@ -74,6 +74,22 @@ def test_never_more_than_the_share_and_always_one_may_be_left_alone() -> None:
     assert lone.standing(BAD) is Standing.OUT
 
 
+def test_of_jobs_given_at_one_moment_one_unheard_lease_counts() -> None:
+    outliers = Outliers(SETTINGS)
+    for given_at_ms in range(5):
+        assert outliers.standing(BAD) is Standing.IN
+        for _ in range(8):
+            outliers.unheard(BAD, 1_000, given_at_ms=given_at_ms, present=lambda: 10)
+    assert outliers.standing(BAD) is Standing.OUT
+
+
+def test_unheard_leases_of_nobody_knows_when_count_each() -> None:
+    outliers = Outliers(SETTINGS)
+    for _ in range(5):
+        outliers.unheard(BAD, 1_000, given_at_ms=None, present=lambda: 10)
+    assert outliers.standing(BAD) is Standing.OUT
+
+
 def test_zero_errors_switch_it_off() -> None:
     outliers = Outliers(EjectionSettings(errors=0))
     broken(outliers, BAD, times=50)

@@ -48,6 +48,18 @@ def test_a_job_walks_from_submission_to_confirmation(desk: Desk) -> None:
     assert desk.engine.get(m.JobKey("K1")) is None
 
 
+@pytest.mark.parametrize("capabilities", [(m.JOINT_ASSIGNMENTS,), ()])
+def test_only_who_can_read_several_jobs_at_once_may_get_them(
+    desk: Desk, capabilities: tuple[str, ...]
+) -> None:
+    model = m.ModelInfo(name="small", version="1", context_tokens=1_000)
+    info = m.WorkerInfo(boot="b1", models=(model,), capabilities=capabilities)
+    desk.handle(e.InfoReceived(worker=m.WorkerId("w1"), info=info))
+    desk.submit()
+    (send,) = [x for x in desk.all_of(c.Send) if x.channel is topics.ASSIGN]
+    assert send.joint is bool(capabilities)
+
+
 def test_a_job_waits_for_a_free_slot_and_takes_it_at_once(desk: Desk) -> None:
     desk.submit(1)
     desk.submit(2)

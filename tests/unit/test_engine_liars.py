@@ -141,6 +141,7 @@ def test_who_takes_jobs_and_never_answers_is_left_alone_and_loses_none() -> None
     desk = Desk(EngineSettings(lease_ms=2_000))
     desk.worker("liar", slots=256)
     for number in range(1, 21):
+        desk.now_ms += 1
         desk.submit(number)
     assert desk.engine.summary().inflight == 20
     desk.worker("w1", slots=20)

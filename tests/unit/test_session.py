@@ -32,6 +32,23 @@ def test_an_assignment_is_on_the_disk_before_started_is_told() -> None:
     assert about_jobs(lab) == ["started"]
 
 
+def test_jobs_that_come_together_are_kept_and_answered_each_for_itself() -> None:
+    lab = SessionLab()
+    several = assignment("J1", more=(assignment("J2"), assignment("J3", attempt=2)))
+    lab.do(e.AssignmentReceived(several))
+    assert {key: kept.assignment.more for key, kept in lab.disk.items()} == {
+        ("J1", 1): (),
+        ("J2", 1): (),
+        ("J3", 2): (),
+    }
+    lab.encode_all()
+    for name in list(lab.engine):
+        lab.from_engine(finished(name))
+    assert about_jobs(lab) == ["done"] * 3
+    lab.do(e.AssignmentReceived(several))
+    assert about_jobs(lab) == ["done"] * 6, "who is asked again says so again"
+
+
 def test_started_is_told_once_though_tokens_were_told_before() -> None:
     lab = SessionLab()
     name = lab.start(stream=True)
