@@ -434,13 +434,18 @@ class Session:
         held.tokens = tokens
 
     def _introduce(self, now_ms: int) -> None:
-        """Say everything that the other side may not know (any more)."""
-        self._teller.tell_info()
-        self._tell_presence()
-        self._teller.tell_held(self._jobs.values(), now_ms)
+        """Say everything that the other side may not know (any more).
 
-    def _tell_presence(self) -> None:
-        self._teller.tell_presence(is_ready=self._spool_ok and not self._draining)
+        What is held comes before new work, which would be these very jobs once more.
+        """
+        self._teller.tell_info()
+        self._tell_presence(is_free=not self._jobs)
+        self._teller.tell_held(self._jobs.values(), now_ms)
+        if self._jobs:
+            self._tell_presence()
+
+    def _tell_presence(self, *, is_free: bool = True) -> None:
+        self._teller.tell_presence(is_ready=is_free and self._spool_ok and not self._draining)
 
     def _measure(self, now_ms: int) -> None:
         self._measuring.begin_bandwidth(now_ms)

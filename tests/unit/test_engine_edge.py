@@ -163,6 +163,20 @@ def test_a_lapsed_attempt_is_resumed_when_its_worker_comes_back_in_time(desk: De
     assert desk.receivers(topics.WORKER_CANCEL) == []
 
 
+def test_what_the_only_board_finished_alone_is_not_given_to_it_again(desk: Desk) -> None:
+    desk.submit()
+    desk.presence(status=m.PresenceStatus.OFFLINE)
+    # Long enough that the job waits for any board.
+    desk.handle(e.TimePassed(), after_ms=120_000)
+    desk.presence(status=m.PresenceStatus.DRAINING)
+    desk.held(finished=(("K1", 1),))
+    desk.done()
+    assert desk.job().status is m.JobStatus.OK
+    desk.presence()
+    assert desk.receivers(topics.ASSIGN) == []
+    assert desk.job().attempt == 1
+
+
 def test_a_will_of_an_earlier_boot_changes_nothing(desk: Desk) -> None:
     desk.submit()
     desk.presence(status=m.PresenceStatus.OFFLINE, boot="b0")

@@ -184,7 +184,10 @@ def test_a_restored_link_gets_everything_said_again_in_order() -> None:
     lab.do(e.LinkLost())
     lab.sent.clear()
     lab.do(e.LinkRestored())
-    assert lab.names() == ["info", "presence", "held", "done"]
+    assert lab.names() == ["info", "presence", "held", "done", "presence"]
+    # It takes nothing new before it said what it has, or it would be given that once more.
+    statuses = [presence.status for presence in lab.told(t.PRESENCE)]
+    assert statuses == [m.PresenceStatus.DRAINING, m.PresenceStatus.ONLINE]
     (held,) = lab.told(t.HELD)
     assert held.running == (m.AttemptRef(job="J2", attempt=1),)
     assert held.finished == (m.AttemptRef(job="J1", attempt=1),)
@@ -527,7 +530,7 @@ def test_a_worker_asked_to_report_says_everything_again_and_measures_nothing() -
     lab.start()
     lab.sent.clear()
     lab.do(e.CommandReceived(m.WorkerCommand(id="c1", op=m.WorkerOp.REPORT)))
-    assert lab.names() == ["info", "presence", "held"]
+    assert lab.names() == ["info", "presence", "held", "presence"]
     assert lab.told(t.HELD)[0].running == (m.AttemptRef(job="J1", attempt=1),)
     assert lab.measured == 1
 
