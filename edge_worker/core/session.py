@@ -434,10 +434,7 @@ class Session:
         held.tokens = tokens
 
     def _introduce(self, now_ms: int) -> None:
-        """Say everything that the other side may not know (any more).
-
-        What is held comes before new work, which would be these very jobs once more.
-        """
+        """Say all that may not be known; what is held before new work, which would be the same."""
         self._teller.tell_info()
         self._tell_presence(is_free=not self._jobs)
         self._teller.tell_held(self._jobs.values(), now_ms)
