@@ -47,6 +47,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         measurements: File of what was measured on this machine; None: in the data folder. Workers
             that share one measure one after the other, or not at all.
         model: Name of a built model, or the path of an artefact.
+        model_key_file: Keys that open a sealed model, one a line: a credential of systemd's. None:
+            the model is not sealed.
         slots: Jobs answered at once; None: 4 with a model, 64 with the echo engine.
         prefetch: Jobs held beyond that; None: 1 with a model, as many as slots with echo.
         threads: Of the model; None: as many as a measurement at the first start finds best.
@@ -77,6 +79,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     measurements: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     engine: EngineName = EngineName.ONNX
     model: Annotated[str, msgspec.Meta(min_length=1)] = DEFAULT_MODEL
+    model_key_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     slots: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     prefetch: Annotated[int, msgspec.Meta(ge=0, le=256)] | None = None
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None

@@ -28,6 +28,7 @@ from edge_worker.adapters.artefact import (
     present_variants,
     read_manifest,
     resolve_model,
+    unseal,
 )
 from edge_worker.adapters.echo_engine import EchoEngine
 from edge_worker.adapters.host_linux import LinuxHost
@@ -214,7 +215,7 @@ class _Loader:
             if settings.variant not in {variant.name for variant in variants}:
                 check_artefact(artefact)
         if not variants:
-            load_artefact(self._folder)
+            load_artefact(self._folder, key_file=settings.model_key_file)
         listed = shortlist(variants, cpu_class=cpu_class, wanted=settings.variant)
         cores = onnx_session.count_cores()
         if settings.threads is not None:
@@ -290,6 +291,7 @@ class _Loader:
         if checked is not None:
             return self._kind(checked, settings=wanted)
         artefact = find_artefact(self._folder, variant=setup.variant)
+        artefact = unseal(artefact, self._settings.model_key_file)
         # Hashing takes as long as a fifth of loading: beside it, on another core.
         with ThreadPoolExecutor(1, "artefact-check") as pool:
             check = pool.submit(check_artefact, artefact)

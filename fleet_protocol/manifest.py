@@ -12,6 +12,9 @@ import msgspec
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
+SEALED_SUFFIX = ".sealed"
+"""Ends the name of a file that is there in its sealed form alone (`fleet_pki.sealing`); size and
+hash in the manifest are those of what is sealed."""
 DEFAULT_MODEL = "smollm2-135m-device-int8"
 """What every program takes that is told no other; also in `edge_worker/example.toml`."""
 

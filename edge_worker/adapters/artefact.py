@@ -7,6 +7,9 @@ An artefact may hold graphs for several kinds of processor (`Manifest.variants`)
 the file itself, files whose name begins with its path and a dot (`model.onnx.data`), and all of its
 folder if no other graph lies there; what belongs to no graph, all need. A board needs only the
 files of the graph it runs: those of the others may be missing.
+
+A file may be there in its sealed form instead (`model.onnx.data.sealed`): then `unseal` opens it
+into memory, and its plain bytes are on no disk.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import sys
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,10 +29,14 @@ from edge_worker.ports import ModelError
 from fleet_protocol.manifest import (
     MANIFEST_FORMAT,
     MANIFEST_NAME,
+    SEALED_SUFFIX,
     Manifest,
     ModelFile,
     Variant,
 )
+
+if TYPE_CHECKING:
+    from fleet_pki.sealing import KeyRing
 
 REBUILD_HINT = "build it again with `python -m models build NAME`, or fetch it again"
 
@@ -38,11 +46,16 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         variant: Which of its graphs; `default` is the manifest's own.
+        opened: The plain bytes of those files that are sealed on the disk, by path.
     """
 
     folder: Path
     manifest: Manifest
     variant: str = DEFAULT_VARIANT
+    opened: dict[str, bytearray] = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Artefact({self.folder}, {self.variant}, opened={len(self.opened)})"
 
     @property
     def graph(self) -> Path:
@@ -50,9 +63,30 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
         return self.folder / _variant_of(self.manifest, self.variant).graph
 
     @property
+    def graph_bytes(self) -> bytearray | None:
+        """The graph, where it is sealed on the disk."""
+        return self.opened.get(_variant_of(self.manifest, self.variant).graph)
+
+    @property
+    def weights(self) -> dict[str, bytearray]:
+        """What lies beside the graph and is sealed on the disk, by its path from there."""
+        graph = PurePosixPath(_variant_of(self.manifest, self.variant).graph)
+        others = {str(graph), self.manifest.tokenizer}
+        return {
+            str(PurePosixPath(path).relative_to(graph.parent)): data
+            for path, data in self.opened.items()
+            if path not in others and PurePosixPath(path).is_relative_to(graph.parent)
+        }
+
+    @property
     def tokenizer(self) -> Path:
         """The `tokenizers` JSON file."""
         return self.folder / self.manifest.tokenizer
+
+    @property
+    def tokenizer_bytes(self) -> bytearray | None:
+        """The same, where it is sealed on the disk."""
+        return self.opened.get(self.manifest.tokenizer)
 
     @property
     def graph_sha256(self) -> str:
@@ -92,13 +126,16 @@ def resolve_model(name: str, cache: Path) -> Path:
     return versions[-1]
 
 
-def load_artefact(folder: Path, *, variant: str = DEFAULT_VARIANT) -> Artefact:
+def load_artefact(
+    folder: Path, *, variant: str = DEFAULT_VARIANT, key_file: str | None = None
+) -> Artefact:
     """Read the manifest and check size and sha256 of every file that this graph needs.
 
     Raises:
-        ModelError: `model_missing` or `model_damaged`, naming the file; `variant_unknown`.
+        ModelError: `model_missing` or `model_damaged`, naming the file; `variant_unknown`;
+            `model_sealed`, `unknown_key` or `seal_broken`.
     """
-    artefact = find_artefact(folder, variant=variant)
+    artefact = unseal(find_artefact(folder, variant=variant), key_file)
     check_artefact(artefact)
     return artefact
 
@@ -123,7 +160,46 @@ def check_artefact(artefact: Artefact) -> None:
     """
     manifest = artefact.manifest
     for file in files_of(manifest, _variant_of(manifest, artefact.variant)):
-        check_file(artefact.folder, file)
+        check_file(artefact.folder, file, artefact.opened.get(file.path))
+
+
+def unseal(artefact: Artefact, key_file: str | None) -> Artefact:
+    """Return the artefact with what is sealed of it opened in memory; nothing, if nothing is.
+
+    Raises:
+        ModelError: `model_sealed`: no key is named; `unknown_key` or `seal_broken`.
+        ConfigError: The key file cannot be used.
+    """
+    manifest, folder = artefact.manifest, artefact.folder
+    files = files_of(manifest, _variant_of(manifest, artefact.variant))
+    sealed = {file.path: folder / f"{file.path}{SEALED_SUFFIX}" for file in files
+              if not (folder / file.path).exists()}  # fmt: skip
+    sealed = {path: file for path, file in sealed.items() if file.is_file()}
+    if not sealed:
+        return artefact
+    if key_file is None:
+        raise ModelError(
+            f"{manifest.name} {manifest.version} is sealed, and no key is named",
+            code="model_sealed",
+            hint="set model_key_file, in a service to a credential of systemd's (docs/security.md)",
+        )
+    # Only here: a board whose models are not sealed needs no cryptography for them.
+    from fleet_pki.sealing import KeyRing  # noqa: PLC0415 - see above
+
+    ring = KeyRing.read(Path(key_file))
+    opened = {path: _open(file, ring) for path, file in sealed.items()}
+    return msgspec.structs.replace(artefact, opened=opened)
+
+
+def _open(file: Path, ring: KeyRing) -> bytearray:
+    from fleet_pki.sealing import SealError, open_file  # noqa: PLC0415 - see unseal
+
+    try:
+        return open_file(file, ring)
+    except SealError as error:
+        raise ModelError(str(error), code=error.code, hint=error.hint or REBUILD_HINT) from error
+    except OSError as error:
+        raise _unreadable(file, error) from error
 
 
 def present_variants(folder: Path, manifest: Manifest) -> tuple[Variant, ...]:
@@ -131,7 +207,10 @@ def present_variants(folder: Path, manifest: Manifest) -> tuple[Variant, ...]:
     return tuple(
         variant
         for variant in all_variants(manifest)
-        if all((folder / file.path).is_file() for file in files_of(manifest, variant))
+        if all(
+            (folder / file.path).is_file() or (folder / f"{file.path}{SEALED_SUFFIX}").is_file()
+            for file in files_of(manifest, variant)
+        )
     )
 
 
@@ -196,23 +275,31 @@ def _belongs(path: str, graph: str, graphs: AbstractSet[str]) -> bool:
     return owns_folder and PurePosixPath(path).is_relative_to(folder)
 
 
-def check_file(folder: Path, file: ModelFile) -> None:
-    """Raise ModelError unless the file is there with its size and hash."""
+def check_file(folder: Path, file: ModelFile, opened: bytearray | None = None) -> None:
+    """Raise ModelError unless the file is there, or was opened, with its size and hash."""
     path = folder / file.path
     if ".." in PurePosixPath(file.path).parts:
         raise _damaged(path, "lies outside the artefact")
     try:
-        size_bytes = path.stat().st_size
+        size_bytes = path.stat().st_size if opened is None else len(opened)
         if size_bytes != file.size_bytes:
             raise _damaged(path, f"has {size_bytes} bytes instead of {file.size_bytes}")
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = _sha256(path) if opened is None else hashlib.sha256(opened).hexdigest()
     except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read: {error.strerror}", code="model_missing", hint=REBUILD_HINT
-        ) from error
+        raise _unreadable(path, error) from error
     if digest != file.sha256:
         raise _damaged(path, f"has the sha256 {digest[:12]}… instead of {file.sha256[:12]}…")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(
+        f"{path} cannot be read: {error.strerror}", code="model_missing", hint=REBUILD_HINT
+    )
 
 
 def _damaged(path: Path, what: str) -> ModelError:

@@ -75,6 +75,7 @@ class OnnxEngine:
             artefact.tokenizer,
             chat_template=manifest.chat_template,
             stop_tokens=manifest.stop_tokens,
+            data=artefact.tokenizer_bytes,
         )
         forms = guides or GrammarGuides(
             self._tokenizer, vocab=manifest.architecture.vocab, stop_tokens=manifest.stop_tokens
@@ -82,7 +83,12 @@ class OnnxEngine:
         self._guides = AnswerGuides(forms, self._tokenizer, calculates=manifest.calculates)
         self._plan = plan = _plan(settings, manifest)
         self._graph: KvGraph | None = KvGraph(
-            artefact.graph, architecture=manifest.architecture, plan=plan, settings=settings
+            artefact.graph,
+            architecture=manifest.architecture,
+            plan=plan,
+            settings=settings,
+            graph=artefact.graph_bytes,
+            weights=artefact.weights,
         )
         self._model = ModelInfo(
             name=manifest.name,

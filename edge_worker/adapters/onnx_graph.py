@@ -6,6 +6,7 @@ pointer), takes each row's own length, and so needs neither padding nor a copy p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -47,10 +48,16 @@ class KvGraph:
         architecture: Architecture,
         plan: MemoryPlan,
         settings: EngineSettings,
+        graph: bytearray | None = None,
+        weights: Mapping[str, bytearray] | None = None,
     ) -> None:
-        """Load. Raises ModelError: the file is no graph of this shape, or the memory is short."""
+        """Load; `graph` and `weights` as in `open_session`.
+
+        Raises:
+            ModelError: The file is no graph of this shape, or the memory is short.
+        """
         self._architecture = architecture
-        self._session = open_session(path, settings)
+        self._session = open_session(path, settings, graph=graph, weights=weights)
         _check_shapes(self._session, architecture)
         self._kv = KvMemory(
             architecture,

@@ -7,7 +7,7 @@ read: of their pages the system may drop what it likes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -76,17 +76,38 @@ def choose_providers(wanted: str, available: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def open_session(path: Path, settings: EngineSettings) -> ort.InferenceSession:
-    """Load a graph. Raises ModelError: it is missing, damaged, or the provider does not work."""
+def open_session(
+    path: Path,
+    settings: EngineSettings,
+    *,
+    graph: bytearray | None = None,
+    weights: Mapping[str, bytearray] | None = None,
+) -> ort.InferenceSession:
+    """Load a graph.
+
+    Args:
+        path: The file; it need not be there if `graph` is given.
+        settings: What it may use of the machine.
+        graph: Its bytes, where they are in no file.
+        weights: The same for its external data, by the names that the graph calls them; the
+            runtime copies what it needs of them.
+
+    Raises:
+        ModelError: It is missing, damaged, or the provider does not work; `runtime_too_old`.
+    """
     wanted = choose_providers(settings.provider, available_providers())[0]
     names = {_short(name): name for name in ort.get_available_providers()}
     # What a device has no kernel for runs on the next one.
     line = ["tensorrt", "cuda", "cpu"] if wanted == "tensorrt" else [wanted, "cpu"]
     providers = [names[name] for name in dict.fromkeys(line) if name in names]
-    if not path.is_file():
+    if graph is None and not path.is_file():
         raise ModelError(f"{path} is missing", code="model_missing", hint=REBUILD_HINT)
+    options = _options(settings)
+    if weights:
+        _give(options, weights)
+    source = str(path) if graph is None else bytes(graph)
     try:
-        session = ort.InferenceSession(str(path), _options(settings), providers=providers)
+        session = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base of their own
         raise ModelError(
             f"{path} cannot be loaded: {error}", code="model_damaged", hint=REBUILD_HINT
@@ -99,6 +120,17 @@ def open_session(path: Path, settings: EngineSettings) -> ort.InferenceSession:
             hint="check its driver and libraries, or set provider to `cpu`",
         )
     return session
+
+
+def _give(options: ort.SessionOptions, weights: Mapping[str, bytearray]) -> None:
+    give = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if give is None:
+        raise ModelError(
+            f"onnxruntime {ort.__version__} takes no weights from memory: the model is sealed",
+            code="runtime_too_old",
+            hint="take onnxruntime 1.24 or later on this board, or a model that is not sealed",
+        )
+    give(list(weights), list(weights.values()), [len(data) for data in weights.values()])
 
 
 def _options(settings: EngineSettings) -> ort.SessionOptions:

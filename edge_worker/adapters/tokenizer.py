@@ -36,9 +36,20 @@ class ChatTokenizer:
     wherever in an answer it stands.
     """
 
-    def __init__(self, path: Path, *, chat_template: str, stop_tokens: Sequence[int]) -> None:
-        """Load. Raises ModelError: no `tokenizers` JSON, no bytes a token, or a bad template."""
-        self._tokenizer, decoder = _load(path)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        chat_template: str,
+        stop_tokens: Sequence[int],
+        data: bytearray | None = None,
+    ) -> None:
+        """Load the file, or `data`, where it is sealed on the disk.
+
+        Raises:
+            ModelError: No `tokenizers` JSON, no bytes a token, or a bad template.
+        """
+        self._tokenizer, decoder = _load(path, data)
         self._is_byte_level = decoder == "ByteLevel"
         self._added = self._tokenizer.get_added_tokens_decoder()
         self._template = _compile(chat_template)
@@ -120,10 +131,13 @@ class ChatTokenizer:
         )
 
 
-def _load(path: Path) -> tuple[Tokenizer, str]:
+def _load(path: Path, data: bytearray | None) -> tuple[Tokenizer, str]:
     """Return the tokenizer and the kind of its decoder."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        if data is None:
+            tokenizer = Tokenizer.from_file(str(path))
+        else:
+            tokenizer = Tokenizer.from_buffer(bytes(data))
         # Its own part alone: parsing the file a second time takes a sixth as long again.
         state = tokenizer.decoder.__getstate__() if tokenizer.decoder else b"{}"
         decoder: dict[str, Any] = json.loads(state)

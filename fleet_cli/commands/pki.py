@@ -22,6 +22,8 @@ from fleet_client.credentials import password_of
 from fleet_pki.authority import found
 from fleet_pki.files import PUBLIC_MODE, read_file, read_secret
 from fleet_pki.registry import Member
+from fleet_pki.sealing import new_key
+from fleet_protocol.errors import ConfigError
 from fleet_protocol.log import set_up_logging
 from fleet_protocol.mqtt import MqttBus
 from fleet_protocol.settings import BrokerSettings
@@ -165,6 +167,31 @@ def sign(request: Path, *, token_file: Path, out: Path, pki: PkiFolder) -> None:
         chain = authority.redeem(token, wanted, now_ms=now_ms())
     write_file(out, chain, mode=PUBLIC_MODE)
     say(f"wrote {out}")
+
+
+@command.command(
+    help="""Make a key for what lies on disks: model files, prompts in stores.
+
+    FILE then has one line, for its owner alone. To change keys, put a new line before the old
+    ones: the first seals, all of them open. Who loses the last copy loses what it sealed.
+
+    \b
+    Examples:
+      fleet pki key models.key
+      python -m models encrypt NAME --key-file models.key --out sealed
+    """
+)
+@click.argument("file", type=click.Path(path_type=Path))
+def key(file: Path) -> None:
+    """Make a key."""
+    if file.exists():
+        raise ConfigError(
+            f"{file} is there already",
+            code="out_exists",
+            hint="name another file: what was sealed with a lost key is lost",
+        )
+    write_file(file, f"{new_key()}\n".encode())
+    say(f"wrote {file}")
 
 
 @command.command(

@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from fleet_protocol.errors import FleetError
-from models.cli.shelves import list_models, publish_artefact, show, verify
+from models.cli.shelves import encrypt, list_models, publish_artefact, show, verify
 from models.cli.steps import build, export, fetch_source, optimize, pack_artefact, quantize
 from models.difficulty.cli import difficulty
 from models.distill.ask_cli import ask_teacher_command
@@ -60,7 +60,7 @@ def cli() -> None:
 
 for _command in (
     *(list_models, show, build, fetch_source, distill, export, optimize, quantize, evaluate),
-    *(pack_artefact, publish_artefact, verify, ask_teacher_command, rank_layers_command),
+    *(pack_artefact, encrypt, publish_artefact, verify, ask_teacher_command, rank_layers_command),
     *(embedding, difficulty, label, calibrate_command, evaluate_router),
 ):
     cli.add_command(_command)

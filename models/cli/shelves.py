@@ -93,6 +93,35 @@ def publish_artefact(target: str, place: str, *, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("target")
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="As `fleet pki key` made it: its first key seals.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the sealed artefact."
+)
+@json_option
+def encrypt(target: str, *, key_file: Path, out: Path, as_json: bool) -> None:
+    """Seal TARGET (a built model's name, or an artefact's folder) with a key of the fleet's.
+
+    AES-256-GCM; the manifest stays readable. Boards that have the key (`model_key_file`) open the
+    files into memory alone: see docs/security.md.
+    """
+    # Only here: nothing else in the factory needs cryptography.
+    from fleet_pki.sealing import KeyRing  # noqa: PLC0415 - see above
+    from models.artefacts.seal import seal_artefact  # noqa: PLC0415 - see above
+
+    manifest = seal_artefact(find_artefact(target), out, KeyRing.read(key_file))
+    if as_json:
+        print_json({"name": manifest.name, "version": manifest.version, "path": str(out)})
+        return
+    click.echo(f"{manifest.name} {manifest.version}, sealed: {out}")
+
+
+@click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def verify(path: Path, *, as_json: bool) -> None:
