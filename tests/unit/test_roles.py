@@ -27,6 +27,7 @@ VIEWER = {
     AdminOp.JOB_SHOW,
     AdminOp.COSTS,
     AdminOp.CACHE_STATS,
+    AdminOp.ALERTS_LIST,
 }
 OPERATOR = VIEWER | {
     Action.READ_TEXTS,
@@ -37,6 +38,7 @@ OPERATOR = VIEWER | {
     AdminOp.WORKER_RESUME,
     AdminOp.WORKER_RELOAD,
     AdminOp.CACHE_ASK_AGAIN,
+    AdminOp.ALERT_ACK,
 }
 ADMIN = {*Action, *AdminOp}
 EXPECTED: dict[Role, set[Action | AdminOp]] = {
