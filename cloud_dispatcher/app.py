@@ -7,7 +7,7 @@ import gc
 import secrets
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from cloud_dispatcher.adapters.http.gateway import build_gateway, describe
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.server import serving
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
+from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
 from cloud_dispatcher.adapters.memory_linux import LinuxMemory
 from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
@@ -33,7 +34,7 @@ from cloud_dispatcher.membership import ClusterStore
 from cloud_dispatcher.metrics import FleetCounts
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.outside import Outside
-from cloud_dispatcher.ports import CompletionProvider
+from cloud_dispatcher.ports import CompletionProvider, JobStore
 from cloud_dispatcher.presence import CLUSTER_EPOCH, member_session_of, session_of
 from cloud_dispatcher.scraping import Scrape
 from cloud_dispatcher.service import DispatcherService
@@ -86,7 +87,10 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
     counts, has_gateway = FleetCounts(), settings.gateway.port is not None
     noting = asyncio.create_task(clock_file.keep(clock), name="clock-note")
     try:
-        async with store, AuditFile(settings.audit) as audit:
+        async with store, AuditFile(settings.audit) as audit, AsyncExitStack() as running:
+            courier = _courier(settings, store, clock)
+            if courier is not None:
+                await running.enter_async_context(courier)
             outside = Outside(
                 bus=bus,
                 store=store,
@@ -94,7 +98,12 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 clock=clock,
                 topics=topics,
                 epoch=epoch,
-                observers=(JobLog(), audit, *((counts,) if has_gateway else ())),
+                observers=(
+                    JobLog(),
+                    audit,
+                    *((counts,) if has_gateway else ()),
+                    *(() if courier is None else (courier,)),
+                ),
                 library=library,
                 memory=LinuxMemory().used_pct,
                 alerts=AlertFile(Path(settings.store.path).with_suffix(".alerts")),
@@ -130,6 +139,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 clock=clock,
                 history=service.history,
                 broker=settings.broker,
+                webhooks=courier,
                 root=settings.broker.root,
             )
             await _serve(service, inside, settings.gateway, notifier=notifier)
@@ -179,6 +189,16 @@ def _session(
 
 def _provider(settings: DispatcherSettings, environ: Mapping[str, str]) -> CompletionProvider:
     return build_provider(settings.provider, environ, backups=settings.backup, cloud=settings.cloud)
+
+
+def _courier(
+    settings: DispatcherSettings, store: JobStore, clock: Callable[[], int]
+) -> WebhookCourier | None:
+    webhooks = settings.gateway.webhooks
+    if settings.gateway.port is None or webhooks.secret_file is None:
+        return None
+    path = Path(settings.store.path).with_suffix(".webhooks")
+    return WebhookCourier(webhooks, path, store, clock)
 
 
 def _library(settings: DispatcherSettings) -> FileLibrary:

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cloud_dispatcher.adapters.http.webhook_signature import secret_of, signed_headers
 from fleet_cli.local_fleet import free_port
 from tests.conftest import require
 from tests.integration.fleet import fleet
@@ -156,3 +158,18 @@ def test_llm_goes_on_with_a_conversation_and_keeps_what_it_took(
     logs = json.loads(run(site, "llm", "logs", "--json", LLM_USER_PATH=str(llm_folder)))
     assert len({log["conversation_id"] for log in logs}) == 1
     assert all(log["input_tokens"] > 0 and log["output_tokens"] > 0 for log in logs)
+
+
+def test_the_library_of_standard_webhooks_believes_what_we_sign(site: Site) -> None:
+    secret, body = secret_of("0123456789abcdef" * 4, "north"), b'{"type":"job.finished"}'
+    headers = signed_headers(secret, "job_1", body, at_s=int(time.time()))
+    script = f"""
+from standardwebhooks import Webhook
+print(Webhook({secret!r}).verify({body!r}, {headers!r}))
+try:
+    Webhook({secret!r}).verify({body + b" "!r}, {headers!r})
+except Exception as error:
+    print(type(error).__name__)
+"""
+    told = python(site, script)
+    assert told == "{'type': 'job.finished'}\nWebhookVerificationError"

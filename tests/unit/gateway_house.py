@@ -13,6 +13,7 @@ from cloud_dispatcher.adapters.http.gateway import build_gateway
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.server import serving, url_of
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
+from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
 from cloud_dispatcher.metrics import FleetCounts
 from cloud_dispatcher.scraping import Scrape
 from fleet_cli.local_fleet import free_port
@@ -28,12 +29,13 @@ async def gateway(
     *,
     has_cloud: bool = False,
     broker: BrokerSettings | None = None,
+    webhooks: WebhookCourier | None = None,
     **settings: object,
 ) -> AsyncIterator[str]:
     """Run a dispatcher and its gateway; yield where it answers."""
     async with house.dispatcher() as service:
         counts = FleetCounts()
-        service._observers = (*service._observers, counts)
+        service._observers = (*service._observers, counts, *([webhooks] if webhooks else []))
         scrape = Scrape(
             counts,
             engine=service._engine,
@@ -52,6 +54,7 @@ async def gateway(
             clock=house.clock,
             history=service.history,
             broker=broker,
+            webhooks=webhooks,
         )
         chosen = msgspec.convert({"port": free_port(), "drain_s": 0, **settings}, GatewaySettings)
         async with serving(build_gateway(inside, chosen), chosen):

@@ -29,14 +29,16 @@ def server_event(data: Any, *, name: str = "") -> bytes:
     return head + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+async def unless_gone(
+    receive: Receive, work: Coroutine[Any, Any, _T], goodbye: str = "http.disconnect"
+) -> _T:
     """Do the work, and cancel it when the client goes away. The body must have been read.
 
     Raises:
         ClientGoneError: It went away.
     """
     doing = asyncio.create_task(work, name="http-answer")
-    watching = asyncio.create_task(_gone(receive), name="http-client")
+    watching = asyncio.create_task(_gone(receive, goodbye), name="http-client")
     try:
         await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
@@ -81,6 +83,6 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
+async def _gone(receive: Receive, goodbye: str) -> None:
+    while (await receive())["type"] != goodbye:
         pass

@@ -108,11 +108,22 @@ class Gatekeeper:
         Raises:
             ApiError: 401, 403 or 429.
         """
+        return self._admit(request, action, may_change=request.method not in SAFE_METHODS)
+
+    def admit_socket(self, socket: HTTPConnection, action: Action = Action.ASK) -> Caller:
+        """Do the same for a WebSocket, which a page of elsewhere may open without asking."""
+        caller = self._admit(socket, action, may_change=False)
+        is_page = "origin" in socket.headers or not self.is_open
+        if "authorization" not in socket.headers and is_page and not self.home.is_home(socket):
+            raise _not_our_page()
+        return caller
+
+    def _admit(self, request: HTTPConnection, action: Action, *, may_change: bool) -> Caller:
         if self.is_open:
             self.check_host(request)
-            return self._note(request, _ANYBODY)
+            return _noted(request, _ANYBODY)
         if "authorization" not in request.headers and self.cookie in request.cookies:
-            return self._admit_page(request, action)
+            return self._admit_page(request, action, may_change=may_change)
         return self._admit_key(request)
 
     def session(self, connection: HTTPConnection) -> Session | None:
@@ -127,7 +138,7 @@ class Gatekeeper:
         session = self.session(connection)
         return None if session is None else session.role
 
-    def check_host(self, request: Request) -> None:
+    def check_host(self, request: HTTPConnection) -> None:
         """Raise ApiError 403 for a page of the web that was led to this machine's address.
 
         Its name gives it away.
@@ -137,49 +148,50 @@ class Gatekeeper:
             message = "without keys only this machine is answered: http://127.0.0.1:PORT"
             raise ApiError(403, "host_refused", message)
 
-    def _admit_key(self, request: Request) -> Caller:
+    def check_page(self, request: HTTPConnection, session: Session) -> None:
+        """Raise ApiError 403 where no page of ours can have sent what may change something.
+
+        A browser sends the cookie with whatever a page of elsewhere has it do.
+        """
+        told = request.headers.get(CSRF_HEADER, "").encode()
+        if not self.home.is_home(request) or not hmac.compare_digest(told, session.csrf.encode()):
+            raise _not_our_page()
+
+    def _admit_key(self, request: HTTPConnection) -> Caller:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise ApiError(401, "missing_api_key", "send `Authorization: Bearer KEY`")
         key = None if self._ring is None else self._ring.find(secret.strip())
         if key is None:
             raise ApiError(401, "invalid_api_key", "this key is not known here")
-        caller = self._note(request, Caller(key=key.name, tenant=key.tenant))
+        caller = _noted(request, Caller(key=key.name, tenant=key.tenant))
         wait_ms = self._meter.wait_ms(key, self._clock())
         if wait_ms:
             message = f"the key {key.name} may ask {key.per_min} times a minute"
             raise ApiError(429, "rate_limit_exceeded", message, retry_after_ms=wait_ms)
         return caller
 
-    def _admit_page(self, request: Request, action: Action) -> Caller:
+    def _admit_page(self, request: HTTPConnection, action: Action, *, may_change: bool) -> Caller:
         session = self.session(request)
         if session is None:
             raise ApiError(401, "login_over", "log in again")
-        caller = self._note(
-            request, Caller(key=page_id(session.user.name), tenant=session.user.tenant)
-        )
-        self.check_page(request, session)
+        user = session.user
+        caller = _noted(request, Caller(key=page_id(user.name), tenant=user.tenant))
+        if may_change:
+            self.check_page(request, session)
         if not allowed(session.role, action):
             message = f"{action.value} is not for the role {session.role.value}"
             raise ApiError(403, "not_authorized", message, final=True)
         return caller
 
-    def check_page(self, request: Request, session: Session) -> None:
-        """Raise ApiError 403 where no page of ours can have sent a request.
 
-        A browser sends the cookie with whatever a page of elsewhere has it do.
-        """
-        if request.method in SAFE_METHODS:
-            return
-        told = request.headers.get(CSRF_HEADER, "")
-        if not self.home.is_home(request) or not hmac.compare_digest(
-            told.encode(), session.csrf.encode()
-        ):
-            raise ApiError(403, "not_our_page", "this was not sent by a page of this fleet")
+def _noted(request: HTTPConnection, caller: Caller) -> Caller:
+    request.state.caller = caller  # for the log
+    return caller
 
-    def _note(self, request: Request, caller: Caller) -> Caller:
-        request.state.caller = caller
-        return caller
+
+def _not_our_page() -> ApiError:
+    return ApiError(403, "not_our_page", "this was not sent by a page of this fleet")
 
 
 def page_id(user: str) -> str:

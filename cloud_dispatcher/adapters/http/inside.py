@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
 from cloud_dispatcher.history import History
 from cloud_dispatcher.local_devices import LocalDevices
 from cloud_dispatcher.metrics import Family
@@ -29,6 +30,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
         history: The last day's figures.
         broker: The dispatcher's own, for pages to be connected to as somebody else; None: there is
             no dashboard.
+        webhooks: Tells tenants' servers of results; None: nobody is called.
         root: Topic root.
     """
 
@@ -41,6 +43,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     clock: Callable[[], int]
     history: History
     broker: BrokerSettings | None = None
+    webhooks: WebhookCourier | None = None
     root: str = DEFAULT_ROOT
 
     def models(self) -> list[str]:

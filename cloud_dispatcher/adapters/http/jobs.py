@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cloud_dispatcher.adapters.http.errors import ApiError
 from cloud_dispatcher.adapters.http.event_stream import (
@@ -21,16 +24,18 @@ from cloud_dispatcher.adapters.http.event_stream import (
     server_event,
     unless_gone,
 )
-from cloud_dispatcher.adapters.http.gatekeeper import Gatekeeper, read_json
+from cloud_dispatcher.adapters.http.gatekeeper import Caller, Gatekeeper, read_json
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
-from cloud_dispatcher.adapters.http.submission import check_room, until_accepted
+from cloud_dispatcher.adapters.http.submission import NOT_STORED, check_room, until_accepted
+from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
+from cloud_dispatcher.adapters.http.webhook_store import Webhook
 from cloud_dispatcher.core.admin import view_of
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.local_devices import Piece
 from cloud_dispatcher.ports import JobQuery
 from fleet_protocol import codec, topics
-from fleet_protocol.errors import ProtocolError
+from fleet_protocol.errors import ProtocolError, RejectedError, RetryableError
 from fleet_protocol.messages import DeviceId, Id, JobId, JobKey, JobResult, JobStatus, JobSubmit
 
 _CANCEL_S: Final = 30.0
@@ -38,9 +43,14 @@ _OPEN: Final = b": open\n\n"
 
 
 class _Named(msgspec.Struct):
-    """What a posted job may say besides a submission."""
+    """What a posted job may say besides a submission.
+
+    Attributes:
+        webhook: Where to tell that it is over.
+    """
 
     id: Id | None = None
+    webhook: str | None = None
 
 
 class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +78,7 @@ class JobDesk:
         self._gate = gate
         self._settings = settings
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         """Return the paths below `/jobs`."""
         return [
             Route("/jobs", self._submit, methods=["POST"]),
@@ -76,17 +86,63 @@ class JobDesk:
             Route("/jobs/{id}", self._show, methods=["GET"]),
             Route("/jobs/{id}", self._cancel, methods=["DELETE"]),
             Route("/jobs/{id}/events", self._follow, methods=["GET"]),
+            WebSocketRoute("/jobs/{id}/events", self._follow_socket),
+            Route("/webhooks/secret", self._secret, methods=["GET"]),
         ]
 
     async def _submit(self, request: Request) -> Response:
-        device = self._gate.admit(request).device
-        job_id, submit = _read(await read_json(request))
+        caller = self._gate.admit(request)
+        job_id, submit, webhook = _read(await read_json(request))
         check_room(self._inside, self._settings.max_open)
-        with self._inside.local.job(device, job_id) as job:
-            self._inside.local.submit(device, job_id, submit)
-            await until_accepted(job)
-        known = await self._find(device, job_id)
+        async with self._promised(caller, job_id, webhook):
+            with self._inside.local.job(caller.device, job_id) as job:
+                self._inside.local.submit(caller.device, job_id, submit)
+                await until_accepted(job)
+        known = await self._find(caller.device, job_id)
+        if webhook is not None and known.result is not None:
+            self._courier().over((caller.device, job_id))
         return JSONResponse(_whole(known), 202, headers={"location": f"/jobs/{job_id}"})
+
+    @asynccontextmanager
+    async def _promised(
+        self, caller: Caller, job_id: JobId, url: str | None
+    ) -> AsyncIterator[None]:
+        """Owe a call from before the job is taken in, unless it is not.
+
+        Raises:
+            ApiError: There are no webhooks, or not to that address.
+        """
+        if url is None:
+            yield
+            return
+        courier = self._courier()
+        hook = Webhook(device=caller.device, id=job_id, tenant=caller.tenant, url=url)
+        try:
+            await courier.promise(hook)
+        except RejectedError as error:
+            raise ApiError(400, error.code, error.advice, param="webhook") from error
+        except RetryableError as error:
+            wait_ms = error.retry_after_ms
+            raise ApiError(503, error.code, str(error), retry_after_ms=wait_ms) from error
+        try:
+            yield
+        except ApiError as error:
+            if error.code != NOT_STORED:  # it may be stored all the same
+                await courier.withdraw(hook)
+            raise
+
+    def _courier(self) -> WebhookCourier:
+        courier = self._inside.webhooks
+        if courier is None:
+            message = "this fleet calls nobody: gateway.webhooks.secret_file is not set"
+            raise ApiError(400, "webhooks_off", message, param="webhook", final=True)
+        return courier
+
+    async def _secret(self, request: Request) -> JSONResponse:
+        """What a tenant's own calls are signed with."""
+        tenant = self._gate.admit(request).tenant
+        body = {"tenant": tenant, "secret": self._courier().secret(tenant)}
+        return JSONResponse(body, headers={"cache-control": "no-store"})
 
     async def _list(self, request: Request) -> Response:
         device = self._gate.admit(request).device
@@ -132,16 +188,43 @@ class JobDesk:
         return EventStream(events, first=first, headers={})
 
     async def _events(self, device: DeviceId, job_id: str) -> AsyncGenerator[bytes, None]:
-        """Who listens before looking misses nothing. Leaving leaves the job alone."""
+        async with aclosing(self._told(device, job_id)) as told:
+            async for name, data in told:
+                yield server_event(data, name=name) if name else data
+
+    async def _follow_socket(self, socket: WebSocket) -> None:
+        """The same over a WebSocket: `{"event": NAME, "data": ...}`; it ends after the result."""
+        told = None
+        try:
+            device = self._gate.admit_socket(socket).device
+            check_room(self._inside, self._settings.max_open)
+            told = self._told(device, socket.path_params["id"])
+            await anext(told)
+        except ApiError as error:
+            await socket.send_denial_response(
+                JSONResponse(error.body, error.status, headers=error.headers)
+            )
+            return
+        await socket.accept()
+        async with aclosing(told):
+            with contextlib.suppress(ClientGoneError, WebSocketDisconnect):
+                await unless_gone(socket.receive, _send_all(socket, told), "websocket.disconnect")
+                await socket.close()
+
+    async def _told(self, device: DeviceId, job_id: str) -> AsyncGenerator[tuple[str, Any], None]:
+        """Yield events by name, without a name what keeps a stream open.
+
+        Who listens before looking misses nothing. Leaving leaves the job alone.
+        """
         with self._inside.local.job(device, JobId(job_id)) as job:
             known = await self._find(device, job_id)
-            yield _OPEN
+            yield "", _OPEN
             if known.result is not None:
                 yield _event(known.result)
                 return
             try:
                 async for told in job.told(wait_s=self._settings.timeout_s, quiet_s=QUIET_S):
-                    yield KEEP_ALIVE if told is None else _event(told)
+                    yield ("", KEEP_ALIVE) if told is None else _event(told)
             except TimeoutError:
                 return  # Browsers and other followers come again by themselves.
 
@@ -152,7 +235,13 @@ class JobDesk:
         return found[device, job_id]
 
 
-def _read(body: bytes) -> tuple[JobId, JobSubmit]:
+async def _send_all(socket: WebSocket, told: AsyncGenerator[tuple[str, Any], None]) -> None:
+    async for name, data in told:
+        if name:  # the WebSocket's own pings keep it open
+            await socket.send_json({"event": name, "data": data})
+
+
+def _read(body: bytes) -> tuple[JobId, JobSubmit, str | None]:
     try:
         submit = codec.decode(topics.SUBMIT, body)
         named = msgspec.json.decode(body, type=_Named)
@@ -162,7 +251,8 @@ def _read(body: bytes) -> tuple[JobId, JobSubmit]:
     except msgspec.ValidationError as error:
         raise ApiError(400, "invalid_id", str(error), param="id") from error
     assert isinstance(submit, JobSubmit)  # noqa: S101 - the catalogue says so
-    return JobId(named.id or secrets.token_hex(12)), replace(submit, compact=False)
+    job_id = JobId(named.id or secrets.token_hex(12))
+    return job_id, replace(submit, compact=False), named.webhook
 
 
 def _whole(job: Job) -> dict[str, Any]:
@@ -179,7 +269,7 @@ def _row(job: Job) -> dict[str, Any]:
     return found
 
 
-def _event(told: Piece | JobResult) -> bytes:
+def _event(told: Piece | JobResult) -> tuple[str, Any]:
     if isinstance(told, Piece):
-        return server_event(msgspec.to_builtins(told.chunk), name="token")
-    return server_event(msgspec.to_builtins(told), name="result")
+        return "token", msgspec.to_builtins(told.chunk)
+    return "result", msgspec.to_builtins(told)

@@ -8,6 +8,7 @@ import msgspec
 
 from cloud_dispatcher.adapters.http.addresses import is_loopback
 from cloud_dispatcher.adapters.http.page_settings import PageSettings
+from cloud_dispatcher.adapters.http.webhook_settings import WebhookSettings
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,6 +20,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         keys_file: Who may ask: see `cloud-dispatcher keys`. None: whoever is logged in, or where
             there is no login whoever is on this machine.
         page: The dashboard.
+        webhooks: Calls to tenants' own servers when their jobs are over.
         max_open: Most requests that wait for answers at once; beyond it they are refused.
         timeout_s: Most seconds a request waits for its answer.
         drain_s: On a stop, requests under way get so long to end by themselves.
@@ -29,6 +31,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     keys_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     page: PageSettings = PageSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     max_open: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
     timeout_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=600)] = 5

@@ -14,6 +14,7 @@ from fleet_protocol.codec import encode
 from fleet_protocol.errors import RejectedError, RetryableError
 from fleet_protocol.messages import DeviceId, JobId, JobSubmit
 
+NOT_STORED: Final = "not_stored"
 _ACCEPT_S: Final = 30.0
 _FULL_MS: Final = 1_000
 _STORE_MS: Final = 5_000
@@ -59,7 +60,7 @@ async def until_accepted(job: LocalJob) -> None:
             await job.accepted()
     except TimeoutError as error:
         message = "the job could not be stored; the dispatcher's log says why"
-        raise ApiError(503, "not_stored", message, retry_after_ms=_STORE_MS) from error
+        raise ApiError(503, NOT_STORED, message, retry_after_ms=_STORE_MS) from error
     except RetryableError as error:
         message, wait_ms = str(error), error.retry_after_ms
         status = 429 if error.code == RATE_EXCEEDED else 503
