@@ -20,7 +20,6 @@ class Fleet {
   summary = $state.raw<Summary | null>(null);
   workers = $state.raw<Worker[]>([]);
   alerts = $state.raw<Alert[]>([]);
-  pastAlerts = $state.raw<(Alert & { until_ms: number })[]>([]);
   columns = $state.raw<string[]>([]);
   samples = $state.raw<Sample[]>([]);
   heardAt = $state.raw<number>(0);
@@ -100,11 +99,9 @@ class Fleet {
   }
 
   private alert(id: string, alert: Alert | undefined): void {
-    const before = this.firing.get(id);
-    if (alert) this.firing.set(id, alert);
-    else if (this.firing.delete(id) && before) {
-      this.pastAlerts = [{ ...before, until_ms: Date.now() }, ...this.pastAlerts].slice(0, 100);
-    }
+    // By its topic: several dispatchers have alerts of the same name.
+    if (alert) this.firing.set(id, { ...alert, id });
+    else this.firing.delete(id);
     this.alerts = [...this.firing.values()].sort((a, b) => b.since_at_ms - a.since_at_ms);
   }
 
@@ -124,13 +121,17 @@ class Fleet {
     if (!bus || !session) return Promise.reject(new Error('offline'));
     const req = crypto.randomUUID().slice(0, 13);
     const { asks, hears } = session.topics;
+    const heard: AdminReply[] = [];
     return new Promise((resolve, reject) => {
       const stop = bus.hear(hears, (_, payload) => {
         const reply = read<AdminReply>(payload);
         if (reply?.req !== req) return;
+        heard.push(reply);
+        if (heard.length < (reply.members ?? 0)) return;
         clearTimeout(late);
         stop();
-        resolve(reply);
+        // Several dispatchers answer, each for its own: where one could, the others need not.
+        resolve({ ...(heard.find((one) => one.ok) ?? reply), alerts: heard.flatMap((one) => one.alerts ?? []) });
       });
       const late = setTimeout(() => {
         stop();

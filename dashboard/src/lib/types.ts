@@ -103,6 +103,9 @@ export interface Alert {
   title: string;
   since_at_ms: number;
   detail?: string;
+  acked_by?: string | null;
+  acked_at_ms?: number | null;
+  resolved_at_ms?: number | null;
 }
 
 export interface JobResult {
@@ -146,6 +149,8 @@ export interface AdminReply {
   code?: string;
   message?: string;
   jobs?: Job[];
+  alerts?: Alert[];
+  members?: number;
   budgets?: { tenant: string; spent_usd: number; daily_usd?: number | null }[];
 }
 
