@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from docs.messages_page import render_messages
+from docs.metrics_page import render_metrics
+from docs.settings_page import render_settings
 from fleet_protocol.roles import LADDER, LEAST, MEANINGS, allowed
 from fleet_protocol.topics import CATALOGUE
 
@@ -103,6 +106,9 @@ def main() -> None:
     _put(ROOT / "docs" / "providers.md", "situations", render_situations())
     _put(ROOT / "docs" / "security.md", "roles", render_roles())
     (ROOT / "docs" / "commands.md").write_text(render_commands())
+    (ROOT / "docs" / "configuration.md").write_text(render_settings())
+    (ROOT / "docs" / "messages.md").write_text(render_messages())
+    (ROOT / "docs" / "metrics.md").write_text(render_metrics())
 
 
 if __name__ == "__main__":

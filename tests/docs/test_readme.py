@@ -121,10 +121,3 @@ def test_every_command_in_the_documents_is_one_and_has_its_options(
     known = {name for option in command.params for name in option.opts + option.secondary_opts}
     given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
     assert given <= known, given - known
-
-
-def test_no_link_between_the_documents_is_dead() -> None:
-    for page in ROOT.glob("*.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
