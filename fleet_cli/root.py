@@ -35,6 +35,7 @@ root = LazyGroup(
         "library": (f"{_AT}.library", "Check and ask an offline answer library."),
         "pki": (f"{_AT}.pki", "Run the fleet's authority: certificates, renewal, revocation."),
         "enroll": (f"{_AT}.enroll", "Give a worker, device or person an identity."),
+        "image": (f"{_AT}.image", "Make a card whose board joins the fleet by itself."),
         "acl": (f"{_AT}.acl", "Write and try out who may say and hear what."),
         "audit": (f"{_AT}.audit", "Verify and read the audit log."),
         "drill": (f"{_AT}.drill", "Pull the plugs of a test fleet, and audit its jobs."),
