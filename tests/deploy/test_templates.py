@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
 
 import pytest
+import yaml
 
 import cloud_dispatcher.config
 import edge_worker.config
@@ -47,6 +49,11 @@ def rendered(
         "render_out": str(out),
         "render_templates": [str(path) for path in TEMPLATES],
         "base_ntp_servers": ["time.example.com"],
+        "dashboard_url": "https://fleet.example.com",
+        "dashboard_proxies": ["127.0.0.1", "::1"],
+        "monitoring_alertmanagers": ["alerts.example.com:9093"],
+        "monitoring_ca_file": "/etc/ssl/certs/site.pem",
+        "monitoring_keys_file": "/etc/edgefleet/gateway/keys.toml",
     }
     words = [program, "-i", inventory, str(Path(__file__).with_name("render.yml"))]
     done = run_ansible([*words, "--limit", ",".join(hosts), "-e", json.dumps(variables)], home=out)
@@ -85,6 +92,43 @@ def test_no_template_leaves_anything_open(rendered: dict[str, Path]) -> None:
             text = path.read_text()
             assert "{{" not in text.replace("{{ $", ""), path
             assert "None" not in text, path
+
+
+def test_the_dispatcher_takes_what_the_dashboard_adds(rendered: dict[str, Path]) -> None:
+    for folder in rendered.values():
+        unit = (folder / "edgefleet-dispatcher.conf.j2").read_text()
+        environ = dict(re.findall(r"^Environment='(\w+)=(.*)'$", unit, re.MULTILINE))
+        settings = cloud_dispatcher.config.load_settings(folder / "dispatcher.toml.j2", environ)
+        gateway = settings.gateway
+        assert (gateway.port, gateway.worker_metrics) == (8_600, True)
+        assert gateway.page.proxies == ("127.0.0.1", "::1")
+        given = re.findall(r"^LoadCredential=([^:]+):", unit, re.MULTILINE)
+        for role, broker in gateway.page.brokers().items():
+            assert broker.user == f"page-{role}"
+            assert broker.tls is not None
+            assert Path(str(broker.tls.cert_file)).name in given
+            assert Path(str(broker.tls.key_file)).name in given
+        assert len(gateway.page.brokers()) == 3
+
+
+def test_prometheus_takes_its_settings(rendered: dict[str, Path]) -> None:
+    require(shutil.which("promtool") is not None, "promtool (Debian's package `prometheus`)")
+    for folder in rendered.values():
+        words = ["promtool", "check", "config", "--syntax-only", str(folder / "prometheus.yml.j2")]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_grafana_finds_the_board_where_it_is_written(rendered: dict[str, Path]) -> None:
+    tasks = yaml.safe_load((ANSIBLE / "roles/monitoring/tasks/grafana.yml").read_text())
+    target = next(task["ansible.builtin.copy"]["dest"] for task in tasks if "board" in task["name"]
+                  and "ansible.builtin.copy" in task)  # fmt: skip
+    for folder in rendered.values():
+        provider = yaml.safe_load((folder / "grafana-dashboards.yml.j2").read_text())["providers"]
+        assert str(Path(target).parent) == provider[0]["options"]["path"]
+        source = yaml.safe_load((folder / "grafana-datasource.yml.j2").read_text())["datasources"]
+        assert source[0]["type"] == "prometheus"
+        assert source[0]["url"] == "http://127.0.0.1:9090"
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from fleet_cli.local_fleet import free_port
 from fleet_protocol import topics as t
 from tests.conftest import require
 from tests.unit.gateway_house import gateway
@@ -33,6 +35,8 @@ BOARD: Final[dict[str, Any]] = json.loads((FOLDER / "grafana/edgefleet.json").re
 NODE: Final = re.compile(r"^node_\w+$")
 PROMETHEUS_OWN: Final = {"up", "ALERTS"}
 NOT_NAMES: Final = {"and", "or", "unless", "bool", "offset", "on", "by", "without", "ignoring"}
+SENSORS: Final = {"node_hwmon_temp_celsius", "node_thermal_zone_temp"}
+"""What a machine without sensors, a virtual one, does not serve."""
 
 
 def rules_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -101,6 +105,11 @@ def test_every_alert_is_seen_to_fire_and_says_what_to_do() -> None:
         if "alert" in rule:
             assert rule["labels"]["severity"] in {"warning", "critical"}, rule
             assert rule["annotations"].keys() == {"summary", "description"}, rule
+
+
+def test_every_alert_is_in_the_documents() -> None:
+    page = (DEPLOY.parent / "docs/monitoring.md").read_text()
+    assert {name for name in ALERTS if f"`{name}`" not in page} == set()
 
 
 def test_every_expression_of_the_board_can_be_read(promtool: str, tmp_path: Path) -> None:
@@ -172,3 +181,34 @@ def test_the_panels_lie_side_by_side_and_are_explained() -> None:
             assert panel["description"].endswith("."), panel["title"]
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
             assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+
+
+def test_debians_exporter_serves_what_is_asked_of_machines(tmp_path: Path) -> None:
+    program = shutil.which("prometheus-node-exporter")
+    require(program is not None, "prometheus-node-exporter")
+    role = DEPLOY / "ansible/roles/monitoring/defaults/main.yml"
+    collectors = yaml.safe_load(role.read_text())["monitoring_collectors"]
+    port = free_port()
+    words = [f"--web.listen-address=127.0.0.1:{port}", "--collector.disable-defaults"]
+    words += [f"--collector.{name}" for name in collectors]
+    with (tmp_path / "log").open("wb") as log:
+        exporter = subprocess.Popen([str(program), *words], stderr=log)
+    try:
+        served = until_served(f"http://127.0.0.1:{port}/metrics", exporter, tmp_path / "log")
+    finally:
+        exporter.terminate()
+        exporter.wait(PATIENCE_S)
+    names = set(re.findall(r"^# TYPE (\S+)", served, re.MULTILINE))
+    asked = {name for text in EVERY_EXPRESSION for name in named_in(text) if NODE.match(name)}
+    assert asked - SENSORS - names == set()
+
+
+def until_served(url: str, exporter: subprocess.Popen[bytes], log: Path) -> str:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return fetch(url)
+        except OSError:
+            assert exporter.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
