@@ -201,6 +201,23 @@ def make_revocations(
     return builder.sign(issuer.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def revocations_span(pem: bytes) -> Span:
+    """Return from when to when a revocation list holds.
+
+    Raises:
+        RejectedError: `bad_certificate`: it is none, or holds for ever.
+    """
+    try:
+        listed = x509.load_pem_x509_crl(pem)
+    except ValueError as error:
+        raise RejectedError(
+            f"the revocation list cannot be read: {error}", code="bad_certificate"
+        ) from error
+    if listed.next_update_utc is None:
+        raise RejectedError("the revocation list names no end", code="bad_certificate")
+    return Span(listed.last_update_utc, listed.next_update_utc)
+
+
 def key_digest(public: PublicKey) -> bytes:
     """Return what tells one public key from another."""
     return x509.SubjectKeyIdentifier.from_public_key(public).digest
