@@ -173,3 +173,18 @@ except Exception as error:
 """
     told = python(site, script)
     assert told == "{'type': 'job.finished'}\nWebhookVerificationError"
+
+
+def test_the_document_of_the_paths_is_what_openapi_says_it_must_be(site: Site) -> None:
+    told = python(
+        site,
+        f"""
+import json, urllib.request
+from openapi_spec_validator import OpenAPIV31SpecValidator
+document = json.load(urllib.request.urlopen("{site.url}/openapi.json"))
+print([str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()])
+del document["info"]
+print(len(list(OpenAPIV31SpecValidator(document).iter_errors())) > 0)
+""",
+    )
+    assert told == "[]\nTrue"

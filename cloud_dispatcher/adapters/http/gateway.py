@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_dispatcher.adapters.http.bridge import MqttBridge
 from cloud_dispatcher.adapters.http.chat import ChatDesk
+from cloud_dispatcher.adapters.http.documents import document_routes
 from cloud_dispatcher.adapters.http.errors import (
     ApiError,
     tell_api_error,
@@ -66,6 +67,7 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
         *metrics_routes(inside.metrics, gate),
         *ChatDesk(inside, gate, settings).routes(),
         *JobDesk(inside, gate, settings).routes(),
+        *document_routes(inside.root),
         *_page_routes(inside, gate, settings),
     ]
     return Starlette(
