@@ -107,6 +107,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 library=library,
                 memory=LinuxMemory().used_pct,
                 alerts=AlertFile(Path(settings.store.path).with_suffix(".alerts")),
+                home_assistant=settings.home_assistant,
                 inquired=audit.asked,
                 alive=notifier.alive,
                 shared=shared,

@@ -14,6 +14,7 @@ from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
 from cloud_dispatcher.adapters.stores import StoreSettings
 from cloud_dispatcher.cluster import ClusterSettings
 from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.home_assistant import HomeAssistantSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import ID_PATTERN
@@ -61,6 +62,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         library: What is said where nobody answers.
         gateway: The dispatcher over HTTP.
         audit: The audit log.
+        home_assistant: Workers as devices of Home Assistant.
         log: The log.
     """
 
@@ -77,6 +79,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     library: LibrarySettings = msgspec.field(default_factory=LibrarySettings)
     gateway: GatewaySettings = msgspec.field(default_factory=GatewaySettings)
     audit: AuditSettings = msgspec.field(default_factory=AuditSettings)
+    home_assistant: HomeAssistantSettings = msgspec.field(default_factory=HomeAssistantSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 

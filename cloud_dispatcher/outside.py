@@ -8,6 +8,7 @@ from typing import TypeAlias
 import msgspec
 
 from cloud_dispatcher.cluster import ClusterSettings
+from cloud_dispatcher.home_assistant import HomeAssistantSettings
 from cloud_dispatcher.membership import ClusterStore
 from cloud_dispatcher.ports import (
     AlertArchive,
@@ -36,6 +37,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         library: The same that the engine asks.
         memory: How full the machine's memory is, 0..100; None where nobody can tell.
         alerts: What an earlier run kept of alerts, and this one will; None: they end with it.
+        home_assistant: Whether workers are told as its devices.
         inquired: Hears who asked for what that the engine has no part in, and with which code it
             was refused; empty if it was not.
         alive: Called after each turn: a service manager watches that they go on.
@@ -53,6 +55,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     library: AnswerLibrary | None = None
     memory: Callable[[], float | None] = lambda: None
     alerts: AlertArchive | None = None
+    home_assistant: HomeAssistantSettings = HomeAssistantSettings()
     inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda _who, _request, _code: None
     alive: Callable[[], None] = lambda: None
     shared: ClusterStore | None = None

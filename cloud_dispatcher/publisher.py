@@ -115,8 +115,11 @@ class Publisher:
     def clear_alert(self, name: str, now_ms: int) -> None:
         """Say that an alert is over; also of one that never fired here, which may be retained."""
         if self.alerts.resolve(name, now_ms):
-            topic = self._topics.name(topics.ALERTS, self.signed(name))
-            self._publish(Publication(topic=topic, payload=b"", qos=1, retain=True))
+            self.retain(self._topics.name(topics.ALERTS, self.signed(name)), b"")
+
+    def retain(self, topic: str, payload: bytes) -> bool:
+        """Publish what is to stay on a topic, as it is; return whether the bus took it."""
+        return self._publish(Publication(topic=topic, payload=payload, qos=1, retain=True))
 
     def signed(self, name: str) -> str:
         """Return the name of an alert as it is in its topic."""

@@ -29,6 +29,7 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import day_of
 from cloud_dispatcher.frequent import FrequentQuestions
 from cloud_dispatcher.history import History
+from cloud_dispatcher.home_assistant import HomeAssistant
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.inquiries import Inquiries
 from cloud_dispatcher.insistence import Insistence, StoppedError
@@ -66,7 +67,9 @@ from fleet_protocol.roles import as_seen_by
 
 _log = structlog.get_logger(__name__)
 
-_Watch: TypeAlias = Housekeeping | LoadWatch | LibraryWatch | RosterShards | AlertWatch
+_Watch: TypeAlias = (
+    Housekeeping | LoadWatch | LibraryWatch | RosterShards | AlertWatch | HomeAssistant
+)
 
 _TOLD_WAIT_MS: Final = 20
 """How long the word that a result was told waits for company before it gets a commit alone."""
@@ -143,6 +146,15 @@ class DispatcherService:
         self._watches: tuple[_Watch, ...] = (self._house, load, roster, self._alert_watch)
         if library is not None:
             self._watches += (LibraryWatch(library, self._publisher),)
+        if outside.home_assistant.enabled:
+            described = HomeAssistant(
+                self._publisher,
+                outside.topics,
+                prefix=outside.home_assistant.prefix,
+                roll=lambda: (worker for worker, _ in engine.roll()),
+                view=engine.worker,
+            )
+            self._watches += (described,)
         self._stopping = asyncio.Event()
         self._insistence = Insistence(
             self._publisher, clock=outside.clock, stopping=self._stopping, alive=outside.alive

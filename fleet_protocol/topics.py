@@ -146,6 +146,12 @@ ALERTS = _kept(_event("alerts", "fleet/alerts/{alert}", m.Alert, _BROADCAST), em
 DISPATCHER = _kept(
     _event("dispatcher", "fleet/dispatcher", m.DispatcherPresence, (_X, (_W, _D, _V, _O, _A)))
 )
+HOME_ASSISTANT = _plain(
+    _kept(
+        _event("homeassistant", "homeassistant/device/{thing}/config", m.PlainText, _BROADCAST),
+        empty_clears=True,
+    )
+)
 VIEWER_REQUEST = _event("viewer-req", "viewer/{viewer}/req", m.AdminRequest, (_V, (_X,)))
 VIEWER_REPLY = _event("viewer-res", "viewer/{viewer}/res", m.AdminReply, (_X, (_V,)))
 OPERATOR_REQUEST = _event("operator-req", "operator/{operator}/req", m.AdminRequest, (_O, (_X,)))
@@ -163,7 +169,7 @@ CATALOGUE: Final[tuple[Channel, ...]] = (
     PRESENCE, INFO, STATE, HELD, PROBE, ECHO, ASSIGN, WORKER_CANCEL, SETTLED, COMMAND, DESIRED,
     CERTIFICATE_REQUEST, JOIN, CERTIFICATE,
     STARTED, WORKER_TOKENS, DONE, FAILED, ESCALATE, PROGRESS,
-    SUMMARY, ROSTER, EVENTS, ALERTS, DISPATCHER,
+    SUMMARY, ROSTER, EVENTS, ALERTS, DISPATCHER, HOME_ASSISTANT,
     *(channel for role in REQUESTS for channel in (REQUESTS[role], REPLIES[role])),
 )  # fmt: skip
 
@@ -278,7 +284,8 @@ def _key(levels: list[str]) -> tuple[int | str, ...]:
     """Reduce a topic to what names its channel: its length and its fixed levels.
 
     In every template the ids stand at the odd places 1 and 3, but for `fleet/roster/{shard}` and
-    `fleet/alerts/{alert}`, where the id is last. Spelled out by length: each message passes here.
+    `fleet/alerts/{alert}`, where the id is last, and Home Assistant's own. Spelled out by length:
+    each message passes here.
     """
     count = len(levels)
     if count == 5:

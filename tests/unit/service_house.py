@@ -14,6 +14,7 @@ from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.offline import no_library
 from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.home_assistant import HomeAssistantSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.outside import Outside
@@ -147,6 +148,7 @@ class House:
         self.lives = 0
         self.max_unconfirmed = 10_000
         self.alerts: AlertArchive | None = None
+        self.home_assistant = HomeAssistantSettings()
         self.inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda *_: None
 
     def build(self, **settings: object) -> DispatcherService:
@@ -165,6 +167,7 @@ class House:
             memory=lambda: self.memory_pct,
             inquired=self.inquired,
             alerts=self.alerts,
+            home_assistant=self.home_assistant,
         )
         offline = no_library if self.library is None else self.library.answer
         engine = Engine(self.settings, epoch, offline=offline)
