@@ -11,7 +11,16 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("dispatch", "fleet", "inference", "cloud_lane", "escalation", "pick", "policies", "scrape")
+BENCHES = (
+    "dispatch",
+    "fleet",
+    "inference",
+    "cloud_lane",
+    "escalation",
+    "pick",
+    "policies",
+    "scrape",
+)
 
 
 def main() -> None:

@@ -120,6 +120,7 @@ class MqttBus:
             send=self._send,
             next_id=self._outbox.take_id,
             free_id=self._outbox.free_id,
+            refused=self._drop_link,
         )
         self._now_s: Callable[[], float] = _loop_time
         self._link: Link | None = None
@@ -289,11 +290,7 @@ class MqttBus:
 
     def _take_control(self, packet: mqtt5.Packet) -> None:
         if isinstance(packet, mqtt5.DisconnectPacket):
-            verdict = handshake.judge_disconnect(packet, self._session.client_id)
-            if isinstance(verdict, BusClosedError):
-                self._close(verdict)
-            if self._link is not None:
-                self._link.abort(str(verdict))
+            self._drop_link(handshake.judge_disconnect(packet, self._session.client_id))
         elif isinstance(packet, mqtt5.ConnAckPacket | mqtt5.SubAckPacket):
             if self._answer is not None and not self._answer.done():
                 self._answer.set_result(packet)
@@ -303,6 +300,13 @@ class MqttBus:
             self._filters.answered(packet)
         elif self._link is not None and not isinstance(packet, mqtt5.PingRespPacket):
             self._link.abort(f"the broker sent an unexpected {type(packet).__name__}")
+
+    def _drop_link(self, verdict: BusClosedError | str) -> None:
+        """End the connection, and the bus where the verdict is an error."""
+        if isinstance(verdict, BusClosedError):
+            self._close(verdict)
+        if self._link is not None:
+            self._link.abort(str(verdict))
 
     def _close(self, error: BusClosedError) -> None:
         if self._closed is None and error.code != "bus_closed":
@@ -370,7 +374,7 @@ class MqttBus:
                     max_packet_bytes=self._limits.max_packet_bytes,
                 )
                 connack = handshake.judge_connack(await self._ask(link, hello))
-                if filters := self._filters.all():
+                if filters := self._filters.all(kept=connack.session_present):
                     answer = await self._ask(link, handshake.subscribe(filters))
                     handshake.judge_suback(answer, filters)
         except TimeoutError as error:
@@ -429,8 +433,8 @@ class MqttBus:
             ),
             properties=handshake.carries_properties(connack),
         )
+        self._filters.open()  # Before whatever makes others speak to us.
         self._outbox.open(allowed, session_present=connack.session_present, now_s=now_s)
-        self._filters.open()
 
     def _give_up(self, link: Link | None) -> None:
         """Leave nothing of a failed try behind."""

@@ -13,6 +13,7 @@ import mqtt5
 import structlog
 
 from fleet_protocol import mqtt_handshake as handshake
+from fleet_protocol.errors import BusClosedError, FleetError, RejectedError
 
 _log = structlog.get_logger()
 
@@ -30,6 +31,7 @@ class Filters:
         send: Puts bytes on the current connection.
         next_id: Gives out a packet id that is not on its way; `free_id` takes it back.
         free_id: See there.
+        refused: Told why, if a filter of a kept session is refused: an error where that lasts.
     """
 
     def __init__(
@@ -39,25 +41,33 @@ class Filters:
         send: Callable[[bytes], None],
         next_id: Callable[[], int],
         free_id: Callable[[int], None],
+        refused: Callable[[BusClosedError | str], None],
     ) -> None:
         self._wanted = dict.fromkeys(filters)
         self._had: Sequence[str] = ()
         self._send = send
         self._next_id = next_id
         self._free_id = free_id
+        self._refused = refused
         self._asked: dict[int, tuple[str, ...]] = {}
+        self._renewed: set[str] = set()
         self._is_open = False
 
-    def all(self) -> tuple[str, ...]:
-        """Return what a new connection subscribes to."""
-        self._had = tuple(self._wanted)
+    def all(self, *, kept: bool) -> tuple[str, ...]:
+        """Return what a new connection subscribes to before anything else.
+
+        Nothing where the broker `kept` our session: it has the filters, and may answer no
+        subscription before we acknowledge what it kept for us (rumqttd). `open` renews them.
+        """
         self._asked.clear()
-        return self._had
+        self._had = tuple(self._wanted)
+        self._renewed = set(self._had) if kept else set()
+        return () if kept else self._had
 
     def open(self) -> None:
-        """Make up for what changed while the connection was being made."""
+        """Make up for what changed while the connection was being made; renew what was kept."""
         self._is_open = True
-        had = set(self._had)
+        had = set(self._had) - self._renewed
         self._ask(handshake.subscribe, [x for x in self._wanted if x not in had])
         self._ask(handshake.unsubscribe, [x for x in self._had if x not in self._wanted])
 
@@ -86,6 +96,14 @@ class Filters:
         if filters is None:
             return
         self._free_id(packet.packet_id)
+        if self._renewed.issuperset(filters) and isinstance(packet, mqtt5.SubAckPacket):
+            try:
+                handshake.judge_suback(packet, filters)
+            except RejectedError as error:
+                self._refused(BusClosedError(str(error), code=error.code, hint=error.hint))
+            except FleetError as error:
+                self._refused(str(error))
+            return
         for pattern, reason in zip(filters, packet.reason_codes, strict=False):
             if reason.value >= _FAILURE:
                 _log.error("subscription.refused", filter=pattern, reason=reason.name)

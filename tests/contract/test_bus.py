@@ -132,6 +132,19 @@ async def test_a_kept_session_gets_what_came_while_it_was_away(lab: Lab, name: s
     assert [item.payload for item in got] == [b"%d" % number for number in range(20)]
 
 
+async def test_much_that_came_meanwhile_keeps_nobody_out(lab: Lab, name: str) -> None:
+    """The embedded broker answers nothing before a hundred kept messages are acknowledged."""
+    async with lab.bus(sender(name)) as tx:
+        async with lab.bus(receiver(name, f"{name}/a")):
+            pass
+        for number in range(300):
+            tx.publish(message(f"{name}/a", b"%d" % number, token=number))
+        await Reader(tx).until(lambda got: confirmed(299, got))
+        async with lab.bus(receiver(name, f"{name}/a")) as rx:
+            got = await Reader(rx, acknowledges=True).deliveries(300)
+    assert [item.payload for item in got] == [b"%d" % number for number in range(300)]
+
+
 async def test_a_session_that_is_not_kept_starts_clean(lab: Lab, name: str) -> None:
     async with lab.bus(sender(name)) as tx:
         async with lab.bus(receiver(name, f"{name}/a", expiry_s=0)):

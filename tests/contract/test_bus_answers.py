@@ -134,6 +134,55 @@ async def test_a_subscription_refused_for_now_is_tried_again() -> None:
     assert len(broker.packets) == 2
 
 
+def renewing(*answers: Answer) -> Script:
+    """Keeps a session with a message in it, and answers a subscription once that is released."""
+    kept = mqtt5.PublishPacket("a/1", b"kept", qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=9).write()
+
+    def script(packet: mqtt5.Packet) -> list[Answer]:
+        if isinstance(packet, mqtt5.ConnectPacket):
+            return [WELCOME_BACK, kept]
+        return list(answers) if isinstance(packet, mqtt5.PubAckPacket) else []
+
+    return script
+
+
+def subscribed(reason: mqtt5.SubAckReasonCode, packet_id: int = 1) -> bytes:
+    return mqtt5.SubAckPacket(packet_id, [reason]).write()
+
+
+async def test_a_kept_session_is_served_before_its_subscriptions_are_renewed() -> None:
+    async with (
+        ScriptedBroker(renewing(SUBSCRIBED)) as broker,
+        bus(broker) as me,
+    ):
+        (kept,) = messages(await Reader(me).until(lambda got: bool(messages(got))))
+        me.acknowledge([kept])
+        await broker.until(lambda got: isinstance(got[0][-1], mqtt5.PubAckPacket))
+        assert [type(packet) for packet in broker.packets[0]] == [
+            mqtt5.ConnectPacket,
+            mqtt5.SubscribePacket,
+            mqtt5.PubAckPacket,
+        ]
+        assert me.is_connected
+
+
+async def test_a_kept_subscription_that_is_denied_now_closes_the_bus() -> None:
+    script = renewing(subscribed(mqtt5.SubAckReasonCode.NOT_AUTHORIZED))
+    async with ScriptedBroker(script) as broker, bus(broker) as me:
+        reader = Reader(me, acknowledges=True)
+        with pytest.raises(BusClosedError) as caught:
+            await reader.until(lambda _: False)
+        assert caught.value.code == "not_authorized"
+
+
+async def test_a_kept_subscription_that_is_refused_for_now_is_asked_for_again() -> None:
+    scripts = (renewing(subscribed(mqtt5.SubAckReasonCode.QUOTA_EXCEEDED)), friendly)
+    async with ScriptedBroker(*scripts) as broker, bus(broker) as me:
+        reader = Reader(me, acknowledges=True)
+        await reader.down()
+        assert not (await reader.up()).session_present
+
+
 async def test_the_link_is_up_only_after_the_subscriptions() -> None:
     early = mqtt5.PublishPacket("a/1", b"early").write()
     script = saying(mqtt5.SubscribePacket, early, SUBSCRIBED)
