@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +131,32 @@ def test_who_has_no_key_gets_nothing(site: Site) -> None:
         pytest.raises(openai.AuthenticationError),
     ):
         stranger.models.list()
+
+
+KEY_PLACES = [
+    "GET /v1/models HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}",
+    "GET /v1/models HTTP/1.1\r\nHost: h\r\nAuthorization: Basic {key}",
+    "GET /v1/models?api_key={key} HTTP/1.1\r\nHost: h",
+    "GET /v1/{key} HTTP/1.1\r\nHost: h",
+    "GET /v1/models HTTP/1.1\r\nHost: h\r\nCookie: edgefleet={key}",
+    "GET /v1/models HTTP/1.1\r\nHost: {key}",
+    "{key} / HTTP/9\r\nHost: h",
+]
+
+
+def test_no_key_is_in_the_log_wherever_it_was_sent(site: Site) -> None:
+    log = site.running.folder / "dispatcher.log"
+    host, _, port = site.url.removeprefix("http://").partition(":")
+    before = log.read_text().count('"event":"http.answered"')
+    for place in KEY_PLACES:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as link:
+            link.sendall(f"{place.format(key=site.key)}\r\n\r\n".encode())
+            assert link.recv(9) == b"HTTP/1.1 "
+    answered = len(KEY_PLACES) - 1  # the last is no HTTP
+    site.device.wait(
+        lambda: log.read_text().count('"event":"http.answered"') >= before + answered, "the lines"
+    )
+    assert site.key.removeprefix("ef-")[:16] not in log.read_text()
 
 
 def test_nothing_of_a_job_over_http_is_published_for_devices(
