@@ -1,9 +1,10 @@
-"""What sealing costs: a model, loaded from its sealed form beside the plain one.
+"""What sealing costs: a model, loaded from its sealed form beside the plain one, and a store.
 
 `python -m bench.at_rest [--quick] [--model NAME|PATH]`: each load is the worker's own, in a process
 of its own, the two forms in turn; files come from the page cache. What is measured: the time to a
 loaded engine, the processor time for it, the memory it holds afterwards, how much of that the
 system cannot drop (anonymous memory; the plain form's weights are pages of a file), and the peak.
+Then the processor time in which the store makes the rows of a job's whole life.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ from pathlib import Path
 from typing import Final
 
 from bench.report import report
+from bench.store import life
+from cloud_dispatcher.adapters.job_rows import PLAIN, Blobs
+from cloud_dispatcher.adapters.sealed_blobs import SealedBlobs
+from cloud_dispatcher.adapters.store_sqlite import _writes
+from cloud_dispatcher.core.job import Job
 from edge_worker.adapters.artefact import cache_folder, resolve_model
 from edge_worker.config import WorkerSettings
 from edge_worker.loading import load_engine
 from fleet_pki.sealing import KeyRing, new_key, open_file
 from fleet_protocol.manifest import DEFAULT_MODEL
+from fleet_protocol.messages import JobKey
 from models.artefacts.seal import seal_artefact
 
+_LIVES: Final = 5_000
 _FORMS: Final = ("plain", "sealed")
 _HERE: Final = Path(__file__)
 
@@ -82,6 +90,17 @@ def opening_mb_s(folder: Path, ring: KeyRing, rounds: int) -> float:
     return len(opened) / 1e6 / statistics.median(spans_s)
 
 
+def rows_us(blobs: Blobs) -> float:
+    """Return the processor time for the rows of one job's whole life, in microseconds."""
+    lives, saved = life(_LIVES), dict[JobKey, Job]()
+    began_s = time.process_time()
+    for jobs in lives:
+        for job in jobs:
+            list(_writes(saved.get(job.key), job, blobs))
+            saved[job.key] = job
+    return (time.process_time() - began_s) / _LIVES * 1e6
+
+
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,6 +127,9 @@ def main() -> None:
             found["plain"].append(in_a_process(plain, None))
             found["sealed"].append(in_a_process(sealed, key))
         rate = opening_mb_s(sealed, ring, rounds)
+        for number in range(rounds):
+            found["plain"][number]["rows_us"] = rows_us(PLAIN)
+            found["sealed"][number]["rows_us"] = rows_us(SealedBlobs(key))
     figures = {
         form: {figure: statistics.median(run[figure] for run in runs) for figure in runs[0]}
         for form, runs in found.items()

@@ -17,7 +17,7 @@ import structlog
 
 from edge_worker.adapters.host_linux import LinuxHost
 from edge_worker.adapters.measurements import MeasurementFile
-from edge_worker.adapters.spool_sqlite import SqliteSpool
+from edge_worker.adapters.spool_sqlite import SqliteSpool, open_sealer
 from edge_worker.config import WorkerSettings, broker_password, data_folder
 from edge_worker.core.events import SpeedMeasured
 from edge_worker.core.health import HeatLimits, limits_of
@@ -157,7 +157,10 @@ async def _run(
                 session=_session(settings, info, loaded=loaded, started_at_ms=now_ms()),
                 bus=mqtt,
                 spool=SqliteSpool(
-                    folder / SPOOL_FILE, max_mb=settings.spool_max_mb, cache_mb=settings.cache_mb
+                    folder / SPOOL_FILE,
+                    max_mb=settings.spool_max_mb,
+                    cache_mb=settings.cache_mb,
+                    sealer=open_sealer(settings.spool_key_file),
                 ),
                 runner=runner,
                 host=host,

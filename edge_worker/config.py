@@ -68,6 +68,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         critical_c: Temperature from which on none is begun; None: 84 on a Raspberry Pi, 97
             elsewhere, and in any case above `limit_c`.
         spool_max_mb: Bound of the spool's file.
+        spool_key_file: Keys that seal prompts and answers in the spool, one a line: the first
+            seals, all open. None: they are kept as they are.
         cache_mb: Most megabytes of earlier answers, in memory and within that file; 0: none.
         labels: The operator's own names for what the board has, for jobs that ask for it: `camera`,
             `site=north`; or a table of names and values.
@@ -94,6 +96,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     limit_c: Annotated[float, msgspec.Meta(ge=30.0, le=120.0)] | None = None
     critical_c: Annotated[float, msgspec.Meta(ge=30.0, le=130.0)] | None = None
     spool_max_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
+    spool_key_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     cache_mb: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 8
     labels: tuple[_Label, ...] | dict[_Label, str] = ()
     log_level: LogLevel = LogLevel.INFO

@@ -6,23 +6,21 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
+from cloud_dispatcher.adapters.job_rows import Blobs, encode_answer, read_answer
 from cloud_dispatcher.core.commands import AnswerChange, ForgetAnswers, KeepAnswer, UseAnswer
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import CacheRow
 
 _ROOM_SHARE: Final = 0.9
 """What is full is emptied to this share, so that not every commit has to look for the oldest."""
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(CachedAnswer).decode
 
 
 class AnswerTable:
     """Keeps the table within a bound of bytes; used within the writer's transactions alone."""
 
-    def __init__(self, sql: Mapping[str, str], *, max_bytes: int) -> None:
+    def __init__(self, sql: Mapping[str, str], *, max_bytes: int, blobs: Blobs) -> None:
         self._sql = sql
+        self._blobs = blobs
         self._max_bytes = max_bytes
         self._bytes: int | None = None
         """At least what is there: a replaced answer counts until all are counted again."""
@@ -37,7 +35,8 @@ class AnswerTable:
                 return
         kept = [change for change in changes if isinstance(change, KeepAnswer)]
         used = [(x.at_ms, x.key) for x in changes if isinstance(x, UseAnswer)]
-        rows = [_row(change) for change in kept if change.answer.size_bytes <= self._max_bytes]
+        fit = [change for change in kept if change.answer.size_bytes <= self._max_bytes]
+        rows = [_row(change, self._blobs) for change in fit]
         conn.executemany(self._sql["cache_keep"], rows)
         conn.executemany(self._sql["cache_use"], used)
         if rows:
@@ -66,11 +65,11 @@ class AnswerTable:
 
 
 def read_answers(
-    conn: sqlite3.Connection, sql: Mapping[str, str], keys: Iterable[bytes]
+    conn: sqlite3.Connection, sql: Mapping[str, str], keys: Iterable[bytes], blobs: Blobs
 ) -> dict[bytes, CachedAnswer]:
     """Return those that exist."""
     rows = ((key, conn.execute(sql["cache_find"], (key,)).fetchone()) for key in keys)
-    return {key: _decode(row[0]) for key, row in rows if row is not None}
+    return {key: read_answer(key, row[0], blobs) for key, row in rows if row is not None}
 
 
 def read_usage(conn: sqlite3.Connection, sql: Mapping[str, str]) -> list[CacheRow]:
@@ -80,12 +79,12 @@ def read_usage(conn: sqlite3.Connection, sql: Mapping[str, str]) -> list[CacheRo
     return [CacheRow(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
-def _row(change: KeepAnswer) -> tuple[object, ...]:
+def _row(change: KeepAnswer, blobs: Blobs) -> tuple[object, ...]:
     answer = change.answer
     return (
         answer.key,
         change.tenant,
-        _encode(answer),
+        encode_answer(answer, blobs),
         answer.size_bytes,
         answer.until_at_ms,
         answer.made_at_ms,

@@ -5,19 +5,18 @@ All SQL is in `queries/postgres_cluster.sql`, with how members are kept from eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, Unpack
 
 import msgspec
 import psycopg
 
 from cloud_dispatcher.adapters.connection_postgres import FENCED_HINT, Conn
-from cloud_dispatcher.adapters.job_rows import read_job
 from cloud_dispatcher.adapters.schema_postgres import statements
 from cloud_dispatcher.adapters.store_postgres import (
     PostgresJobStore,
     SavedTurn,
-    Synchronous,
+    StoreOptions,
     run_named,
 )
 from cloud_dispatcher.adapters.turn_postgres import Statement, add_spends, one_statement, write_jobs
@@ -49,11 +48,9 @@ class PostgresClusterStore(PostgresJobStore):
         *,
         member: Member,
         lease_s: float = 5.0,
-        password: Callable[[], str | None] = lambda: None,
-        synchronous: Synchronous = "full",
-        cache_mb: int = 64,
+        **options: Unpack[StoreOptions],
     ) -> None:
-        super().__init__(url, password=password, synchronous=synchronous, cache_mb=cache_mb)
+        super().__init__(url, **options)
         self.me: Final = member.id
         self.name: Final = member.name
         self._lease_s = lease_s
@@ -153,7 +150,7 @@ class PostgresClusterStore(PostgresJobStore):
         received = self._received[how]
         steps = (("received", (received, self.me)), *changes, ("given", (self.me, how)))
         *_, given = await self._as_member(*steps)
-        jobs = [read_job(row) for row in await given.fetchall()]
+        jobs = self._jobs(await given.fetchall())
         self._received[how] = [job.key for job in jobs]
         self._saved.update((job.key, job) for job in jobs)
         return jobs
@@ -185,7 +182,7 @@ class PostgresClusterStore(PostgresJobStore):
 
     def _statement(self, turn: SavedTurn) -> tuple[str, list[object]]:
         """Save jobs as ours, if each of them is ours or nobody's."""
-        jobs = [_of(self.me, change) for change in write_jobs(turn.jobs, self._saved)]
+        jobs = [_of(self.me, change) for change in write_jobs(turn.jobs, self._saved, self._blobs)]
         counts = [f"(SELECT count(*) FROM {name})" for name, _ in jobs]  # noqa: S608 - our own
         touched = " + ".join(counts) or "0"
         last = statements()["note_turn_as_member"].replace("{touched}", touched)

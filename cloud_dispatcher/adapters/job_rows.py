@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec.structs import FieldInfo, fields
 
 from cloud_dispatcher.core.job import Job
+from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import (
     DeviceId,
     JobId,
@@ -52,19 +54,58 @@ _encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _decode_state: Final = msgspec.msgpack.Decoder(_State).decode
 _decode_kept: Final = msgspec.msgpack.Decoder(LocalAnswer).decode
 _decode_result: Final = msgspec.msgpack.Decoder(JobResult).decode
-decode_submit: Final = msgspec.msgpack.Decoder(JobSubmit).decode
+_decode_submit: Final = msgspec.msgpack.Decoder(JobSubmit).decode
+_decode_answer: Final = msgspec.msgpack.Decoder(CachedAnswer).decode
+SEALED_MARK: Final = b"\xf5"
+"""With it begins what is sealed (`fleet_pki.sealing`), and no blob of ours that is not."""
 
 
-def encode(value: object) -> bytearray:
+def encode(value: object, _key: str = "", _column: str = "") -> bytearray:
     """Return msgpack as SQLite's driver takes it at once: it asks how to adapt `bytes`."""
     data = bytearray()
     _encode_into(value, data)
     return data
 
 
-def encode_state(job: Job) -> bytearray:
+def state_of(job: Job) -> object:
     """Return what has no column of its own."""
-    return encode(_State(*_state_of(job)))
+    return _State(*_state_of(job))
+
+
+class Blobs(Protocol):
+    """How blobs stand in a store: `key` and `column` say where."""
+
+    def encode(self, value: object, key: str, column: str) -> bytearray:
+        """Return what is to be kept of a value."""
+        ...
+
+    def opened(self, data: bytes, key: str, column: str) -> bytes:
+        """Return the msgpack of what was kept.
+
+        Raises:
+            FleetError: It cannot be read as things are set.
+        """
+        ...
+
+
+class PlainBlobs:
+    """Blobs as they are."""
+
+    encode = staticmethod(encode)
+
+    @staticmethod
+    def opened(data: bytes, _key: str, _column: str) -> bytes:
+        """Return it; what was sealed has no key here."""
+        if data[:1] == SEALED_MARK:
+            raise ConfigError(
+                "the store has sealed rows, and no key is named",
+                code="no_key",
+                hint="set store.key_file to the key file with which they were written",
+            )
+        return data
+
+
+PLAIN: Final = PlainBlobs()
 
 
 def is_trouble(job: Job) -> bool:
@@ -72,17 +113,22 @@ def is_trouble(job: Job) -> bool:
     return job.dead or job.status in RARE
 
 
-def read_job(row: Sequence[Any]) -> Job:
-    """Read a row: key, device, id, status, ..., in the order of every store's `SELECT`s."""
+def read_job(row: Sequence[Any], blobs: Blobs = PLAIN) -> Job:
+    """Read a row: key, device, id, status, ..., in the order of every store's `SELECT`s.
+
+    Raises:
+        FleetError: See `Blobs.opened`.
+    """
     (
         key, device, job_id, status, received_at_ms, finished_at_ms, attempt, worker, dead, told,
         state, submit, kept, result,
     ) = row  # fmt: skip
+    opened = blobs.opened
     return Job(
         key=JobKey(key),
         device=DeviceId(device),
         id=JobId(job_id),
-        submit=decode_submit(submit),
+        submit=_decode_submit(opened(submit, key, "submit")),
         status=JobStatus(status),
         received_at_ms=received_at_ms,
         finished_at_ms=finished_at_ms,
@@ -90,7 +136,23 @@ def read_job(row: Sequence[Any]) -> Job:
         worker=None if worker is None else WorkerId(worker),
         dead=bool(dead),
         told=bool(told),
-        kept=None if kept is None else _decode_kept(kept),
-        result=None if result is None else _decode_result(result),
-        **msgspec.structs.asdict(_decode_state(state)),
+        kept=None if kept is None else _decode_kept(opened(kept, key, "kept")),
+        result=None if result is None else _decode_result(opened(result, key, "result")),
+        **msgspec.structs.asdict(_decode_state(opened(state, key, "state"))),
     )
+
+
+def read_question(row: Sequence[Any], blobs: Blobs) -> tuple[DeviceId, JobSubmit]:
+    """Read a row of device, submission and key; raises as `read_job` does."""
+    device, submit, key = row
+    return DeviceId(device), _decode_submit(blobs.opened(submit, key, "submit"))
+
+
+def read_answer(key: bytes, data: bytes, blobs: Blobs) -> CachedAnswer:
+    """Read a cached answer; raises as `read_job` does."""
+    return _decode_answer(blobs.opened(data, key.hex(), "answer"))
+
+
+def encode_answer(answer: CachedAnswer, blobs: Blobs) -> bytearray:
+    """Return what is to be kept of it."""
+    return blobs.encode(answer, answer.key.hex(), "answer")

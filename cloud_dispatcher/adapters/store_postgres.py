@@ -9,13 +9,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypedDict
 
 import msgspec
 import psycopg
 
 from cloud_dispatcher.adapters.connection_postgres import Conn, Cursor, Link
-from cloud_dispatcher.adapters.job_rows import RARE, decode_submit, read_job
+from cloud_dispatcher.adapters.job_rows import (
+    PLAIN,
+    RARE,
+    Blobs,
+    read_answer,
+    read_job,
+    read_question,
+)
 from cloud_dispatcher.adapters.schema_postgres import look, migrate, statements
 from cloud_dispatcher.adapters.turn_postgres import (
     SPEND_COLUMNS,
@@ -49,7 +56,6 @@ _BY_KEYS: Final = (
 )
 _AS_THEY_COME: Final = b"SET plan_cache_mode = force_custom_plan"
 _LOADING_S: Final = 600.0
-_decode_answer: Final = msgspec.msgpack.Decoder(CachedAnswer).decode
 
 
 class SavedTurn(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +66,15 @@ class SavedTurn(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[AnswerChange, ...]
 
 
+class StoreOptions(TypedDict, total=False):
+    """What `PostgresJobStore` takes by name."""
+
+    password: Callable[[], str | None]
+    synchronous: Synchronous
+    cache_mb: int
+    blobs: Blobs
+
+
 class PostgresJobStore:
     """A JobStore in one database; its tables are made if they are missing.
 
@@ -68,6 +83,7 @@ class PostgresJobStore:
         password: Asked at each connection; None: libpq looks into PGPASSWORD and PGPASSFILE.
         synchronous: See `Synchronous`.
         cache_mb: Most megabytes of cached answers.
+        blobs: How texts stand in the tables.
 
     Raises:
         ConfigError: The URL is none.
@@ -80,7 +96,9 @@ class PostgresJobStore:
         password: Callable[[], str | None] = lambda: None,
         synchronous: Synchronous = "full",
         cache_mb: int = 64,
+        blobs: Blobs = PLAIN,
     ) -> None:
+        self._blobs = blobs
         self._synchronous = synchronous
         self._commits = Link(
             url,
@@ -89,7 +107,7 @@ class PostgresJobStore:
             greet=self._take_up,
         )
         self._others = Link(url, password=password, session=_AS_THEY_COME)
-        self._answers = AnswerTable(max_bytes=cache_mb * 1_048_576)
+        self._answers = AnswerTable(max_bytes=cache_mb * 1_048_576, blobs=blobs)
         self._saved: dict[JobKey, Job] = {}
         """What the database holds of jobs that are not told yet: only what changed is written."""
         self._writer = uuid.uuid4().hex
@@ -155,25 +173,25 @@ class PostgresJobStore:
         if not names:
             return {}
         columns = [list(column) for column in zip(*names, strict=True)]
-        jobs = map(read_job, await self._read("find", columns))
+        jobs = self._jobs(await self._read("find", columns))
         return {(job.device, job.id): job for job in jobs}
 
     async def get(self, key: JobKey) -> Job | None:
         """Return a job by its key."""
         rows = await self._read_where((("where_key", key),), "oldest")
-        return read_job(rows[0]) if rows else None
+        return self._jobs(rows)[0] if rows else None
 
     async def load_open(self) -> list[Job]:
         """Return open jobs and the outbox, oldest first."""
         rows = await self._read_where((("where_untold", None),), "oldest", patience_s=_LOADING_S)
-        jobs = [read_job(row) for row in rows]
+        jobs = self._jobs(rows)
         self._saved = {job.key: job for job in jobs}
         return jobs
 
     async def select(self, query: JobQuery) -> list[Job]:
         """List jobs, newest first."""
         rows = await self._read_where(_filters(query), "newest", query.limit)
-        return [read_job(row) for row in rows]
+        return self._jobs(rows)
 
     async def spending(self, *, since_day: int) -> list[Spend]:
         """Return what was spent from that UTC day on, oldest first."""
@@ -186,12 +204,12 @@ class PostgresJobStore:
         if not wanted:
             return {}
         found = dict(await self._read("cache_find", (wanted,)))
-        return {key: _decode_answer(found[key]) for key in wanted if key in found}
+        return {key: read_answer(key, found[key], self._blobs) for key in wanted if key in found}
 
     async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
         """Return what was asked last and by whom, newest first."""
         rows = await self._read("recent_questions", (limit,))
-        return [(DeviceId(device), decode_submit(submit)) for device, submit in rows]
+        return [read_question(row, self._blobs) for row in rows]
 
     async def cache_usage(self) -> list[CacheRow]:
         """Return what is cached, by tenant."""
@@ -284,7 +302,7 @@ class PostgresJobStore:
             self._answers.counted(counted[0])
 
     def _statement(self, turn: SavedTurn) -> tuple[str, list[object]]:
-        changes = [*write_jobs(turn.jobs, self._saved), *add_spends(turn.spends)]
+        changes = [*write_jobs(turn.jobs, self._saved, self._blobs), *add_spends(turn.spends)]
         note = (self._writer, self._link, self._sent)
         return one_statement(changes, ("note_turn", note), statements())
 
@@ -300,6 +318,9 @@ class PostgresJobStore:
     async def _close(self) -> None:
         await self._commits.close()
         await self._others.close()
+
+    def _jobs(self, rows: Iterable[Sequence[Any]]) -> list[Job]:
+        return [read_job(row, self._blobs) for row in rows]
 
     async def _read(self, name: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         return await self._others.run(lambda conn: _rows(conn, statements()[name], values))

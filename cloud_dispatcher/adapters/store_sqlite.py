@@ -16,12 +16,13 @@ from typing import Any, Final, Literal, Self
 from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, read_usage
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
 from cloud_dispatcher.adapters.job_rows import (
+    PLAIN,
     RARE,
-    decode_submit,
-    encode,
-    encode_state,
+    Blobs,
     is_trouble,
     read_job,
+    read_question,
+    state_of,
 )
 from cloud_dispatcher.adapters.name_filter import NameFilter
 from cloud_dispatcher.adapters.schema_sqlite import check_history, migrate, statements
@@ -64,9 +65,11 @@ class SqliteJobStore:
         synchronous: Synchronous = "full",
         busy_timeout_s: float = 5.0,
         cache_mb: int = 64,
+        blobs: Blobs = PLAIN,
     ) -> None:
         self.path = path
-        self._answers = AnswerTable(statements(), max_bytes=cache_mb * 1_048_576)
+        self._blobs = blobs
+        self._answers = AnswerTable(statements(), max_bytes=cache_mb * 1_048_576, blobs=blobs)
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
         self._writer = Connection(path, "job-store-write")
@@ -111,12 +114,13 @@ class SqliteJobStore:
 
     async def find_answers(self, keys: Iterable[bytes]) -> Mapping[bytes, CachedAnswer]:
         """Return those of the cached answers that exist, fresh or not."""
-        return await self._reader.run(lambda conn: read_answers(conn, statements(), keys))
+        blobs = self._blobs
+        return await self._reader.run(lambda conn: read_answers(conn, statements(), keys, blobs))
 
     async def recent_questions(self, *, limit: int) -> list[tuple[DeviceId, JobSubmit]]:
         """Return what was asked last and by whom, newest first."""
         rows = await self._reader.run(lambda conn: _rows(conn, "recent_questions", (limit,)))
-        return [(DeviceId(device), decode_submit(submit)) for device, submit in rows]
+        return [read_question(row, self._blobs) for row in rows]
 
     async def cache_usage(self) -> list[CacheRow]:
         """Return what is cached, by tenant."""
@@ -137,25 +141,28 @@ class SqliteJobStore:
             return {}
         return await self._reader.run(
             lambda conn: {
-                pair: read_job(row) for pair in pairs for row in _rows(conn, "find", pair)
+                pair: read_job(row, self._blobs)
+                for pair in pairs
+                for row in _rows(conn, "find", pair)
             }
         )
 
     async def get(self, key: JobKey) -> Job | None:
         """Return a job by its key."""
         rows = await self._reader.run(lambda conn: _rows(conn, "get", (key,)))
-        return read_job(rows[0]) if rows else None
+        return read_job(rows[0], self._blobs) if rows else None
 
     async def load_open(self) -> list[Job]:
         """Return open jobs and the outbox, oldest first."""
         rows = await self._reader.run(lambda conn: _rows(conn, "load_open", ()))
-        jobs = [read_job(row) for row in rows]
+        jobs = [read_job(row, self._blobs) for row in rows]
         self._saved = {job.key: job for job in jobs}
         return jobs
 
     async def select(self, query: JobQuery) -> list[Job]:
         """List jobs, newest first."""
-        return await self._reader.run(lambda conn: _select(conn, query))
+        rows = await self._reader.run(lambda conn: _select(conn, query))
+        return [read_job(row, self._blobs) for row in rows]
 
     async def purge(self, key: JobKey) -> bool:
         """Forget a dead letter; return whether it was one, and told."""
@@ -223,7 +230,7 @@ class SqliteJobStore:
         writes: dict[str, list[tuple[object, ...]]] = {}
         latest = {job.key: job for job in jobs}.values()
         for job in latest:
-            for name, values in _writes(saved.get(job.key), job):
+            for name, values in _writes(saved.get(job.key), job, self._blobs):
                 writes.setdefault(name, []).append(values)
         conn.execute("BEGIN IMMEDIATE")
         try:
@@ -261,7 +268,7 @@ def _delete(conn: sqlite3.Connection, name: str, values: Sequence[object]) -> in
         return conn.execute(statements()[name], values).rowcount
 
 
-def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
+def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Any]:
     parts, values = ["select"], list[object]()
     if query.device is not None:
         parts.append("where_device")
@@ -279,7 +286,7 @@ def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Job]:
         parts.append("where_before")
         values.append(query.before)
     sql = "\n".join(statements()[part] for part in [*parts, "newest"])
-    return [read_job(row) for row in conn.execute(sql, (*values, query.limit))]
+    return conn.execute(sql, (*values, query.limit)).fetchall()
 
 
 def probe(path: Path) -> str:
@@ -308,37 +315,37 @@ def _probe_folder(path: Path) -> str:
     return f"{path} will be made"
 
 
-def _writes(saved: Job | None, job: Job) -> Iterator[tuple[str, tuple[object, ...]]]:
+def _writes(saved: Job | None, job: Job, blobs: Blobs) -> Iterator[tuple[str, tuple[object, ...]]]:
     """Name the statements, with their values, that bring the file from `saved` to `job`."""
     if saved is None:
-        yield "upsert_job", _columns(job)
-        yield "insert_prompt", (job.key, encode(job.submit))
+        yield "upsert_job", _columns(job, blobs)
+        yield "insert_prompt", (job.key, blobs.encode(job.submit, job.key, "submit"))
         if job.kept is None and job.result is None:
             # A finished job that starts over must not keep its old answer.
             yield "forget_answer", (job.key,)
     elif job.told and job.result is saved.result and job.dead == saved.dead:
         yield "tell", (job.key,)
     elif not saved.status.is_final and not job.status.is_final:
-        yield "step", (*_changing(job), job.key)
+        yield "step", (*_changing(job, blobs), job.key)
     elif not (saved.status.is_final or job.told or job.dead) and job.status is JobStatus.OK:
-        yield "finish_ok", (*_changing(job), job.finished_at_ms, job.key)
+        yield "finish_ok", (*_changing(job, blobs), job.finished_at_ms, job.key)
     else:
-        yield "upsert_job", _columns(job)
+        yield "upsert_job", _columns(job, blobs)
     before = (None, None) if saved is None else (saved.kept, saved.result)
     if before[0] is not job.kept or before[1] is not job.result:
-        kept = None if job.kept is None else encode(job.kept)
-        result = None if job.result is None else encode(job.result)
+        kept = None if job.kept is None else blobs.encode(job.kept, job.key, "kept")
+        result = None if job.result is None else blobs.encode(job.result, job.key, "result")
         if kept is None and result is not None:
             yield "upsert_result", (job.key, result)
         else:
             yield "upsert_answer", (job.key, kept, result)
 
 
-def _changing(job: Job) -> tuple[object, ...]:
-    return str(job.status), job.attempt, job.worker, encode_state(job)
+def _changing(job: Job, blobs: Blobs) -> tuple[object, ...]:
+    return str(job.status), job.attempt, job.worker, blobs.encode(state_of(job), job.key, "state")
 
 
-def _columns(job: Job) -> tuple[object, ...]:
+def _columns(job: Job, blobs: Blobs) -> tuple[object, ...]:
     """The row of `jobs`, in the order of `upsert_job`. Ints, for the driver would adapt a bool."""
     return (
         job.key,
@@ -353,5 +360,5 @@ def _columns(job: Job) -> tuple[object, ...]:
         int(job.dead),
         int(job.told),
         int(is_trouble(job)),
-        encode_state(job),
+        blobs.encode(state_of(job), job.key, "state"),
     )

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from cloud_dispatcher.adapters.job_rows import PLAIN, Blobs
 from cloud_dispatcher.adapters.secret_file import read_secret
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, Synchronous, probe
 from cloud_dispatcher.core.members import Member
@@ -34,6 +35,8 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         synchronous: `full`: what was acknowledged survives a power cut. `normal`: it survives a
             crash of the dispatcher; a power cut may take the last moments.
         cache_mb: Most megabytes of cached answers in it; 0: none.
+        key_file: Keys that seal what was asked and answered, one a line: the first seals, all
+            open. None: it is kept as it is.
     """
 
     path: Annotated[str, msgspec.Meta(min_length=1)] = "dispatcher.db"
@@ -41,6 +44,7 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     password_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     synchronous: Synchronous = "full"
     cache_mb: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 64
+    key_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.url is None:
@@ -63,9 +67,14 @@ def build_store(settings: StoreSettings) -> JobStore:
     Raises:
         ConfigError: What it needs is not installed, or the URL is none.
     """
+    blobs = _blobs(settings)
     if settings.url is None:
-        path = Path(settings.path)
-        return SqliteJobStore(path, synchronous=settings.synchronous, cache_mb=settings.cache_mb)
+        return SqliteJobStore(
+            Path(settings.path),
+            synchronous=settings.synchronous,
+            cache_mb=settings.cache_mb,
+            blobs=blobs,
+        )
     with _psycopg_needed():
         from cloud_dispatcher.adapters.store_postgres import PostgresJobStore  # noqa: PLC0415
     return PostgresJobStore(
@@ -73,6 +82,7 @@ def build_store(settings: StoreSettings) -> JobStore:
         password=_password(settings),
         synchronous=settings.synchronous,
         cache_mb=settings.cache_mb,
+        blobs=blobs,
     )
 
 
@@ -96,6 +106,7 @@ def build_cluster_store(settings: StoreSettings, member: Member, *, lease_s: flo
         password=_password(settings),
         synchronous=settings.synchronous,
         cache_mb=settings.cache_mb,
+        blobs=_blobs(settings),
     )
 
 
@@ -117,6 +128,20 @@ def _password(settings: StoreSettings) -> Callable[[], str | None]:
     """Read anew at each connection: it may have been changed meanwhile."""
     file = settings.password_file
     return lambda: None if file is None else read_secret(file, "store.password_file")
+
+
+def _blobs(settings: StoreSettings) -> Blobs:
+    if settings.key_file is None:
+        return PLAIN
+    try:
+        # Only here: a store that is not sealed needs no cryptography.
+        from cloud_dispatcher.adapters.sealed_blobs import SealedBlobs  # noqa: PLC0415 - see above
+    except ImportError as error:
+        raise ConfigError(
+            f"store.key_file needs cryptography, which cannot be loaded: {error}",
+            hint="pip install 'edgefleet[cloud,pki]'",
+        ) from error
+    return SealedBlobs(Path(settings.key_file))
 
 
 @contextmanager

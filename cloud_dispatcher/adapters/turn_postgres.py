@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
-import msgspec
 from msgspec.structs import astuple, fields, replace
 
-from cloud_dispatcher.adapters.job_rows import encode, encode_state, is_trouble
+from cloud_dispatcher.adapters.job_rows import Blobs, encode_answer, is_trouble, state_of
 from cloud_dispatcher.core.commands import AnswerChange, ForgetAnswers, KeepAnswer, UseAnswer
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
@@ -40,11 +39,13 @@ def one_statement(
     return f"WITH {', '.join(parts)} {text}" if parts else text, [*values, *last[1]]
 
 
-def write_jobs(jobs: Iterable[Job], saved: Mapping[JobKey, Job]) -> Iterator[Statement]:
+def write_jobs(
+    jobs: Iterable[Job], saved: Mapping[JobKey, Job], blobs: Blobs
+) -> Iterator[Statement]:
     """Name the statements that bring the table from `saved` to these jobs, each of them once."""
     rows: dict[str, list[Sequence[object]]] = {}
     for job in jobs:
-        name, row = _write(saved.get(job.key), job)
+        name, row = _write(saved.get(job.key), job, blobs)
         rows.setdefault(name, []).append(row)
     for name in _ORDER:
         if name in rows:
@@ -78,8 +79,9 @@ class AnswerTable:
     and then, so it may be exceeded by what the others add meanwhile.
     """
 
-    def __init__(self, *, max_bytes: int) -> None:
+    def __init__(self, *, max_bytes: int, blobs: Blobs) -> None:
         self._max_bytes = max_bytes
+        self._blobs = blobs
         self._bytes: int | None = None
         """At least what we know to be there: a replaced answer counts until all are counted."""
 
@@ -94,7 +96,7 @@ class AnswerTable:
         kept = {x.answer.key: x for x in changes if isinstance(x, KeepAnswer)}
         fit = [x for x in kept.values() if x.answer.size_bytes <= self._max_bytes]
         if fit:
-            yield "cache_keep", _columns(sorted(map(_answer_row, fit)))
+            yield "cache_keep", _columns(sorted(_answer_row(x, self._blobs) for x in fit))
         used = sorted(_uses(changes).items())
         if used:
             yield "cache_use", _columns((key, at_ms, hits) for key, (at_ms, hits) in used)
@@ -114,14 +116,15 @@ class AnswerTable:
         self._bytes = None
 
 
-def _write(saved: Job | None, job: Job) -> Statement:
+def _write(saved: Job | None, job: Job, blobs: Blobs) -> Statement:
     if saved is None:
-        return "upsert_job", _whole_row(job)
+        return "upsert_job", _whole_row(job, blobs)
     is_said = job.kept is saved.kept and job.result is saved.result
     if is_said and job.told and job.dead == saved.dead:
         return "tell", (job.key,)
     if is_said and not saved.status.is_final and not job.status.is_final:
-        return "step", (job.key, str(job.status), job.attempt, job.worker, encode_state(job))
+        state = blobs.encode(state_of(job), job.key, "state")
+        return "step", (job.key, str(job.status), job.attempt, job.worker, state)
     return "change", (
         job.key,
         str(job.status),
@@ -131,13 +134,12 @@ def _write(saved: Job | None, job: Job) -> Statement:
         job.dead,
         job.told,
         is_trouble(job),
-        encode_state(job),
-        _encoded(job.kept),
-        _encoded(job.result),
+        blobs.encode(state_of(job), job.key, "state"),
+        *_said(job, blobs),
     )
 
 
-def _whole_row(job: Job) -> tuple[object, ...]:
+def _whole_row(job: Job, blobs: Blobs) -> tuple[object, ...]:
     return (
         job.key,
         job.device,
@@ -151,15 +153,17 @@ def _whole_row(job: Job) -> tuple[object, ...]:
         job.dead,
         job.told,
         is_trouble(job),
-        encode_state(job),
-        encode(job.submit),
-        _encoded(job.kept),
-        _encoded(job.result),
+        blobs.encode(state_of(job), job.key, "state"),
+        blobs.encode(job.submit, job.key, "submit"),
+        *_said(job, blobs),
     )
 
 
-def _encoded(value: msgspec.Struct | None) -> bytearray | None:
-    return None if value is None else encode(value)
+def _said(job: Job, blobs: Blobs) -> tuple[bytearray | None, bytearray | None]:
+    return (
+        None if job.kept is None else blobs.encode(job.kept, job.key, "kept"),
+        None if job.result is None else blobs.encode(job.result, job.key, "result"),
+    )
 
 
 def _columns(rows: Iterable[Sequence[object]]) -> list[list[object]]:
@@ -177,12 +181,12 @@ def _uses(changes: Iterable[AnswerChange]) -> dict[bytes, tuple[int, int]]:
     return used
 
 
-def _answer_row(change: KeepAnswer) -> tuple[bytes, str, bytearray, int, int, int]:
+def _answer_row(change: KeepAnswer, blobs: Blobs) -> tuple[bytes, str, bytearray, int, int, int]:
     answer = change.answer
     return (
         answer.key,
         _storable_text(change.tenant),
-        encode(answer),
+        encode_answer(answer, blobs),
         answer.size_bytes,
         answer.until_at_ms,
         answer.made_at_ms,

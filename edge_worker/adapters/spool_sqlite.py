@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -19,6 +19,7 @@ from sqlite_utils import Database
 
 from edge_worker.ports import Outcome, SpooledJob, SpoolUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.errors import ConfigError, FleetError
 from fleet_protocol.messages import Assignment, Escalation, JobDone, JobFailed, JobKey
 
 SCHEMA_VERSION: Final = 2
@@ -64,7 +65,7 @@ _CACHE: Final = """
     ON CONFLICT (key) DO UPDATE SET
         answer = excluded.answer, size_bytes = excluded.size_bytes, made_at_ms = excluded.made_at_ms
 """
-_CACHED: Final = "SELECT answer FROM cached_answers ORDER BY made_at_ms"
+_CACHED: Final = "SELECT key, answer FROM cached_answers ORDER BY made_at_ms"
 _CACHED_BYTES: Final = "SELECT coalesce(sum(size_bytes), 0) FROM cached_answers"
 _OLDEST_CACHED: Final = "SELECT key, size_bytes FROM cached_answers ORDER BY made_at_ms"
 _UNCACHE: Final = "DELETE FROM cached_answers WHERE key = ?"
@@ -83,15 +84,31 @@ _encoder = msgspec.json.Encoder()
 _Row = tuple[str, int, int, bytes, str | None, bytes | None]
 
 
+class Sealer(Protocol):
+    """Seals what is kept, bound to its place."""
+
+    def seal(self, data: bytes, about: bytes) -> bytes:
+        """Return its sealed form."""
+        ...
+
+    def open(self, data: bytes, about: bytes) -> bytes:
+        """Return what was sealed, or what never was as it is; raises FleetError."""
+        ...
+
+
 class SqliteSpool:
     """A `Spool` in one file, which it locks: two workers never share a data folder."""
 
-    def __init__(self, path: Path, *, max_mb: int = 256, cache_mb: int = 8) -> None:
+    def __init__(
+        self, path: Path, *, max_mb: int = 256, cache_mb: int = 8, sealer: Sealer | None = None
+    ) -> None:
         """`max_mb` bounds the file; beyond it commits fail as on a full disk.
 
-        Cached answers take up to `cache_mb` of it and make room for attempts when it is full.
+        Cached answers take up to `cache_mb` of it and make room for attempts when it is full. With
+        a sealer prompts and answers are kept sealed; what cannot be opened is left, as if lost.
         """
         self._path = path
+        self._sealer = sealer
         self._cache_bytes = cache_mb * 1_048_576
         self._cached_bytes: int | None = None
         self._max_pages = max_mb * 1_048_576 // _PAGE_BYTES
@@ -149,9 +166,10 @@ class SqliteSpool:
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
         answers = []
-        for (answer,) in rows:
-            with suppress(msgspec.MsgspecError):
-                answers.append(msgspec.msgpack.decode(answer, type=CachedAnswer))
+        for key, answer in rows:
+            with suppress(msgspec.MsgspecError, FleetError):
+                data = self._open(answer, _place("answer", key.hex()))
+                answers.append(msgspec.msgpack.decode(data, type=CachedAnswer))
         return answers
 
     def _write(
@@ -163,7 +181,7 @@ class SqliteSpool:
     ) -> None:
         # A cursor left open, if only in a traceback, would hold the file's lock beyond `close`.
         with database.atomic(), closing(database.conn.cursor()) as cursor:
-            _keep(cursor, jobs)
+            self._keep(cursor, jobs)
             cursor.executemany(_FORGET, refs)
             if answers and self._cache_bytes:
                 self._cache(cursor, answers)
@@ -172,7 +190,15 @@ class SqliteSpool:
         """Keep answers; the oldest make room. Replaced ones count until all are counted again."""
         cursor.executemany(
             _CACHE,
-            [(x.key, msgspec.msgpack.encode(x), x.size_bytes, x.made_at_ms) for x in answers],
+            [
+                (
+                    x.key,
+                    self._seal(msgspec.msgpack.encode(x), _place("answer", x.key.hex())),
+                    x.size_bytes,
+                    x.made_at_ms,
+                )
+                for x in answers
+            ],
         )
         grown = sum(answer.size_bytes for answer in answers)
         known = self._cached_bytes
@@ -208,8 +234,8 @@ class SqliteSpool:
         jobs = []
         for row in rows:
             try:
-                jobs.append(_job(row))
-            except (msgspec.MsgspecError, KeyError) as error:
+                jobs.append(self._job(row))
+            except (msgspec.MsgspecError, KeyError, FleetError) as error:
                 _log.warning(
                     "spool.unreadable", job=row[0], attempt=row[1], error=type(error).__name__
                 )
@@ -266,25 +292,79 @@ class SqliteSpool:
             hint = "another worker runs on this data folder: stop it or give --data"
         return SpoolUnavailableError(f"the spool {self._path}: {error}", code=code, hint=hint)
 
+    # ------------------------------------------------------------ rows
 
-def _keep(cursor: sqlite3.Cursor, jobs: list[SpooledJob]) -> None:
-    """Write attempts. One with an outcome is nearly always there: then only that is written."""
-    cursor.executemany(_BEGIN, [_beginning(job) for job in jobs if job.outcome is None])
-    over = [(job, _outcome(job.outcome)) for job in jobs if job.outcome is not None]
-    cursor.executemany(
-        _CONCLUDE, [(*said, job.assignment.job, job.assignment.attempt) for job, said in over]
-    )
-    if cursor.rowcount < len(over):
-        cursor.executemany(_KEEP, [(*_beginning(job), *said) for job, said in over])
+    def _keep(self, cursor: sqlite3.Cursor, jobs: list[SpooledJob]) -> None:
+        """Write attempts. One with an outcome is nearly always there: then only that is written."""
+        begun = [self._beginning(job) for job in jobs if job.outcome is None]
+        cursor.executemany(_BEGIN, begun)
+        over = [(job, self._outcome(job, job.outcome)) for job in jobs if job.outcome is not None]
+        cursor.executemany(
+            _CONCLUDE, [(*said, job.assignment.job, job.assignment.attempt) for job, said in over]
+        )
+        if cursor.rowcount < len(over):
+            cursor.executemany(_KEEP, [(*self._beginning(job), *said) for job, said in over])
+
+    def _beginning(self, job: SpooledJob) -> tuple[str, int, int, bytearray]:
+        assignment = job.assignment
+        data = _encode(assignment)
+        if self._sealer is not None:
+            data = self._seal(data, _place("assignment", assignment.job, assignment.attempt))
+        return assignment.job, assignment.attempt, job.received_at_ms, data
+
+    def _outcome(self, job: SpooledJob, outcome: Outcome) -> tuple[str, bytearray]:
+        data = _encode(outcome)
+        if self._sealer is not None:
+            place = _place("outcome", job.assignment.job, job.assignment.attempt)
+            data = self._seal(data, place)
+        return _NAMES[type(outcome)], data
+
+    def _job(self, row: _Row) -> SpooledJob:
+        job, attempt, received_at_ms, assignment, kind, outcome = row
+        assignment = self._open(assignment, _place("assignment", job, attempt))
+        if outcome is not None:
+            outcome = self._open(outcome, _place("outcome", job, attempt))
+        return SpooledJob(
+            assignment=msgspec.json.decode(assignment, type=Assignment),
+            received_at_ms=received_at_ms,
+            outcome=None
+            if kind is None or outcome is None
+            else msgspec.json.decode(outcome, type=_KINDS[kind]),
+        )
+
+    def _seal(self, data: bytes | bytearray, place: bytes) -> bytearray:
+        if self._sealer is None:
+            return bytearray(data)
+        return bytearray(self._sealer.seal(bytes(data), place))
+
+    def _open(self, data: bytes, place: bytes) -> bytes:
+        if self._sealer is None or not isinstance(data, bytes):
+            return data
+        return self._sealer.open(data, place)
 
 
-def _beginning(job: SpooledJob) -> tuple[str, int, int, bytearray]:
-    assignment = job.assignment
-    return assignment.job, assignment.attempt, job.received_at_ms, _encode(assignment)
+def open_sealer(key_file: str | None) -> Sealer | None:
+    """Return what seals with the keys of a file; None: no file is named.
+
+    Raises:
+        ConfigError: The file cannot be used, or `cryptography` is not installed.
+    """
+    if key_file is None:
+        return None
+    try:
+        # Only here: a spool that is not sealed needs no cryptography.
+        from fleet_pki.sealing import KeyRing, RecordSealer  # noqa: PLC0415 - see above
+    except ImportError as error:
+        raise ConfigError(
+            f"spool_key_file needs cryptography, which cannot be loaded: {error}",
+            hint="pip install 'edgefleet[edge]'",
+        ) from error
+    return RecordSealer(KeyRing.read(Path(key_file)))
 
 
-def _outcome(outcome: Outcome) -> tuple[str, bytearray]:
-    return _NAMES[type(outcome)], _encode(outcome)
+def _place(*parts: object) -> bytes:
+    """Name where something is kept: sealed for there, it opens nowhere else."""
+    return ":".join(map(str, parts)).encode()
 
 
 def _encode(value: Assignment | Outcome) -> bytearray:
@@ -292,14 +372,3 @@ def _encode(value: Assignment | Outcome) -> bytearray:
     data = bytearray()
     _encoder.encode_into(value, data)
     return data
-
-
-def _job(row: _Row) -> SpooledJob:
-    _, _, received_at_ms, assignment, kind, outcome = row
-    return SpooledJob(
-        assignment=msgspec.json.decode(assignment, type=Assignment),
-        received_at_ms=received_at_ms,
-        outcome=None
-        if kind is None or outcome is None
-        else msgspec.json.decode(outcome, type=_KINDS[kind]),
-    )

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from edge_worker.adapters.host_linux import LinuxHost
-from edge_worker.adapters.spool_sqlite import SqliteSpool
+from edge_worker.adapters.spool_sqlite import SqliteSpool, open_sealer
 from edge_worker.app import SPOOL_FILE, measurement_file, open_data_folder
 from edge_worker.cli.exits import ExitCode, exit_code_of
 from edge_worker.config import WorkerSettings, broker_password
@@ -87,7 +87,8 @@ def _model(settings: WorkerSettings, environ: Mapping[str, str]) -> str:
 
 def _spool(settings: WorkerSettings, environ: Mapping[str, str]) -> str:
     path = open_data_folder(settings, environ) / SPOOL_FILE
-    spool = SqliteSpool(path, max_mb=settings.spool_max_mb)
+    sealer = open_sealer(settings.spool_key_file)
+    spool = SqliteSpool(path, max_mb=settings.spool_max_mb, sealer=sealer)
     try:
         spool.open()
     except SpoolUnavailableError as error:

@@ -15,6 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from cloud_dispatcher.adapters import name_filter
+from cloud_dispatcher.adapters.job_rows import PLAIN
+from cloud_dispatcher.adapters.sealed_blobs import SealedBlobs
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.adapters.store_postgres import PostgresJobStore
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore, probe
@@ -22,18 +24,21 @@ from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.ports import JobQuery, JobStore, StoreUnavailableError
+from fleet_pki.sealing import new_key
 from fleet_protocol import messages as m
 from fleet_protocol.errors import ConfigError
 from tests.contract.job_samples import FULL, cached, finished, make_job
 
+STORES = ["memory", "sqlite", "postgres", "sqlite sealed", "postgres sealed"]
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+
+@pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
     async with make_store(request, tmp_path, cache_mb=64) as found:
         yield found
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+@pytest.fixture(params=STORES)
 async def bounded(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
     """A store with room for one megabyte of cached answers."""
     async with make_store(request, tmp_path, cache_mb=1) as found:
@@ -43,9 +48,18 @@ async def bounded(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 def make_store(request: pytest.FixtureRequest, folder: Path, *, cache_mb: int) -> JobStore:
     if request.param == "memory":
         return MemoryJobStore(cache_mb=cache_mb)
-    if request.param == "sqlite":
-        return SqliteJobStore(folder / "jobs.db", cache_mb=cache_mb)
-    return PostgresJobStore(request.getfixturevalue("database"), cache_mb=cache_mb)
+    kind, _, sealed = request.param.partition(" ")
+    blobs = SealedBlobs(key_file(folder)) if sealed else PLAIN
+    if kind == "sqlite":
+        return SqliteJobStore(folder / "jobs.db", cache_mb=cache_mb, blobs=blobs)
+    return PostgresJobStore(request.getfixturevalue("database"), cache_mb=cache_mb, blobs=blobs)
+
+
+def key_file(folder: Path, *keys: str) -> Path:
+    path = folder / "store.key"
+    path.write_text("\n".join(keys or (new_key(),)))
+    path.chmod(0o600)
+    return path
 
 
 async def test_every_field_of_a_job_comes_back_as_it_was_saved(store: JobStore) -> None:

@@ -13,12 +13,15 @@ import pytest
 from sqlite_utils import Database
 
 from edge_worker.adapters.spool_memory import MemorySpool
-from edge_worker.adapters.spool_sqlite import SqliteSpool
+from edge_worker.adapters.spool_sqlite import SqliteSpool, open_sealer
 from edge_worker.ports import Outcome, Spool, SpooledJob, SpoolUnavailableError
+from fleet_pki.sealing import KeyRing, RecordSealer
 from fleet_protocol import messages as m
 from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.errors import ConfigError
 
 FILE_MB = 1
+RING = KeyRing([bytes(range(32))])
 OUTCOMES: list[Outcome] = [
     m.JobDone(attempt=1, answer=m.LocalAnswer(text="21 °C", model="tiny", confidence=0.9)),
     m.JobFailed(attempt=1, code="deadline", retryable=False),
@@ -44,13 +47,15 @@ def with_outcome(job: SpooledJob, outcome: Outcome) -> SpooledJob:
     return msgspec.structs.replace(job, outcome=outcome)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "sqlite sealed"])
 def spool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spool]:
     spool: Spool
     if request.param == "memory":
         spool = MemorySpool()
     else:
-        spool = SqliteSpool(tmp_path / "worker" / "spool.sqlite", max_mb=FILE_MB)
+        sealer = RecordSealer(RING) if "sealed" in request.param else None
+        path = tmp_path / "worker" / "spool.sqlite"
+        spool = SqliteSpool(path, max_mb=FILE_MB, sealer=sealer)
     spool.open()
     yield spool
     spool.close()
@@ -194,7 +199,7 @@ def test_a_closed_spool_is_an_error(spool: Spool) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from edge_worker.adapters.spool_sqlite import SqliteSpool
+from edge_worker.adapters.spool_sqlite import SqliteSpool, open_sealer
 from edge_worker.ports import SpooledJob
 from fleet_protocol.messages import Assignment
 
@@ -328,3 +333,44 @@ def test_a_spool_of_the_release_before_gets_its_table_of_answers(tmp_path: Path)
     spool.commit(keep=[], forget=[], answers=[cached("a")])
     assert spool.load_answers() == [cached("a")]
     spool.close()
+
+
+def test_neither_prompt_nor_answer_is_in_a_sealed_file(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    said = with_outcome(spooled("J1", chars=50), OUTCOMES[0])
+    spool = SqliteSpool(path, sealer=RecordSealer(RING))
+    spool.open()
+    spool.commit(keep=[spooled("J2", chars=50)], forget=[], answers=[cached("a", chars=50)])
+    spool.commit(keep=[said], forget=[])
+    found = b"".join(file.read_bytes() for file in tmp_path.glob("spool.sqlite*"))
+    assert b"x" * 20 not in found
+    assert "21 °C".encode() not in found
+    assert {job.assignment.job for job in reopened(spool)} == {"J1", "J2"}
+    spool.close()
+
+
+def test_what_another_key_sealed_is_left_and_the_worker_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    for ring, job in ((RING, "J1"), (KeyRing([bytes(32)]), "J2"), (None, "J3")):
+        spool = SqliteSpool(path, sealer=None if ring is None else RecordSealer(ring))
+        spool.open()
+        spool.commit(keep=[spooled(job)], forget=[], answers=[cached(job)])
+        spool.close()
+    spool = SqliteSpool(path, sealer=RecordSealer(RING))
+    spool.open()
+    assert [job.assignment.job for job in spool.load()] == ["J1", "J3"]
+    assert len(spool.load_answers()) == 2
+    spool.close()
+    plain = SqliteSpool(path)
+    plain.open()
+    assert [job.assignment.job for job in plain.load()] == ["J3"]
+    plain.close()
+
+
+def test_the_settings_name_the_key_file(tmp_path: Path) -> None:
+    assert open_sealer(None) is None
+    (tmp_path / "key").write_text(bytes(32).hex())
+    (tmp_path / "key").chmod(0o600)
+    assert open_sealer(str(tmp_path / "key")) is not None
+    with pytest.raises(ConfigError):
+        open_sealer(str(tmp_path / "none"))

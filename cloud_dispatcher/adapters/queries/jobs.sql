@@ -150,7 +150,8 @@ AND j.key < ?
 ORDER BY j.key DESC LIMIT ?
 
 -- name: recent_questions
-SELECT j.device, p.submit FROM jobs j JOIN prompts p ON p.key = j.key ORDER BY j.key DESC LIMIT ?
+SELECT j.device, p.submit, j.key FROM jobs j JOIN prompts p ON p.key = j.key
+ORDER BY j.key DESC LIMIT ?
 
 -- name: prune
 DELETE FROM jobs WHERE key IN (

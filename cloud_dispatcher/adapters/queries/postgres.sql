@@ -220,7 +220,7 @@ ORDER BY j.key DESC LIMIT %s
 ORDER BY j.key
 
 -- name: recent_questions
-SELECT device, submit FROM jobs ORDER BY key DESC LIMIT %s
+SELECT device, submit, key FROM jobs ORDER BY key DESC LIMIT %s
 
 -- What another dispatcher prunes or commits at this moment is left to it.
 -- name: prune
