@@ -1,0 +1,210 @@
+"""The page and Prometheus on a site of test boards: real systemd, real SSH, Debian's own packages.
+
+The boards have no internet; what the role installs lies in their images, as on such a site.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import pytest
+
+from fleet_protocol import __version__
+from tests.deploy.board_lab import Board, BoardLab
+from tests.deploy.playbooks import Operator
+from tests.deploy.releases import fill_wheelhouse
+
+pytestmark = [pytest.mark.boards, pytest.mark.timeout(1_800)]
+
+PACKAGES: Final = {
+    "hub": ("prometheus", "prometheus-node-exporter"),
+    "pi-1": ("prometheus-node-exporter",),
+}
+PATIENCE_S: Final = 240.0
+PROMETHEUS: Final = "http://127.0.0.1:9090/api/v1"
+PASSWORD: Final = "rain on a tin roof"
+UNITS: Final = {"hub": ("edgefleet-prometheus", "edgefleet-node"), "pi-1": ("edgefleet-node",)}
+
+
+class MonitoredSite:
+    """A hub with Prometheus, and one board that it looks at."""
+
+    def __init__(self, lab: BoardLab, operator: Operator) -> None:
+        self.lab = lab
+        self.hub = lab.boards["hub"]
+        self.pi = lab.boards["pi-1"]
+        self.operator = operator
+
+    def ask(self, path: str) -> Any:
+        """Ask Prometheus, from the hub: it listens nowhere else."""
+        code = (
+            f"import urllib.request as u; print(u.urlopen('{PROMETHEUS}/{path}').read().decode())"
+        )
+        told = self.hub.ssh("python3", "-c", f'"{code}"', check=False)
+        return json.loads(told.stdout)["data"] if told.returncode == 0 else None
+
+    def query(self, expression: str) -> dict[str, float]:
+        """Return the value by instance, or by worker."""
+        found = self.ask(f"query?query={quote(expression)}")
+        result = found["result"] if found else []
+        return {
+            one["metric"].get("worker", one["metric"].get("instance", "")): float(one["value"][1])
+            for one in result
+        }
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory,
+    boards_can_start: None,  # noqa: ARG001 - looks first
+) -> Iterator[MonitoredSite]:
+    folder = tmp_path_factory.mktemp("monitored")
+    wheelhouse = folder / "wheelhouse"
+    fill_wheelhouse(wheelhouse, hub_python="3.11", board_pythons=["3.11"])
+    settings = {
+        "fleet_version": __version__,
+        "fleet_wheelhouse": str(wheelhouse),
+        "fleet_dashboard": True,
+        "dashboard_users": [{"name": "ann", "role": "operator", "password": PASSWORD}],
+        "fleet_monitoring": True,
+        "dispatcher_settings": {"gateway": {"worker_metrics": True}},
+        "base_timesync": False,
+        "verify_patience_s": 120,
+        "worker_engine": "echo",
+        "verify_question": "golden",
+        "verify_expect": "golden",
+    }
+    with BoardLab(folder) as lab:
+        for name, packages in PACKAGES.items():
+            install(lab.add(name), packages)
+        for board in lab.boards.values():
+            board.switch_on()
+        yield MonitoredSite(lab, Operator(lab, lab.boards["hub"], settings))
+
+
+def install(board: Board, packages: tuple[str, ...]) -> None:
+    """Put packages on a board that is off, with this machine's internet."""
+    root = board.root
+    (root / "etc/resolv.conf").write_bytes(Path("/etc/resolv.conf").read_bytes())
+    # Nothing may start in there, where systemd is another machine's.
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    script = (
+        "apt-get update -qq && DEBIAN_FRONTEND=noninteractive "
+        f"apt-get install -y -qq --no-install-recommends {' '.join(packages)}"
+    )
+    words = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off"]
+    done = subprocess.run(
+        [*words, "--as-pid2", f"--directory={root}", "/bin/sh", "-c", script],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    policy.unlink()
+    (root / "etc/resolv.conf").unlink()
+    assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
+
+
+def until(is_so: Callable[[], bool], why: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline_s, why()
+        time.sleep(1)
+
+
+def test_a_blank_site_is_looked_at_when_the_play_is_over(site: MonitoredSite) -> None:
+    site.operator.must_play("site")
+    until(
+        lambda: set(site.query("up").values()) == {1.0} and len(site.query("up")) == 3,
+        lambda: site.ask("targets"),
+    )
+    assert site.query("up").keys() == {"127.0.0.1:8600", "hub", "pi-1"}
+
+
+def test_it_knows_workers_machines_and_rules(site: MonitoredSite) -> None:
+    until(
+        lambda: site.query("edgefleet_worker_online") == {"pi-1": 1.0},
+        lambda: site.query("edgefleet_worker_online"),
+    )
+    until(
+        lambda: site.query("edgefleet:node_root_free:ratio").keys() == {"hub", "pi-1"},
+        lambda: site.query("node_filesystem_size_bytes"),
+    )
+    # Its disk is not read-only, though everything is to whoever runs in the sandbox.
+    assert set(site.query("node_filesystem_readonly{mountpoint='/'}").values()) == {0.0}
+    groups = {group["name"] for group in site.ask("rules")["groups"]}
+    assert groups == {"edgefleet-objectives", "edgefleet-alerts", "edgefleet-nodes"}
+
+
+LOGIN: Final = """
+import http.cookiejar, json, urllib.request as u
+url = "http://127.0.0.1:8600"
+browser = u.build_opener(u.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+told = {}
+for name in ("/", "/metrics"):
+    try:
+        told[name] = u.urlopen(url + name).status
+    except u.HTTPError as error:
+        told[name] = error.code
+body = json.dumps({"name": "ann", "password": "%s"}).encode()
+headers = {"content-type": "application/json", "origin": url}
+told["login"] = browser.open(u.Request(url + "/page/login", body, headers)).status
+told["session"] = json.load(browser.open(url + "/page/session"))
+print(json.dumps(told))
+"""
+
+
+def test_the_page_is_for_those_who_log_in(site: MonitoredSite) -> None:
+    told = json.loads(site.hub.ssh("python3 - <<'EOF'\n" + LOGIN % PASSWORD + "\nEOF").stdout)
+    assert (told["/"], told["/metrics"], told["login"]) == (200, 401, 204)
+    assert told["session"]["role"] == "operator"
+
+
+def test_a_second_run_changes_nothing(site: MonitoredSite) -> None:
+    recap = site.operator.must_play("site")
+    assert set(recap.changed.values()) == {0}, recap.text
+
+
+def test_its_units_are_locked_in(site: MonitoredSite) -> None:
+    for name, units in UNITS.items():
+        for unit in units:
+            words = site.lab.boards[name].ssh(f"systemd-analyze security --no-pager {unit}").stdout
+            exposure = float(words.splitlines()[-1].partition(".service: ")[2].split()[0])
+            assert exposure <= 2.0, words.splitlines()[-1]
+
+
+def test_a_machine_tells_nobody_else_how_it_is(site: MonitoredSite) -> None:
+    code = (
+        "import ssl, urllib.request as u; c = ssl._create_unverified_context(); "
+        f"u.urlopen('https://{site.pi.address}:9100/metrics', context=c)"
+    )
+    refused = site.hub.ssh("python3", "-c", f'"{code}"', check=False)
+    assert refused.returncode != 0
+    assert "alert" in refused.stderr.lower(), refused.stderr
+
+
+def test_a_dispatcher_that_is_gone_fires_an_alert(site: MonitoredSite) -> None:
+    fires = "ALERTS{alertname='FleetDispatcherDown',alertstate='firing'}"
+    assert site.query(fires) == {}
+    site.hub.ssh("sudo systemctl stop edgefleet-dispatcher")
+    until(lambda: site.query(fires) != {}, lambda: site.ask("alerts"))
+    site.hub.ssh("sudo systemctl start edgefleet-dispatcher")
+    until(lambda: site.query(fires) == {}, lambda: site.ask("alerts"))
+
+
+def test_a_board_that_is_taken_off_is_looked_at_no_more(site: MonitoredSite) -> None:
+    site.operator.must_play("reset", "--limit", "pi-1")
+    until(lambda: "pi-1" not in site.query("up"), lambda: site.query("up"))
+    assert site.pi.ssh("ls /etc/edgefleet", check=False).returncode != 0
+    site.operator.must_play("reset", "--limit", "hub")
+    words = "sudo find / -xdev -iname '*edgefleet*' -not -path '/var/log/*' -not -path '/proc/*'"
+    for board in (site.hub, site.pi):
+        assert board.ssh(words).stdout == ""
