@@ -141,6 +141,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 history=service.history,
                 broker=settings.broker,
                 webhooks=courier,
+                audit=audit.note,
                 root=settings.broker.root,
             )
             await _serve(service, inside, settings.gateway, notifier=notifier)

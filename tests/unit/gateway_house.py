@@ -55,6 +55,7 @@ async def gateway(
             history=service.history,
             broker=broker,
             webhooks=webhooks,
+            audit=lambda what, about: house.audited.append((what, about)),
         )
         chosen = msgspec.convert({"port": free_port(), "drain_s": 0, **settings}, GatewaySettings)
         async with serving(build_gateway(inside, chosen), chosen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -147,6 +147,7 @@ class House:
         self.clock = Clock()
         self.lives = 0
         self.max_unconfirmed = 10_000
+        self.audited: list[tuple[str, dict[str, Any]]] = []
         self.alerts: AlertArchive | None = None
         self.home_assistant = HomeAssistantSettings()
         self.inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda *_: None

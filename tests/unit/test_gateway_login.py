@@ -348,11 +348,20 @@ async def test_no_password_no_cookie_and_no_stranger_reach_the_log(
             await visitor.log_in("viewer-1")
             cookie, csrf = visitor.cookies["edgefleet"], visitor.csrf
             await visitor.get(f"/jobs/ef-{'0' * 64}")
-    written = repr(lines)
+            await visitor.post("/page/logout", None)
+    written = repr((lines, house.audited))
+    here = {"address": "127.0.0.1"}
+    assert house.audited == [
+        ("login.failed", here),
+        ("login.failed", {"user": "viewer-1", **here}),
+        ("login", {"user": "viewer-1", "role": "viewer", **here}),
+        ("logout", {"user": "viewer-1"}),
+    ]
     assert [line["event"] for line in lines if line["event"].startswith("login.")] == [
         "login.failed",
         "login.failed",
         "login.done",
+        "login.ended",
     ]
     for hidden in (PASSWORD, "almost the", "my-password", cookie, csrf, "0" * 64):
         assert hidden not in written

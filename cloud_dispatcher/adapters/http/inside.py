@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
         broker: The dispatcher's own, for pages to be connected to as somebody else; None: there is
             no dashboard.
         webhooks: Tells tenants' servers of results; None: nobody is called.
+        audit: Takes what belongs into the audit log: what it was, and about whom.
         root: Topic root.
     """
 
@@ -44,6 +46,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     history: History
     broker: BrokerSettings | None = None
     webhooks: WebhookCourier | None = None
+    audit: Callable[[str, dict[str, Any]], None] = lambda _what, _about: None
     root: str = DEFAULT_ROOT
 
     def models(self) -> list[str]:

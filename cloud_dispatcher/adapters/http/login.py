@@ -44,6 +44,7 @@ class LoginDesk:
         self, inside: Inside, gate: Gatekeeper, sessions: Sessions, *, login_h: int
     ) -> None:
         self._clock = inside.clock
+        self._audit = inside.audit
         self._gate = gate
         self._sessions = sessions
         self._most_s = login_h * 3_600
@@ -73,7 +74,9 @@ class LoginDesk:
         self._sessions.end(request.cookies.get(self._gate.cookie, ""))
         secret, _ = self._sessions.begin(user)
         request.state.caller = Caller(key=page_id(user.name), tenant=user.tenant)
-        _log.info("login.done", user=user.name, role=user.role.value, address=address)
+        about = {"user": user.name, "role": user.role.value, "address": address}
+        _log.info("login.done", **about)
+        self._audit("login", about)
         answer = Response(status_code=204, headers={"cache-control": "no-store"})
         answer.set_cookie(
             self._gate.cookie,
@@ -111,7 +114,9 @@ class LoginDesk:
             self._waiting -= 1
         if user is None or not fits:
             # A name that is not known is not logged: people put passwords there.
-            _log.warning("login.failed", user=None if user is None else user.name, address=address)
+            known = {} if user is None else {"user": user.name}
+            _log.warning("login.failed", **known, address=address)
+            self._audit("login.failed", {**known, "address": address})
             raise ApiError(401, "wrong_password", "no such name, or not its password")
         self._limits.succeeded(asked.name, address)
         return user
@@ -122,6 +127,7 @@ class LoginDesk:
             self._gate.check_page(request, session)
             self._sessions.end(request.cookies.get(self._gate.cookie, ""))
             _log.info("login.ended", user=session.user.name)
+            self._audit("logout", {"user": session.user.name})
         answer = Response(status_code=204, headers={"cache-control": "no-store"})
         answer.delete_cookie(
             self._gate.cookie,
