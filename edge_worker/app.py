@@ -290,6 +290,7 @@ def _session(
         difficulty=loaded.difficulty,
         speed_due_at_ms=None if measured is None else measured.due_at_ms(),
         heat=_heat_limits(settings, board=info.board),
+        disk_low_mb=settings.disk_low_mb,
         drain_timeout_ms=int(settings.drain_timeout_s * 1_000),
         cache_bytes=settings.cache_mb * 1_048_576,
     )

@@ -67,6 +67,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             None: 80 on a Raspberry Pi, 90 elsewhere.
         critical_c: Temperature from which on none is begun; None: 84 on a Raspberry Pi, 97
             elsewhere, and in any case above `limit_c`.
+        disk_low_mb: With less room on the spool's disk no job is taken; 0: it is never looked at.
         spool_max_mb: Bound of the spool's file.
         spool_key_file: Keys that seal prompts and answers in the spool, one a line: the first
             seals, all open. None: they are kept as they are.
@@ -95,6 +96,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     drain_timeout_s: Annotated[float, msgspec.Meta(ge=0.0, le=3_600.0)] = 30.0
     limit_c: Annotated[float, msgspec.Meta(ge=30.0, le=120.0)] | None = None
     critical_c: Annotated[float, msgspec.Meta(ge=30.0, le=130.0)] | None = None
+    disk_low_mb: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 100
     spool_max_mb: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
     spool_key_file: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     cache_mb: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 8

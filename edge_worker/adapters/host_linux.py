@@ -5,6 +5,7 @@ Works wherever psutil does; what a system cannot say is None or empty, never a g
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -87,6 +88,7 @@ class LinuxHost:
             temp_c=self._temp_c(),
             throttled=self._throttled(),
             disk_free_mb=self._disk_free_mb(),
+            disk_read_only=self._disk_is_read_only(),
         )
 
     def _temp_c(self) -> float | None:
@@ -124,6 +126,12 @@ class LinuxHost:
         if self._data is None or not self._data.exists():
             return None
         return shutil.disk_usage(self._data).free // _MIB
+
+    def _disk_is_read_only(self) -> bool:
+        """Tell whether the kernel lets nobody write there, as after errors of a worn card."""
+        if self._data is None or not self._data.exists() or not hasattr(os, "statvfs"):
+            return False
+        return bool(os.statvfs(self._data).f_flag & os.ST_RDONLY)
 
     def _cpuinfo(self) -> dict[str, str]:
         """Return the first value of each field, names in lower case."""

@@ -27,6 +27,7 @@ class HostReading(msgspec.Struct, frozen=True, kw_only=True):
     temp_c: float | None = None
     throttled: bool | None = None
     disk_free_mb: int | None = None
+    disk_read_only: bool = False
 
 
 class HeatLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ class SessionRules(msgspec.Struct, frozen=True, kw_only=True):
         policy: What the model is trusted with.
         difficulty: Says how hard a prompt is for the model; None: nobody knows.
         heat: When the host is too hot for all its slots.
+        disk_low_mb: With less room for the spool no job is taken; 0: it is never looked at.
         speed_due_at_ms: From when on the speed is worth another measurement; None: never.
         drain_timeout_ms: Longest time running jobs get to finish when the worker stops.
         cache_bytes: Most bytes of earlier answers; 0: none is given again.
@@ -24,6 +25,7 @@ class SessionRules(msgspec.Struct, frozen=True, kw_only=True):
     policy: RoutePolicy
     difficulty: DifficultyModel | None = None
     heat: HeatLimits = msgspec.field(default_factory=HeatLimits)
+    disk_low_mb: int = 0
     speed_due_at_ms: int | None = None
     drain_timeout_ms: int = 30_000
     cache_bytes: int = 0

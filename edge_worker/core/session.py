@@ -20,8 +20,9 @@ from edge_worker.core import events as e
 from edge_worker.core import outcomes
 from edge_worker.core.answers import AnswerCache
 from edge_worker.core.attempt import HeldJob, Outcome, Phase, SpooledJob
+from edge_worker.core.fitness import Fitness
 from edge_worker.core.generation import Broke, Finished, Grew
-from edge_worker.core.health import Heat, HostReading, next_heat
+from edge_worker.core.health import HostReading
 from edge_worker.core.measuring import Measuring
 from edge_worker.core.pace import Line, Pace
 from edge_worker.core.rules import SessionRules
@@ -60,11 +61,10 @@ class Session:
         self._epoch: str | None = None
         self._dispatcher_online = False
         self._draining = False
-        self._spool_ok = True
         self._stop_at_ms: int | None = None
         self._quiet_since_ms: int | None = None
         self._stopped = False
-        self._slots, self._heat = info.slots, Heat(slots=info.slots)
+        self._fitness = Fitness(info.slots, heat=rules.heat, disk_low_mb=rules.disk_low_mb)
         self._tokens = 0
         self._tokens_since_ms: int | None = None
         self._measuring = Measuring(speed_due_at_ms=rules.speed_due_at_ms)
@@ -226,23 +226,20 @@ class Session:
 
     def _on_host_read(self, event: e.HostRead, now_ms: int) -> None:
         reading = event.reading
-        self._mind_heat(reading, now_ms)
+        self._mind_host(reading, now_ms)
         since_ms = self._tokens_since_ms
         tok_s = 0.0 if not since_ms else self._tokens * 1_000 / max(1, now_ms - since_ms)
         self._tokens, self._tokens_since_ms = 0, now_ms
-        standing = Standing(running=self.running, is_hot=self._heat.is_hot, tok_s=tok_s)
+        standing = Standing(running=self.running, is_hot=self._fitness.heat.is_hot, tok_s=tok_s)
         self._teller.tell_state(reading, standing, now_ms)
 
-    def _mind_heat(self, reading: HostReading, now_ms: int) -> None:
+    def _mind_host(self, reading: HostReading, now_ms: int) -> None:
         """Have fewer slots, or more again; the fleet is told, or it would keep them all filled."""
-        before = self._heat
-        self._heat = heat = next_heat(
-            before, reading, limits=self._rules.heat, slots=self._slots, now_ms=now_ms
-        )
-        if heat.open_slots != before.open_slots:
-            self._teller.out.append(c.LimitSlots(heat.open_slots, reading.temp_c))
-        if heat.slots != before.slots:
-            self._teller.tell_slots(heat.slots)
+        before, was_unfit = self._fitness.heat, self._fitness.unfit
+        self._fitness.read(reading, now_ms)
+        self._teller.tell_heat(before, self._fitness.heat, temp_c=reading.temp_c)
+        if self._fitness.unfit is not was_unfit:
+            self._tell_presence()
 
     def _on_bandwidth(self, event: e.BandwidthMeasured, now_ms: int) -> None:
         self._measuring.end_bandwidth(now_ms, is_known=event.mbps is not None)
@@ -255,11 +252,11 @@ class Session:
             self._teller.tell_speed(event.speed)
 
     def _on_spool_failed(self, _event: e.SpoolFailed, _now_ms: int) -> None:
-        self._spool_ok = False
+        self._fitness.is_spool_ok = False
         self._tell_presence()
 
     def _on_spool_recovered(self, _event: e.SpoolRecovered, _now_ms: int) -> None:
-        self._spool_ok = True
+        self._fitness.is_spool_ok = True
         self._tell_presence()
 
     def _on_stop_requested(self, _event: e.StopRequested, now_ms: int) -> None:
@@ -277,7 +274,7 @@ class Session:
             return
         held.prompt_tokens, held.kept_tokens = len(event.tokens), event.kept_tokens
         rules, ahead = self._rules, self._line.ahead_of(held)
-        speed, slots = self._teller.info.benchmark, self._heat.slots
+        speed, slots = self._teller.info.benchmark, self._fitness.heat.slots
         outcome = outcomes.before_generation(
             held,
             model=self._model,
@@ -285,7 +282,7 @@ class Session:
             difficulty=rules.difficulty,
             timing=self._pace.timing(held, ahead=ahead, slots=slots, speed=speed, now_ms=now_ms),
         )
-        if outcome is None and self._heat.is_critical:
+        if outcome is None and self._fitness.heat.is_critical:
             outcome = outcomes.when_overheated(held, model=self._model)
         if outcome is not None:
             self._finish(held, outcome, now_ms)
@@ -339,7 +336,7 @@ class Session:
         reachable = self._teller.is_linked and self._dispatcher_online
         if reachable and self._measuring.bandwidth_is_due(now_ms):
             self._measure(now_ms)
-        is_idle = not self._jobs and not self._heat.is_hot and self._stop_at_ms is None
+        is_idle = not self._jobs and not self._fitness.heat.is_hot and self._stop_at_ms is None
         if self._measuring.speed_is_due(now_ms, is_idle=is_idle):
             self._teller.out.append(c.MeasureSpeed())
 
@@ -442,7 +439,9 @@ class Session:
             self._tell_presence()
 
     def _tell_presence(self, *, is_free: bool = True) -> None:
-        self._teller.tell_presence(is_ready=is_free and self._spool_ok and not self._draining)
+        unfit = self._fitness.unfit
+        is_ready = is_free and unfit is None and not self._draining
+        self._teller.tell_presence(is_ready=is_ready, unfit=unfit)
 
     def _measure(self, now_ms: int) -> None:
         self._measuring.begin_bandwidth(now_ms)

@@ -13,7 +13,7 @@ import msgspec
 from edge_worker.core import commands as c
 from edge_worker.core import outcomes
 from edge_worker.core.attempt import HeldJob, Phase
-from edge_worker.core.health import HostReading
+from edge_worker.core.health import Heat, HostReading
 from fleet_protocol import messages as m
 from fleet_protocol import topics
 
@@ -82,10 +82,12 @@ class Teller:
         refusal = m.JobFailed(attempt=assignment.attempt, code=code, message=message)
         self._send(topics.FAILED, refusal, assignment.job)
 
-    def tell_presence(self, *, is_ready: bool) -> None:
-        """Say whether this worker takes jobs."""
+    def tell_presence(self, *, is_ready: bool, unfit: m.Unfit | None = None) -> None:
+        """Say whether this worker takes jobs, and why its host is not fit for any."""
         status = m.PresenceStatus.ONLINE if is_ready else m.PresenceStatus.DRAINING
-        presence = m.Presence(status=status, boot=self.info.boot, since_at_ms=self._started_at_ms)
+        presence = m.Presence(
+            status=status, boot=self.info.boot, since_at_ms=self._started_at_ms, reason=unfit
+        )
         self._send(topics.PRESENCE, presence)
 
     def tell_info(self) -> None:
@@ -96,6 +98,13 @@ class Teller:
         """Say that this worker works on so many jobs at once from now on."""
         self.info = msgspec.structs.replace(self.info, slots=slots)
         self.tell_info()
+
+    def tell_heat(self, before: Heat, heat: Heat, *, temp_c: float | None) -> None:
+        """Have the engine and the fleet know how many slots are left, where that changed."""
+        if heat.open_slots != before.open_slots:
+            self.out.append(c.LimitSlots(heat.open_slots, temp_c))
+        if heat.slots != before.slots:
+            self.tell_slots(heat.slots)
 
     def tell_speed(self, speed: m.Benchmark) -> None:
         """Say how fast it is; what is known of the line stays."""

@@ -40,17 +40,29 @@ class PresenceStatus(StrEnum):
     DRAINING = "draining"
 
 
+class Unfit(StrEnum):
+    """Why a worker's host takes no jobs, though nobody drains it."""
+
+    DISK_READ_ONLY = "disk_read_only"
+    SPOOL_UNAVAILABLE = "spool_unavailable"
+    DISK_LOW = "disk_low"
+    OVERHEATED = "overheated"
+
+
 class Presence(Message, frozen=True, kw_only=True):
     """Retained; its `offline` form is the worker's will.
 
     Attributes:
         boot: Name of this run of the worker. A will of an earlier run changes nothing.
         since_at_ms: By the worker's own clock.
+        reason: Why it drains by itself, in the words of `Unfit`, to which later ones may be added;
+            None: it does not, or was told to.
     """
 
     status: PresenceStatus
     boot: Id
     since_at_ms: InstantMs = 0
+    reason: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
 
 class ModelInfo(Part, frozen=True, kw_only=True):

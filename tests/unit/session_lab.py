@@ -98,6 +98,7 @@ class SessionLab:
             policy=self._policy,
             difficulty=self._difficulty,
             heat=HEAT,
+            disk_low_mb=100,
             drain_timeout_ms=30_000,
             cache_bytes=100_000,
         )

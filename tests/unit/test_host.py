@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def test_the_disk_of_the_data_folder_is_watched(tmp_path: Path) -> None:
     free_mb = LinuxHost(root=tmp_path, data=tmp_path).read().disk_free_mb
     assert free_mb is not None
     assert LinuxHost(root=tmp_path, data=tmp_path / "gone").read().disk_free_mb is None
+
+
+def test_a_disk_that_nobody_may_write_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not LinuxHost(data=tmp_path).read().disk_read_only
+    mounted = os.statvfs(tmp_path)
+    words = [*mounted[:8], mounted.f_flag | os.ST_RDONLY, mounted.f_namemax]
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(words))
+    assert LinuxHost(data=tmp_path).read().disk_read_only
 
 
 def test_a_zone_that_is_not_of_the_processor_does_not_count(tmp_path: Path) -> None:

@@ -29,6 +29,63 @@ def test_a_hot_board_tells_engine_and_fleet_of_fewer_slots_and_later_of_more() -
     assert lab.told(t.INFO)[-1].slots == 2
 
 
+def with_disk(*, free_mb: int, read_only: bool = False) -> e.HostRead:
+    reading = HostReading(
+        cpu_pct=50.0, mem_pct=20.0, disk_free_mb=free_mb, disk_read_only=read_only
+    )
+    return e.HostRead(reading)
+
+
+def presences(lab: SessionLab) -> list[tuple[str, str | None]]:
+    return [(one.status.value, one.reason) for one in lab.told(t.PRESENCE)]
+
+
+def test_a_board_with_a_full_disk_says_so_takes_no_jobs_and_comes_back() -> None:
+    lab = SessionLab()
+    before = len(presences(lab))
+    for free_mb in (500, 99, 80, 140, 150):
+        lab.do(with_disk(free_mb=free_mb), after_ms=5_000)
+    # Not at 140: a disk that was too full must have half as much again.
+    assert presences(lab)[before:] == [("draining", "disk_low"), ("online", None)]
+
+
+def test_a_running_job_is_finished_on_a_full_disk() -> None:
+    lab = SessionLab()
+    lab.start()
+    lab.do(with_disk(free_mb=3))
+    assert presences(lab)[-1] == ("draining", "disk_low")
+    assert lab.told(t.FAILED, "J1") == []
+    assert len(lab.engine) == 1
+
+
+def test_a_read_only_disk_is_told_before_any_job_fails_on_it() -> None:
+    lab = SessionLab()
+    lab.do(with_disk(free_mb=5_000, read_only=True))
+    assert presences(lab)[-1] == ("draining", "disk_read_only")
+    lab.do(e.SpoolFailed())
+    assert presences(lab)[-1] == ("draining", "disk_read_only")
+    lab.do(with_disk(free_mb=5_000))
+    assert presences(lab)[-1] == ("draining", "spool_unavailable")
+    lab.do(e.SpoolRecovered())
+    assert presences(lab)[-1] == ("online", None)
+
+
+def test_at_the_critical_temperature_jobs_go_to_other_boards() -> None:
+    lab = SessionLab()
+    lab.do(at(95.0))
+    assert presences(lab)[-1] == ("draining", "overheated")
+    lab.do(e.HostRead(COOL), after_ms=5_000)
+    assert presences(lab)[-1] == ("online", None)
+
+
+def test_a_board_that_is_drained_by_hand_stays_so_when_its_disk_has_room_again() -> None:
+    lab = SessionLab()
+    lab.do(with_disk(free_mb=3))
+    lab.do(e.CommandReceived(m.WorkerCommand(id="c1", op=m.WorkerOp.DRAIN)))
+    lab.do(with_disk(free_mb=5_000), after_ms=5_000)
+    assert presences(lab)[-1] == ("draining", None)
+
+
 def test_what_stays_as_it_is_is_not_told_again() -> None:
     lab = SessionLab()
     told = len(lab.told(t.INFO))
