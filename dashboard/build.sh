@@ -22,6 +22,7 @@ if [ "${1:-}" = --check ]; then
   diff -r "$built" "$static" || { echo "the committed page is not what its source makes: make dashboard" >&2; exit 1; }
   size=$(find "$static" -type f -exec sh -c 'gzip -9c "$1" | wc -c' _ {} \; | awk '{sum += $1} END {print sum}')
   echo "the page: $size bytes compressed"
+  [ "$size" -le 160000 ] || { echo "the page is larger than 160 kB: look what its libraries bring" >&2; exit 1; }
 else
   npx vite build --logLevel warn
 fi

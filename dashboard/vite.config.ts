@@ -1,10 +1,19 @@
 import { svelte } from '@sveltejs/vite-plugin-svelte';
 import { defineConfig } from 'vitest/config';
 
+const own = new URL('src/lib/browser.ts', import.meta.url).pathname;
+
 // Unhashed names, one chunk for the libraries: the built page is committed, and compared byte by byte.
 export default defineConfig({
   plugins: [svelte()],
   base: '/',
+  resolve: {
+    alias: [
+      { find: /^(ws|abort-controller|worker-timers)$/, replacement: own },
+      { find: /^buffer$/, replacement: 'buffer/index.js' },
+      { find: /^events$/, replacement: 'events/events.js' },
+    ],
+  },
   build: {
     outDir: '../cloud_dispatcher/dashboard/static',
     emptyOutDir: true,

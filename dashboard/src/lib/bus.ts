@@ -1,15 +1,16 @@
 // The link to the broker, through the gateway's `/mqtt`. Everything else sees topics below the root.
-import mqtt from 'mqtt';
+import type { MqttClient } from 'mqtt';
+import { connect } from './mqtt';
 
 export type Link = 'connecting' | 'online' | 'offline';
 type Hearer = (topic: string, payload: Uint8Array) => void;
 
 export class Bus {
-  private readonly client: mqtt.MqttClient;
+  private readonly client: MqttClient;
   private readonly hearers = new Map<string, Set<Hearer>>();
 
   constructor(url: string, private readonly root: string, told: (link: Link) => void) {
-    this.client = mqtt.connect(url, {
+    this.client = connect(url, {
       protocolVersion: 5,
       keepalive: 30,
       reconnectPeriod: 1_000,
