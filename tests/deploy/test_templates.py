@@ -82,6 +82,8 @@ def test_the_programs_take_their_settings(rendered: dict[str, Path]) -> None:
         )
         assert worker.worker == host.replace(".", "-")
         assert worker.broker.port == 8_883
+        # By which the role `verify` asks for it.
+        assert worker.label_values["board"] == worker.worker
         dispatcher = cloud_dispatcher.config.load_settings(folder / "dispatcher.toml.j2", {})
         assert dispatcher.broker.tls is not None
 
