@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-import msgspec
 
 from cloud_dispatcher.adapters.http.keys import ApiKey, new_key, read_keys, write_keys
 from cloud_dispatcher.cli.exits import told_errors
+from cloud_dispatcher.cli.options import file_options, tell
 from fleet_protocol.errors import ConfigError
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @click.group("keys")
@@ -22,16 +19,10 @@ def keys() -> None:
     """Make, list and remove API keys of the gateway. A running dispatcher notices by itself."""
 
 
-def _file_options(command: _F) -> _F:
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-    file = click.option(
-        "--file",
-        required=True,
-        envvar="EDGEFLEET_DISPATCHER_GATEWAY__KEYS_FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="The file of keys, gateway.keys_file in the settings.",
-    )
-    return file(as_json(command))
+_file_options = file_options(
+    "EDGEFLEET_DISPATCHER_GATEWAY__KEYS_FILE",
+    "The file of keys, gateway.keys_file in the settings.",
+)
 
 
 @keys.command("add")
@@ -47,7 +38,7 @@ def add(name: str, tenant: str, per_min: int | None, file: Path, *, as_json: boo
             raise ConfigError(f"a key called {name} is there already", hint="remove it first")
         secret, made = new_key(secrets.token_hex(32), name, tenant, per_min=per_min)
         write_keys(file, (*known, made))
-    _print({"key": secret, **_view(made)}, secret, as_json=as_json)
+    tell({"key": secret, **_view(made)}, secret, as_json=as_json)
 
 
 @keys.command("ls")
@@ -57,7 +48,7 @@ def ls(file: Path, *, as_json: bool) -> None:
     with told_errors():
         known = read_keys(file)
     lines = [f"{key.name:<32} {key.tenant:<32} {_limit(key)}" for key in known]
-    _print({"keys": [_view(key) for key in known]}, "\n".join(lines), as_json=as_json)
+    tell({"keys": [_view(key) for key in known]}, "\n".join(lines), as_json=as_json)
 
 
 @keys.command("rm")
@@ -71,7 +62,7 @@ def rm(name: str, file: Path, *, as_json: bool) -> None:
         if len(left) == len(known):
             raise ConfigError(f"there is no key called {name}", hint="list them with `keys ls`")
         write_keys(file, left)
-    _print({"removed": name}, f"removed {name}", as_json=as_json)
+    tell({"removed": name}, f"removed {name}", as_json=as_json)
 
 
 def _view(key: ApiKey) -> dict[str, Any]:
@@ -80,7 +71,3 @@ def _view(key: ApiKey) -> dict[str, Any]:
 
 def _limit(key: ApiKey) -> str:
     return "no limit" if key.per_min is None else f"{key.per_min} requests a minute"
-
-
-def _print(fields: dict[str, Any], text: str, *, as_json: bool) -> None:
-    click.echo(msgspec.json.encode(fields).decode() if as_json else text)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import click
-import msgspec
 
 from cloud_dispatcher.adapters.http.users import User, new_user, read_users, write_users
 from cloud_dispatcher.cli.exits import told_errors
+from cloud_dispatcher.cli.options import file_options, tell
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.roles import LADDER
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @click.group("users")
@@ -22,16 +19,10 @@ def users() -> None:
     """Make, list and remove logins of the dashboard. A running dispatcher notices by itself."""
 
 
-def _file_options(command: _F) -> _F:
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-    file = click.option(
-        "--file",
-        required=True,
-        envvar="EDGEFLEET_DISPATCHER_GATEWAY__PAGE__USERS_FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="The file of users, gateway.page.users_file in the settings.",
-    )
-    return file(as_json(command))
+_file_options = file_options(
+    "EDGEFLEET_DISPATCHER_GATEWAY__PAGE__USERS_FILE",
+    "The file of users, gateway.page.users_file in the settings.",
+)
 
 
 _password_option = click.option(
@@ -61,7 +52,7 @@ def add(
             )
         made = new_user(name, _password(password_file), role=role, tenant=tenant)
         write_users(file, (*known, made))
-    _print({"user": _view(made)}, f"{name} may log in as {role}", as_json=as_json)
+    tell({"user": _view(made)}, f"{name} may log in as {role}", as_json=as_json)
 
 
 @users.command("password")
@@ -75,7 +66,7 @@ def password(name: str, password_file: IO[str] | None, file: Path, *, as_json: b
         old = _named(known, name)
         made = new_user(name, _password(password_file), role=old.role, tenant=old.tenant)
         write_users(file, tuple(made if user is old else user for user in known))
-    _print({"user": _view(made)}, f"{name} has another password", as_json=as_json)
+    tell({"user": _view(made)}, f"{name} has another password", as_json=as_json)
 
 
 @users.command("ls")
@@ -85,7 +76,7 @@ def ls(file: Path, *, as_json: bool) -> None:
     with told_errors():
         known = read_users(file)
     lines = [f"{user.name:<32} {user.role.value:<9} {user.tenant}" for user in known]
-    _print({"users": [_view(user) for user in known]}, "\n".join(lines), as_json=as_json)
+    tell({"users": [_view(user) for user in known]}, "\n".join(lines), as_json=as_json)
 
 
 @users.command("rm")
@@ -97,7 +88,7 @@ def rm(name: str, file: Path, *, as_json: bool) -> None:
         known = read_users(file)
         gone = _named(known, name)
         write_users(file, tuple(user for user in known if user is not gone))
-    _print({"removed": name}, f"removed {name}", as_json=as_json)
+    tell({"removed": name}, f"removed {name}", as_json=as_json)
 
 
 def _named(known: tuple[User, ...], name: str) -> User:
@@ -116,7 +107,3 @@ def _password(file: IO[str] | None) -> str:
 
 def _view(user: User) -> dict[str, Any]:
     return {"name": user.name, "role": user.role.value, "tenant": user.tenant}
-
-
-def _print(fields: dict[str, Any], text: str, *, as_json: bool) -> None:
-    click.echo(msgspec.json.encode(fields).decode() if as_json else text)

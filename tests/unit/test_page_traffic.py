@@ -75,6 +75,11 @@ def test_a_topic_that_hides_behind_an_alias_is_refused() -> None:
     assert not passes(Role.ADMIN, packet)
 
 
+def test_a_request_that_would_be_done_again_after_a_restart_is_refused() -> None:
+    packet = mqtt5.PublishPacket(f"{ROOT}/admin/page-admin/req", b"{}", retain=True)
+    assert not passes(Role.ADMIN, packet)
+
+
 @pytest.mark.parametrize(
     "packet", [mqtt5.ConnectPacket("again"), mqtt5.AuthPacket(), mqtt5.ConnAckPacket()]
 )

@@ -132,6 +132,7 @@ async def test_what_is_owed_survives_a_restart(
         await until_settled(house, running)
     async with courier(house, secret_file) as running:
         assert running._owed == {}
+        assert secret_file.with_name("owed.webhooks").stat().st_mode & 0o077 == 0
 
 
 async def test_a_job_that_ended_while_nobody_listened_is_told_after_the_start(

@@ -68,9 +68,10 @@ class PageTraffic:
             RejectedError: `not_authorized`: our own page would not ask for it.
         """
         match packet:
-            case mqtt5.PublishPacket(topic=topic):
-                # A topic left empty stands for the alias of an earlier one.
-                is_allowed = may(self._grants, Access.PUBLISH, topic)
+            case mqtt5.PublishPacket(topic=topic, retain=retain):
+                # A topic left empty stands for the alias of an earlier one; a request that is
+                # retained would be done again after each restart of the dispatcher.
+                is_allowed = may(self._grants, Access.PUBLISH, topic) and not retain
                 what = f"say something on {topic!r}"
             case mqtt5.SubscribePacket(topic_filters=wanted):
                 strange = [each.pattern for each in wanted if not self._may_hear(each.pattern)]
