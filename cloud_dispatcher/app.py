@@ -26,6 +26,7 @@ from cloud_dispatcher.adapters.offline_library import FileLibrary
 from cloud_dispatcher.adapters.providers import NoProvider, build_provider
 from cloud_dispatcher.adapters.secret_file import broker_password
 from cloud_dispatcher.adapters.stores import build_cluster_store, build_store, probe_store
+from cloud_dispatcher.adapters.tracing_settings import build_tracing
 from cloud_dispatcher.config import DispatcherSettings
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.members import Member, MemberId
@@ -91,6 +92,9 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
             courier = _courier(settings, store, clock)
             if courier is not None:
                 await running.enter_async_context(courier)
+            tracing = build_tracing(settings.tracing)
+            if tracing is not None:  # What was not sent yet may take a while.
+                running.push_async_callback(asyncio.to_thread, tracing.close)
             outside = Outside(
                 bus=bus,
                 store=store,
@@ -103,6 +107,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                     audit,
                     *((counts,) if has_gateway else ()),
                     *(() if courier is None else (courier,)),
+                    *(() if tracing is None else (tracing,)),
                 ),
                 library=library,
                 memory=LinuxMemory().used_pct,

@@ -12,6 +12,7 @@ from cloud_dispatcher.adapters.audit_file import AuditSettings
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.providers import CloudSettings, ProviderSettings
 from cloud_dispatcher.adapters.stores import StoreSettings
+from cloud_dispatcher.adapters.tracing_settings import TracingSettings
 from cloud_dispatcher.cluster import ClusterSettings
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.home_assistant import HomeAssistantSettings
@@ -63,6 +64,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         gateway: The dispatcher over HTTP.
         audit: The audit log.
         home_assistant: Workers as devices of Home Assistant.
+        tracing: Traces of jobs.
         log: The log.
     """
 
@@ -80,6 +82,7 @@ class DispatcherSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     gateway: GatewaySettings = msgspec.field(default_factory=GatewaySettings)
     audit: AuditSettings = msgspec.field(default_factory=AuditSettings)
     home_assistant: HomeAssistantSettings = msgspec.field(default_factory=HomeAssistantSettings)
+    tracing: TracingSettings = msgspec.field(default_factory=TracingSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 

@@ -74,7 +74,9 @@ class FrequentQuestions:
 
     def _submit(self, device: DeviceId, submit: JobSubmit, now_ms: int) -> None:
         key = self._mint.mint(now_ms)
-        quiet = replace(submit, stream=False, compact=False, priority=0, deadline_ms=None)
+        quiet = replace(
+            submit, stream=False, compact=False, priority=0, deadline_ms=None, traceparent=None
+        )
         event = JobSubmitted(
             key=JobKey(key), device=device, id=JobId(key), submit=quiet, reply=_SILENT
         )

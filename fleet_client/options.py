@@ -41,6 +41,7 @@ class JobOptions(TypedDict, total=False):
     cache: str
     cache_ttl_ms: int
     split: str
+    traceparent: str
 
 
 def new_job_id() -> str:

@@ -217,6 +217,8 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
         split: Whether a long text is cut into parts. The last of several turns is the text and
             those before it are the instruction; of a single turn the first paragraph is. Excludes
             `output`: the answer to a part does not have its form.
+        traceparent: The trace that the device's own span belongs to, as W3C Trace Context writes
+            it; one that cannot be read is no trace.
     """
 
     MAX_BYTES: ClassVar[int] = 262_144
@@ -250,6 +252,7 @@ class JobSubmit(Message, frozen=True, kw_only=True, omit_defaults=True):
     cache: Caching = Caching.AUTO
     cache_ttl_ms: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400_000)] | None = None
     split: Split = Split.NO
+    traceparent: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):

@@ -18,7 +18,7 @@ from cloud_dispatcher.home_assistant import HomeAssistantSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from cloud_dispatcher.observers import JobLog
 from cloud_dispatcher.outside import Outside
-from cloud_dispatcher.ports import AlertArchive, AnswerLibrary, CompletionProvider
+from cloud_dispatcher.ports import AlertArchive, AnswerLibrary, CompletionProvider, Observer
 from cloud_dispatcher.presence import session_of
 from cloud_dispatcher.service import DispatcherService
 from fleet_protocol import codec
@@ -150,6 +150,7 @@ class House:
         self.audited: list[tuple[str, dict[str, Any]]] = []
         self.alerts: AlertArchive | None = None
         self.home_assistant = HomeAssistantSettings()
+        self.observers: tuple[Observer, ...] = ()
         self.inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda *_: None
 
     def build(self, **settings: object) -> DispatcherService:
@@ -163,7 +164,7 @@ class House:
             clock=self.clock,
             topics=TOPICS,
             epoch=epoch,
-            observers=(JobLog(),),
+            observers=(JobLog(), *self.observers),
             library=self.library,
             memory=lambda: self.memory_pct,
             inquired=self.inquired,

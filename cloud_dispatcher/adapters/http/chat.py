@@ -29,6 +29,7 @@ from cloud_dispatcher.adapters.http.submission import (
     asking,
     check_room,
     check_size,
+    in_its_trace,
     no_model,
     until_accepted,
 )
@@ -84,6 +85,7 @@ class ChatDesk:
         caller = self._gate.admit(request)
         asked = form.read_request(await read_json(request))
         submit = form.submit_of(asked, timeout_ms=self._settings.timeout_s * 1_000)
+        submit = in_its_trace(submit, request.headers)
         check_size(submit)
         check_room(self._inside, self._settings.max_open)
         chat = _Chat(

@@ -27,7 +27,12 @@ from cloud_dispatcher.adapters.http.event_stream import (
 from cloud_dispatcher.adapters.http.gatekeeper import Caller, Gatekeeper, read_json
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
-from cloud_dispatcher.adapters.http.submission import NOT_STORED, check_room, until_accepted
+from cloud_dispatcher.adapters.http.submission import (
+    NOT_STORED,
+    check_room,
+    in_its_trace,
+    until_accepted,
+)
 from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
 from cloud_dispatcher.adapters.http.webhook_store import Webhook
 from cloud_dispatcher.core.admin import view_of
@@ -93,6 +98,7 @@ class JobDesk:
     async def _submit(self, request: Request) -> Response:
         caller = self._gate.admit(request)
         job_id, submit, webhook = _read(await read_json(request))
+        submit = in_its_trace(submit, request.headers)
         check_room(self._inside, self._settings.max_open)
         async with self._promised(caller, job_id, webhook):
             with self._inside.local.job(caller.device, job_id) as job:

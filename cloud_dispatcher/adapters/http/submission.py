@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
+
+from msgspec.structs import replace
 
 from cloud_dispatcher.adapters.http.errors import ApiError
 from cloud_dispatcher.adapters.http.inside import Inside
@@ -15,6 +17,7 @@ from fleet_protocol.errors import RejectedError, RetryableError
 from fleet_protocol.messages import DeviceId, JobId, JobSubmit
 
 NOT_STORED: Final = "not_stored"
+_TRACEPARENT_MOST_CHARS: Final = 64
 _ACCEPT_S: Final = 30.0
 _FULL_MS: Final = 1_000
 _STORE_MS: Final = 5_000
@@ -25,6 +28,13 @@ def check_room(inside: Inside, max_open: int) -> None:
     if len(inside.local) >= max_open:
         message = f"{max_open} requests wait for answers already"
         raise ApiError(503, "busy", message, retry_after_ms=_FULL_MS)
+
+
+def in_its_trace(submit: JobSubmit, headers: Mapping[str, str]) -> JobSubmit:
+    """Return a job in the trace that its request belongs to, if it names one."""
+    traceparent = headers.get("traceparent", "")
+    is_usable = 0 < len(traceparent) <= _TRACEPARENT_MOST_CHARS
+    return replace(submit, traceparent=traceparent) if is_usable else submit
 
 
 def check_size(submit: JobSubmit) -> None:
