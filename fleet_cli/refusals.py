@@ -15,7 +15,9 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-_SUBSTANTIAL: Final = re.compile(rb"^(\d{1,12}): (?!Received |Sending |\t)([^\n]*)$", re.MULTILINE)
+_SUBSTANTIAL: Final = re.compile(
+    rb"^(\d{1,12}): (?!Received |Sending |\t|No will |Will message)([^\n]*)$", re.MULTILINE
+)
 """All lines but what is said of every packet."""
 _ARRIVED: Final = re.compile(r"New connection from (.+):\d+ on port \d+\.")
 _JOINED: Final = re.compile(

@@ -148,7 +148,7 @@ def test_every_unit_is_locked_in(site: Site) -> None:
 
 def test_the_weekly_renewal_may_do_what_it_has_to(site: Site) -> None:
     site.hub.ssh("sudo systemctl start edgefleet-broker-renewal")
-    broker = site.hub.ssh("sudo journalctl -u edgefleet-broker").stdout
+    broker = site.hub.ssh("sudo journalctl -u 'edgefleet-broker*'").stdout
     assert "Reloading config" in broker
 
 

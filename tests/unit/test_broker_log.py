@@ -168,6 +168,7 @@ def test_lines_of_packets_are_passed_over_and_the_rest_is_handed_on() -> None:
         "Received PUBLISH from w1-ab (d0, q1, r0, m3, 'fleet/v1/workers/w1/held', ... (5 bytes))",
         "Sending PUBACK to w1-ab (m3, rc0)",
         "Received SUBSCRIBE from w1-ab",
+        "No will message specified.",
         "\tfleet/v1/workers/w1/# (QoS 1)",
         "w1-ab 1 fleet/v1/workers/w1/#",
         "Error: something",
