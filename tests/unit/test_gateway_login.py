@@ -177,6 +177,22 @@ async def test_a_wrong_password_and_a_wrong_name_are_told_alike(
         assert visitor.cookies == {}
 
 
+async def test_a_name_that_is_not_known_costs_as_much_work_as_one_that_is(
+    house: House, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+
+    def is_password_of(user: users.User, password: str) -> bool:
+        checked.append(user.password.rpartition("$")[0].rpartition("$")[0])
+        return users.is_password_of(user, password)
+
+    monkeypatch.setattr(login, "is_password_of", is_password_of)
+    async with site(house, file) as visitor:
+        await visitor.log_in("nobody", "guess" * 4)
+        await visitor.log_in("viewer-1", "guess" * 4)
+    assert checked == ["$argon2id$v=19$m=65536,t=3,p=4"] * 2
+
+
 async def test_whoever_guesses_has_to_wait_and_others_have_not(house: House, file: Path) -> None:
     async with site(house, file) as visitor:
         for _ in range(5):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mqtt5
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cloud_dispatcher.adapters.http.page_traffic import PacketCutter, PageTraffic
@@ -95,6 +95,7 @@ def _filters() -> st.SearchStrategy[str]:
                      st.sampled_from([(), ("#",)]))  # fmt: skip
 
 
+@example("a/+/#", "a/#", ["a"])
 @given(_filters(), _filters(), st.lists(st.sampled_from("ab"), min_size=1, max_size=5))
 def test_whatever_a_filter_that_passes_matches_was_granted(
     granted: str, wanted: str, levels: list[str]

@@ -146,7 +146,7 @@ async def test_a_job_that_ended_while_nobody_listened_is_told_after_the_start(
         hook = Webhook(device=m.DeviceId("http-default"), id=m.JobId("q1"), tenant="default",
                        url=there.url)  # fmt: skip
         async with courier(house, secret_file) as running:
-            await running._store.keep(hook)  # by the life before, which did not hear of the end
+            await running.promise(hook)  # by the life before, which did not hear of the end
         async with courier(house, secret_file) as running:
             await there.call()
             await until_settled(house, running)
@@ -271,6 +271,11 @@ def test_what_is_no_address_of_the_internet_is_refused(url: str) -> None:
     with pytest.raises(RejectedError) as refused:
         WebhookCaller(WebhookSettings()).check(url)
     assert refused.value.code == "webhook_refused"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::ffff:127.0.0.1]"])
+def test_a_network_that_was_allowed_may_be_called_in_every_spelling(host: str) -> None:
+    WebhookCaller(WebhookSettings(allow=HERE)).check(f"http://{host}/")
 
 
 @pytest.mark.parametrize(
