@@ -26,6 +26,13 @@ from fleet_protocol.topics import Role, Topics
 PORT: Final = 8_883
 PASSWORD_PORT: Final = 8_884
 
+_TLS_1_3: Final = "tls_version tlsv1.3"
+# With a new key for each connection and authenticated encryption, as 1.3 has nothing else.
+_TLS_1_2: Final = (
+    "tls_version tlsv1.2",
+    "ciphers ECDHE+AESGCM:ECDHE+CHACHA20",
+)
+
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator decides about the broker.
@@ -36,6 +43,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         password_port: Where passwords are; nobody listens there while nobody has one.
         address: To listen at; None: all interfaces.
         user: Whom Mosquitto runs as, and who owns the folder; None: who we are.
+        password_tls: Oldest TLS at the port for passwords, `1.2` or `1.3`; None: as it was so far,
+            and at first 1.3.
         log: Where Mosquitto writes whom it turned away, and a line for every packet; None: where
             it did so far, and if it did not, only what is rare is logged, to standard error.
     """
@@ -46,6 +55,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     password_port: int = PASSWORD_PORT
     address: str | None = None
     user: str | None = None
+    password_tls: str | None = None
     log: Path | None = None
 
 
@@ -165,6 +175,14 @@ def _ever_had_password(site: Site, passwords: Sequence[str]) -> bool:
     return listens or bool(passwords)
 
 
+def _password_tls(site: Site) -> list[str]:
+    """What microcontrollers know is TLS 1.2; of it only what is as good as 1.3."""
+    config = site.folder / "mosquitto.conf"
+    so_far = config.read_text() if config.exists() else ""
+    wanted = site.password_tls or ("1.2" if _TLS_1_2[0] in so_far else "1.3")
+    return list(_TLS_1_2) if wanted == "1.2" else [_TLS_1_3]
+
+
 def _config(site: Site, *, has_passwords: bool) -> str:
     folder = site.folder.absolute()
     address = f" {site.address}" if site.address else ""
@@ -172,7 +190,6 @@ def _config(site: Site, *, has_passwords: bool) -> str:
         f"cafile {folder}/ca.pem",
         f"certfile {folder}/cert.pem",
         f"keyfile {folder}/key.pem",
-        "tls_version tlsv1.3",
     ]
     lines = [
         "# Written by `fleet pki broker`: changes here are lost.",
@@ -199,6 +216,7 @@ def _config(site: Site, *, has_passwords: bool) -> str:
         "# By certificate: its common name is the user, whatever the client calls itself.",
         f"listener {site.port}{address}",
         *tls,
+        _TLS_1_3,
         "require_certificate true",
         "use_identity_as_username true",
         f"crlfile {folder}/crl.pem",
@@ -210,6 +228,7 @@ def _config(site: Site, *, has_passwords: bool) -> str:
             "# that have none yet: the same access list.",
             f"listener {site.password_port}{address}",
             *tls,
+            *_password_tls(site),
         ]
     return "\n".join(lines) + "\n"
 

@@ -213,6 +213,11 @@ def key(file: Path) -> None:
 @click.option("--host", "hosts", multiple=True, help="Name or address of the broker; repeatable.")
 @click.option("--port", default=PORT, show_default=True, help="For certificates.")
 @click.option("--password-port", default=PASSWORD_PORT, show_default=True, help="For passwords.")
+@click.option(
+    "--password-tls",
+    type=click.Choice(["1.2", "1.3"]),
+    help="Oldest TLS there: 1.2 for microcontrollers.  [so far; at first 1.3]",
+)
 @click.option("--address", help="Listen there alone.  [all interfaces]")
 @click.option("--user", help="Whom Mosquitto runs as; gets the folder.")
 @click.option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from fleet_cli.acl_file import render_acl
@@ -63,17 +63,24 @@ def _limits(facts: SiteFacts, anew: str) -> Iterator[Finding]:
         yield note("broker persistence", why, anew)
 
 
+def _is_good_tls_1_2(own: Mapping[str, str]) -> bool:
+    """Microcontrollers know nothing newer; without old ciphers it is as good."""
+    ciphers = own.get("ciphers", "").split(":")
+    is_new_key_each = all(one.startswith("ECDHE+") for one in ciphers)
+    return own.get("tls_version") == "tlsv1.2" and is_new_key_each
+
+
 def _port(facts: SiteFacts, one: Listener, anew: str) -> Iterator[Finding]:
     everywhere, own = facts.config.settings, one.settings
     name = f"broker port {one.port}"
     holes = []
     if {**everywhere, **own}.get("allow_anonymous", "false") != "false":
         holes.append("anybody may come in (allow_anonymous)")
+    by_certificate = own.get("require_certificate") == "true"
     if "certfile" not in own:
         holes.append("no TLS: passwords and prompts are in plain text")
-    elif own.get("tls_version") != "tlsv1.3":
+    elif own.get("tls_version") != "tlsv1.3" and (by_certificate or not _is_good_tls_1_2(own)):
         holes.append("older TLS than 1.3 is taken")
-    by_certificate = own.get("require_certificate") == "true"
     if by_certificate and own.get("use_identity_as_username") != "true":
         holes.append("a certificate does not say who somebody is (use_identity_as_username)")
     if by_certificate and "crlfile" not in own:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -54,7 +55,9 @@ class SecuredSite:
                 words, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
         deadline_s = time.monotonic() + START_S
-        while not (self.site.folder / "mosquitto.pid").exists() or not listens(self.site.port):
+        config = (self.site.folder / "mosquitto.conf").read_text()
+        ports = [int(port) for port in re.findall(r"^listener (\d+)", config, re.MULTILINE)]
+        while not (self.site.folder / "mosquitto.pid").exists() or not all(map(listens, ports)):
             assert self._process.poll() is None, self.log
             assert time.monotonic() < deadline_s, self.log
             time.sleep(0.02)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fleet_cli.broker import BrokerKind
@@ -136,6 +138,43 @@ def test_nothing_older_than_tls_1_3_is_spoken(site: SecuredSite) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
         listen_for_alert(site, context)
+
+
+@pytest.mark.parametrize("asked", ["1.3", "1.2"])
+def test_microcontrollers_get_in_with_tls_1_2_where_the_operator_said_so(
+    tmp_path: Path, asked: str
+) -> None:
+    one = SecuredSite(tmp_path)
+    one.enrol(Role.DISPATCHER, "dispatcher")
+    one.enrol(Role.DEVICE, "p1", secret=Secret.PASSWORD)
+    one.site = msgspec.structs.replace(one.site, password_tls=asked)
+    one.write()
+    # What was said once holds until something else is said.
+    one.site = msgspec.structs.replace(one.site, password_tls=None)
+    with one:
+        context = ssl.create_default_context(cafile=str(one.pki.ca))
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        port = one.site.password_port
+        assert may_shake_hands(port, context) is (asked == "1.2")
+        context.set_ciphers("AES128-GCM-SHA256:ECDHE+AES+SHA1")
+        assert not may_shake_hands(port, context)
+        # Where certificates are shown it stays as it is.
+        assert not may_shake_hands(one.site.port, context_of_tls_1_2(one))
+
+
+def may_shake_hands(port: int, context: ssl.SSLContext) -> bool:
+    with socket.create_connection((LOOPBACK, port), timeout=10) as plain:
+        try:
+            context.wrap_socket(plain, server_hostname=LOOPBACK).close()
+        except ssl.SSLError:
+            return False
+    return True
+
+
+def context_of_tls_1_2(site: SecuredSite) -> ssl.SSLContext:
+    context = context_of(site.settings("dispatcher"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def test_a_certificate_of_another_fleet_is_turned_away(site: SecuredSite, tmp_path: Path) -> None:

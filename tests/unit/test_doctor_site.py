@@ -117,6 +117,15 @@ def test_a_port_with_a_hole_is_a_fault(well: SiteFacts, old: str, new: str, why:
     assert why in told[0].detail
 
 
+def test_tls_1_2_is_fine_for_passwords_alone_and_without_old_ciphers(well: SiteFacts) -> None:
+    before, sign, after = (Path(well.folder) / "mosquitto.conf").read_text().rpartition("tlsv1.3")
+    assert sign
+    for ciphers, is_well in (("\nciphers ECDHE+AESGCM:ECDHE+CHACHA20", True), ("", False)):
+        config = parse_config(f"{before}tlsv1.2{ciphers}{after}")
+        findings = check_site(msgspec.structs.replace(well, config=config))
+        assert all(one.ok for one in findings) is is_well
+
+
 def test_everybody_has_the_lines_of_one_role_under_his_own_name() -> None:
     topics = Topics()
     text = render_acl(topics, ALL, joining=("pi-9",))
