@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from fleet_cli.connection import Connection
 from fleet_cli.doctor.finding import Finding
@@ -24,7 +25,12 @@ def check_fleet(connection: Connection) -> tuple[list[Finding], FleetError | Non
     except FleetError as error:
         return [Finding(name="broker", ok=False, detail=str(error), fix=error.hint)], error
     found = Finding(name="broker", ok=True, detail=f"{broker.host}:{broker.port} {broker.root}")
-    return [found, _dispatcher(picture), _workers(picture), _clocks(picture)], None
+    return [found, *check_picture(picture)], None
+
+
+def check_picture(picture: FleetPicture) -> list[Finding]:
+    """Judge what a fleet says of itself."""
+    return [_dispatcher(picture), _workers(picture), *_unfit(picture), _clocks(picture)]
 
 
 def _dispatcher(picture: FleetPicture) -> Finding:
@@ -45,6 +51,20 @@ def _workers(picture: FleetPicture) -> Finding:
         detail=f"{len(online)} of {len(picture.workers)} online {' '.join(online[:8])}".strip(),
         fix="" if online else "start one: `fleet up`, or `edge-worker run`",
     )
+
+
+def _unfit(picture: FleetPicture) -> Iterator[Finding]:
+    """Tell of workers whose own host keeps them from working."""
+    reasons = {w.id: w.presence.reason for w in picture.workers.values() if w.presence}
+    unfit = [f"{worker}: {reason}" for worker, reason in reasons.items() if reason]
+    if unfit:
+        yield Finding(
+            name="boards",
+            ok=False,
+            needed=False,
+            detail=f"not fit for work: {', '.join(unfit)}",
+            fix="see what is wrong there: sudo /opt/edgefleet/current/venv/bin/fleet doctor",
+        )
 
 
 def _clocks(picture: FleetPicture) -> Finding:

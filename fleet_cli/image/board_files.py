@@ -38,6 +38,7 @@ ROLE_DEFAULTS: Final[Mapping[str, Any]] = {
     "worker_drain_s": 30,
     "worker_watchdog_s": 60,
     "worker_model": MODEL_PATH,
+    "worker_model_key": "",
     "worker_settings": {},
 }
 """As in the roles' `defaults/main.yml`; a test holds them together."""

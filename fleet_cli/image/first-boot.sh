@@ -139,13 +139,13 @@ limit_memory() {
 
 clear_card() {
   # The token is used up, and worth nothing any more. What is left of it confuses people.
-  for file in /boot/firmware/user-data /boot/user-data; do
-    [ ! -w "$file" ] || sed -i 's/fleet1\.[A-Za-z0-9_.-]*/used-up/' "$file"
+  for folder in /boot/firmware /boot /var/lib/cloud/seed/nocloud; do
+    [ ! -w "$folder/user-data" ] || sed -i 's/fleet1\.[A-Za-z0-9_.-]*/used-up/' "$folder/user-data"
+    # The words after it keep the initramfs of Bookworm from taking this line for its own.
+    rm -f "$folder/firstrun.sh" || true
   done
-  # The words after it keep the initramfs of Bookworm from taking this line for its own.
-  rm -f /boot/firstrun.sh /boot/firmware/firstrun.sh || true
   rm -rf "$work"
-  case $card in /boot/*) rm -rf "$card" ;; esac
+  case $card in /boot/* | /var/*) rm -rf "$card" ;; esac
 }
 
 restart=

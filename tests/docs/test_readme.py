@@ -92,6 +92,7 @@ def typed_commands() -> Iterator[tuple[str, list[str]]]:
         ROOT / "docs" / "degradation.md",
         ROOT / "docs" / "distill.md",
         ROOT / "docs" / "drill.md",
+        ROOT / "docs" / "first-boot.md",
         ROOT / "docs" / "gateway.md",
         ROOT / "docs" / "postgresql.md",
         ROOT / "docs" / "providers.md",
