@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,10 @@ class AlertFile:
         except FileNotFoundError:
             return ()
         except (OSError, msgspec.MsgspecError) as error:
-            _log.warning("alerts.unreadable", path=str(self._path), error=str(error))
+            aside = self._path.with_suffix(f"{self._path.suffix}.unreadable")
+            _log.warning("alerts.unreadable", kept_as=str(aside), error=str(error))
+            with suppress(OSError):
+                self._path.replace(aside)
             return ()
 
     async def save(self, views: Sequence[AlertView]) -> None:

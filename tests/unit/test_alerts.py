@@ -171,6 +171,7 @@ async def test_a_file_that_cannot_be_read_stops_nobody(tmp_path: Path) -> None:
     with capture_logs() as lines:
         assert file.load() == ()
     assert lines[0]["event"] == "alerts.unreadable"
+    assert (tmp_path / "dispatcher.alerts.unreadable").read_text() == "[{]"
     log = AlertLog()
     log.fire(m.Alert(id="a", severity=m.Severity.INFO, title="t", since_at_ms=1))
     await file.save(log.views())
