@@ -99,6 +99,15 @@ def test_a_shorter_file_cannot_be_made_of_a_longer_one(tmp_path: Path) -> None:
         open_file(path, RING)
 
 
+def test_each_segment_has_a_nonce_of_its_own_and_the_last_one_says_that_it_is(
+    tmp_path: Path,
+) -> None:
+    raw = sealed(tmp_path, bytes(250)).read_bytes()[:HEADER_BYTES]
+    nonces = [nonce for nonce, _ in sealing._read_seal(raw, "x").segments()]
+    assert len(set(nonces)) == 3
+    assert [nonce[-1] for nonce in nonces] == [0, 0, 1]
+
+
 def test_two_files_do_not_fit_together(tmp_path: Path) -> None:
     one, other = (sealed(tmp_path, bytes(200)).read_bytes() for _ in range(2))
     path = tmp_path / "mixed"
