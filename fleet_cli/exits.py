@@ -17,7 +17,8 @@ class ExitCode(IntEnum):
     CANNOT_CONNECT = 3
     TIMEOUT = 4
     DENIED = 5
-    JOB_LOST = 6
+    JOB_LOST = 7
+    """A drill found one; 6 means elsewhere that another took over our identity."""
     INTERRUPTED = 130
 
 

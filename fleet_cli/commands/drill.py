@@ -37,7 +37,7 @@ _MODEL_PER_S = 0.5
     devices were told with what is stored: every accepted job has exactly one final result. It
     touches no other fleet. Boards echo their prompts unless --model names a model.
 
-    Exit code 0 if nothing was lost, 6 if a job was lost, doubled or got another one's answer. The
+    Exit code 0 if nothing was lost, 7 if a job was lost, doubled or got another one's answer. The
     seed decides on the faults, their order and spans; the processes themselves are never twice the
     same.
 
