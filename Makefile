@@ -85,6 +85,17 @@ dashboard:  ## Build the dashboard's page from dashboard/ (Node 20.19 or later, 
 docs: $(STAMP)  ## Render the derived parts of the documents
 	@$(BIN)/python -m docs.render
 
+SITE := .venv-site
+.PHONY: site
+$(SITE)/.installed: docs/requirements.txt
+	@$(PYTHON) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip install --quiet -r docs/requirements.txt
+	@touch $@
+
+site: $(STAMP) $(SITE)/.installed  ## Build the documents as a site, into build/site
+	@$(BIN)/python -m docs.site_folder build/site-source
+	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet -f docs/mkdocs.yml
+
 format: $(STAMP)  ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .

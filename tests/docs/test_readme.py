@@ -85,21 +85,7 @@ PASSED_ON = {("fleet", "sim"): ("cloud-dispatcher", "simulate")}
 
 def typed_commands() -> Iterator[tuple[str, list[str]]]:
     """Yield a program and its words for each line of a code block that starts one."""
-    pages = (
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "docs" / "caching.md",
-        ROOT / "docs" / "degradation.md",
-        ROOT / "docs" / "distill.md",
-        ROOT / "docs" / "drill.md",
-        ROOT / "docs" / "first-boot.md",
-        ROOT / "docs" / "gateway.md",
-        ROOT / "docs" / "postgresql.md",
-        ROOT / "docs" / "providers.md",
-        ROOT / "docs" / "routing.md",
-        ROOT / "docs" / "security.md",
-        ROOT / "docs" / "simulation.md",
-    )
+    pages = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
     for block in re.findall(r"^```.*?$(.*?)^```", "".join(p.read_text() for p in pages), LINES):
         for line in block.splitlines():
             for name in programs():
