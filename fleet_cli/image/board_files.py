@@ -1,7 +1,7 @@
 """The files that a card lays on its board: units, settings, and the script of the first boot.
 
 Units and settings come from the very templates that Ansible's roles use, with the roles' defaults:
-a board that joined by itself is one that a playbook finds nothing to change about but its pace.
+there is one source of each, whoever sets a board up.
 """
 
 from __future__ import annotations

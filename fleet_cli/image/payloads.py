@@ -14,7 +14,7 @@ import msgspec
 from fleet_cli.image.card import Payload, fetched
 from fleet_pki.files import PUBLIC_MODE
 from fleet_protocol.errors import ConfigError
-from fleet_protocol.manifest import MANIFEST_NAME
+from fleet_protocol.manifest import MANIFEST_NAME, SEALED_SUFFIX
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _WHEELS: Final = re.compile(r"edgefleet-(?P<version>.+)-edge-3\.[0-9]+-[a-z0-9_]+\.tar")
@@ -58,7 +58,7 @@ def model_of(source: str, sha256: str | None) -> Payload:
     """Return a model: the name of its folder on the board, and the archive's hash if it is known.
 
     Raises:
-        ConfigError: `no_model`: the folder holds none.
+        ConfigError: `no_model`: the folder holds none; `sealed_model`: none that a card can carry.
     """
     if is_url(source):
         payload = fetched(source, sha256, option="--model")
@@ -72,6 +72,12 @@ def model_of(source: str, sha256: str | None) -> Payload:
             code="no_model",
             hint="name the folder of a built one: python -m models show NAME",
         ) from error
+    if any(path.name.endswith(SEALED_SUFFIX) for path in folder.iterdir()):
+        raise ConfigError(
+            f"{folder} is sealed with the fleet's key, which belongs on no card",
+            code="sealed_model",
+            hint="let Ansible put model and key there (worker_model_key), or name the unsealed one",
+        )
     return Payload(name=_checked(f"{manifest.name}-{manifest.version}"), sha256="")
 
 

@@ -299,6 +299,13 @@ def test_a_private_key_goes_on_no_card(desk: Path, capsys: pytest.CaptureFixture
     assert "key.pub" in capsys.readouterr().err
 
 
+def test_a_sealed_model_goes_on_no_card(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = built_model(desk)
+    (model / "model.onnx").rename(model / "model.onnx.sealed")
+    assert render("--model", str(model), engine="onnx") == ExitCode.USAGE
+    assert "worker_model_key" in capsys.readouterr().err
+
+
 def test_wheels_of_another_version_are_refused(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
