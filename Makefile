@@ -56,6 +56,17 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 clients: $(STAMP) $(CLIENTS)/.installed  ## Ask a fleet with LiteLLM and llm
 	@$(BIN)/python -m pytest -m clients tests/clients
 
+EXAMPLES := .venv-examples
+.PHONY: examples
+$(EXAMPLES)/.installed: tests/examples/requirements.txt tests/examples/umqtt.txt tests/examples/umqtt.sh
+	@$(PYTHON) -m venv $(EXAMPLES)
+	@$(EXAMPLES)/bin/python -m pip install --quiet -r tests/examples/requirements.txt
+	@bash tests/examples/umqtt.sh $(EXAMPLES)/bin/python $(EXAMPLES)/lib-micropython
+	@touch $@
+
+examples: $(STAMP) $(EXAMPLES)/.installed  ## Run the examples for microcontrollers (g++, libmosquitto-dev)
+	@$(BIN)/python -m pytest -m examples tests/examples
+
 check: $(STAMP)  ## Lint, types, floors
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
