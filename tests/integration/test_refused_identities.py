@@ -32,7 +32,7 @@ from tests.integration.secured_site import SecuredSite, listen_for_alert
 from tests.integration.test_secured_broker import context_of
 
 pytestmark = pytest.mark.broker
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 class Watched(SecuredSite):

@@ -176,6 +176,28 @@ def test_the_brokers_folder_is_written_again_with_what_it_had(
 
 
 @pytest.mark.usefixtures("_made")
+def test_a_broker_that_says_whom_it_turns_away_goes_on_saying_so(tmp_path: Path) -> None:
+    assert run(["pki", "broker", "mq", "--host", "broker.lan"]) == ExitCode.OK
+    assert "log_type debug" not in Path("mq/mosquitto.conf").read_text()
+    for more in (["--log", "broker.log"], []):
+        assert run(["pki", "broker", "mq", *more]) == ExitCode.OK
+        lines = Path("mq/mosquitto.conf").read_text().splitlines()
+        assert f"log_dest file {tmp_path / 'broker.log'}" in lines
+        assert "log_dest stderr" not in lines, "a line for every packet is for memory alone"
+        assert {"log_type debug", "log_type subscribe", "log_type notice"} <= set(lines)
+
+
+@pytest.mark.usefixtures("_made")
+def test_a_key_is_made_once_and_never_over_another(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pki", "key", "models.key"]) == ExitCode.OK
+    words = Path("models.key").read_text()
+    assert (len(words.strip()), stat.S_IMODE(Path("models.key").stat().st_mode)) == (64, 0o600)
+    assert run(["pki", "key", "models.key"]) == ExitCode.USAGE
+    assert Path("models.key").read_text() == words
+    assert words.strip() not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_made")
 def test_no_other_process_is_told_to_reload(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pki", "broker", "mq", "--host", "broker.lan"]) == ExitCode.OK
     # A file that was left behind, and whose number belongs to somebody else by now.
