@@ -36,6 +36,16 @@ test('what nobody knows comes last, up or down, and equals keep the order of nam
   expect(names(chosen(fleet, { ...all, by: 'temp_c', down: false }))).toBe('b d c a');
 });
 
+test('texts are ordered as people order them, up and down, whoever came first', () => {
+  const fleet = [worker('w10', { board: 'Pi 5' }), worker('w2', { board: 'Jetson' })];
+  expect(names(chosen(fleet, all))).toBe('w2 w10');
+  const grown = [worker('w3', { board: 'Pi 4' }), ...fleet, worker('w1', { board: 'Pi 4' })];
+  expect(names(chosen(grown, all))).toBe('w1 w2 w3 w10');
+  expect(names(chosen(grown, { ...all, down: true }))).toBe('w10 w3 w2 w1');
+  expect(names(chosen(grown, { ...all, by: 'board' }))).toBe('w2 w1 w3 w10');
+  expect(names(chosen(grown, { ...all, by: 'board', down: true }))).toBe('w10 w1 w3 w2');
+});
+
 test('hot ones are those that are throttled', () => {
   const fleet = [worker('a', { throttled: true }), worker('b', { throttled: false }), worker('c', { status: 'offline' })];
   expect(names(chosen(fleet, { ...all, status: 'hot' }))).toBe('a');
@@ -50,7 +60,7 @@ test('ten thousand workers are searched and sorted', () => {
 test('of several dispatchers each tells its own, and one that is gone is forgotten', () => {
   const told = (at_ms: number, ...rows: Worker[]) => ({ at_ms, rows });
   const moved = worker('b', { inflight: 1 });
-  expect(names(merged([told(30_000, worker('a')), told(29_000, worker('b')), told(30_500, moved)]))).toBe('b a');
+  expect(names(merged([told(30_000, worker('a')), told(29_000, worker('b')), told(30_500, moved)]))).toBe('a b');
   expect(merged([told(29_000, worker('b')), told(30_500, moved)])).toEqual([moved]);
   expect(names(merged([told(9_000, worker('old')), told(30_000, worker('a'))]))).toBe('a');
   expect(merged([])).toEqual([]);

@@ -23,7 +23,8 @@ export function merged(shards: Iterable<Told>): Worker[] {
   const oldest = (told.at(-1)?.at_ms ?? 0) - FORGOTTEN_MS;
   const workers = new Map<string, Worker>();
   for (const { at_ms, rows } of told) if (at_ms >= oldest) for (const row of rows) workers.set(row.worker, row);
-  return [...workers.values()];
+  ranks.know(workers.keys());
+  return [...workers.values()].sort((a, b) => ranks.of(a.worker) - ranks.of(b.worker));
 }
 
 export type Column = keyof Worker;
@@ -44,15 +45,15 @@ export function chosen(workers: readonly Worker[], { words, status, by, down }: 
     const text = `${worker.worker} ${worker.board ?? ''} ${worker.model ?? ''} ${worker.software ?? ''}`.toLowerCase();
     return wanted.every((word) => text.includes(word));
   };
+  const fitting = workers.filter(fits);
+  for (const column of ['worker', by] as const) ranks.know(fitting.map((worker) => worker[column]));
+  const place = (value: unknown): number => (typeof value === 'string' ? ranks.of(value) : Number(value));
   const sign = down ? -1 : 1;
-  return workers.filter(fits).sort((a, b) => {
+  return fitting.sort((a, b) => {
     const x = a[by];
     const y = b[by];
-    if (x === y || (x == null && y == null)) return natural(a.worker, b.worker);
-    if (x == null) return 1;
-    if (y == null) return -1;
-    const order = typeof x === 'string' ? natural(x, String(y)) : Number(x) - Number(y);
-    return order === 0 ? natural(a.worker, b.worker) : sign * order;
+    if (x == null || y == null) return Number(x == null) - Number(y == null) || ranks.of(a.worker) - ranks.of(b.worker);
+    return sign * (place(x) - place(y)) || ranks.of(a.worker) - ranks.of(b.worker);
   });
 }
 
@@ -62,3 +63,28 @@ const collator = new Intl.Collator('en', { numeric: true });
 export function natural(a: string, b: string): number {
   return collator.compare(a, b);
 }
+
+/**
+ * The places of texts in that order. To compare ten thousand names anew for each painting would
+ * take longer than all else on the page; numbers are compared in no time.
+ */
+class Ranks {
+  private readonly places = new Map<string, number>();
+  private sorted: string[] = [];
+
+  /** Takes in what may be new; whatever is no text has no place. */
+  know(values: Iterable<unknown>): void {
+    const fresh = new Set<string>();
+    for (const value of values) if (typeof value === 'string' && !this.places.has(value)) fresh.add(value);
+    if (fresh.size === 0) return;
+    // What is sorted already is one run to the sort, so that a few newcomers cost little.
+    this.sorted = [...this.sorted, ...[...fresh].sort(natural)].sort(natural);
+    this.sorted.forEach((text, at) => this.places.set(text, at));
+  }
+
+  of(text: string): number {
+    return this.places.get(text) ?? this.places.size;
+  }
+}
+
+const ranks = new Ranks();
