@@ -1,7 +1,7 @@
 """Lays the documents out for the site: `python -m docs.site_folder FOLDER`.
 
-The folder gets README.md, ARCHITECTURE.md and docs/ as they lie in the checkout, and every other
-file that they link to. So a link is the same one here, on GitHub and on the site.
+The folder gets README.md, ARCHITECTURE.md, docs/ and examples/ as they lie in the checkout, and
+every other file that they link to. So a link is the same one here, on GitHub and on the site.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _LINK = re.compile(r"\]\(([^()#\s]+)")
 def lay_out(folder: Path) -> list[Path]:
     """Copy pages and what they link to; return the pages, as they lie in the checkout."""
     shutil.rmtree(folder, ignore_errors=True)
-    pages = [*(ROOT / name for name in PAGES), *sorted((ROOT / "docs").glob("**/*.md"))]
+    folders = (sorted((ROOT / name).glob("**/*.md")) for name in ("docs", "examples"))
+    pages = [*(ROOT / name for name in PAGES), *(page for pages in folders for page in pages)]
     files = set(pages)
     for page in pages:
         for target in _LINK.findall(page.read_text()):

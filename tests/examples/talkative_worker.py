@@ -5,13 +5,11 @@ It is started as the worker is: `python -m tests.examples.talkative_worker run .
 
 from __future__ import annotations
 
-import sys
-
 import msgspec
 
 from edge_worker import loading
-from edge_worker.__main__ import main
 from edge_worker.adapters.echo_engine import EchoEngine, to_bytes, to_tokens
+from edge_worker.cli.program import main
 from edge_worker.ports import GenerationRequest
 
 
@@ -28,5 +26,5 @@ class TalkativeEngine(EchoEngine):
 
 
 if __name__ == "__main__":
-    loading.EchoEngine = TalkativeEngine  # type: ignore[misc]
-    sys.exit(main())
+    vars(loading)["EchoEngine"] = TalkativeEngine
+    main()
