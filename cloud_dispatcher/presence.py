@@ -20,7 +20,11 @@ def presence_of(
 ) -> m.DispatcherPresence:
     """Return what the dispatcher says of itself; its `offline` form is also its will."""
     return m.DispatcherPresence(
-        status=status, epoch=epoch, since_at_ms=since_at_ms, software=__version__
+        status=status,
+        epoch=epoch,
+        since_at_ms=since_at_ms,
+        software=__version__,
+        capabilities=(m.JOINT_ANSWERS,),
     )
 
 

@@ -99,8 +99,8 @@ class Tracing:
 
     def _note_event(self, event: e.AnyEvent, now_ms: int) -> None:
         if type(event) is e.DoneReceived:
-            answer = event.done.answer
-            self._end(event.job, event.done.attempt, now_ms, answer=answer)
+            for key, attempt, answer in event.answers():
+                self._end(key, attempt, now_ms, answer=answer)
         elif type(event) is e.FailureReceived:
             self._end(event.job, event.failure.attempt, now_ms, error=event.failure.code)
         elif type(event) is e.EscalationReceived:

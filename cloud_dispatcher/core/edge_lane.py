@@ -154,17 +154,19 @@ class EdgeLane:
             self._ledger.send(topics.TOKENS, (job.device, job.id), TokenChunk(i=chunk.i, t=chunk.t))
 
     def on_done(self, event: DoneReceived) -> None:
-        """The worker answered: if the attempt is current, that is the result."""
-        job = self.current(event.worker, event.job, event.done.attempt)
-        self._ledger.heard(event.worker)
-        if job is not None:
-            self._ledger.fleet.worked(event.worker)
-            answer, now_ms = event.done.answer, self._ledger.now_ms
-            result = edge_result(job, answer, worker=event.worker, now_ms=now_ms)
-            self._ledger.fleet.answered(job, answer, now_ms)
-            self._outbox.finish(job, result)
-            self._ledger.conversations.answered(job.submit, event.worker, now_ms)
-        self.settle(event.worker, event.job, event.done.attempt)
+        """The worker answered: where the attempt is current, that is the result."""
+        worker, ledger = event.worker, self._ledger
+        ledger.heard(worker)
+        now_ms = ledger.now_ms
+        for key, attempt, answer in event.answers():
+            job = self.current(worker, key, attempt)
+            if job is not None:
+                ledger.fleet.worked(worker)
+                result = edge_result(job, answer, worker=worker, now_ms=now_ms)
+                ledger.fleet.answered(job, answer, now_ms)
+                self._outbox.finish(job, result)
+                ledger.conversations.answered(job.submit, worker, now_ms)
+            self.settle(worker, key, attempt)
 
     def on_failure(self, event: FailureReceived) -> None:
         """The worker could not: another may, unless it says that none can."""

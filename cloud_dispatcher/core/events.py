@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import msgspec
@@ -111,11 +112,21 @@ class TokensReceived(Event, frozen=True, kw_only=True):
 
 
 class DoneReceived(Event, frozen=True, kw_only=True):
-    """The worker answered."""
+    """The worker answered one job, or several.
+
+    Attributes:
+        job: That of the first answer.
+    """
 
     worker: m.WorkerId
     job: m.JobKey
     done: m.JobDone
+
+    def answers(self) -> Iterator[tuple[m.JobKey, int, m.LocalAnswer]]:
+        """Yield all of them: job, attempt, answer."""
+        yield self.job, self.done.attempt, self.done.answer
+        for other in self.done.more:
+            yield m.JobKey(other.job), other.attempt, other.answer
 
 
 class FailureReceived(Event, frozen=True, kw_only=True):

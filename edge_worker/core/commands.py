@@ -69,12 +69,14 @@ class Send(Command, frozen=True):
     Attributes:
         ids: The ids of the channel's topic, in the template's order.
         expiry_ms: The message is worthless after this span.
+        joint: An answer that may travel in one message with others.
     """
 
     channel: Channel
     ids: tuple[str, ...]
     message: m.Message
     expiry_ms: int | None = None
+    joint: bool = False
 
 
 class LimitSlots(Command, frozen=True):

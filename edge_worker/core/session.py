@@ -208,6 +208,7 @@ class Session:
 
     def _on_dispatcher(self, event: e.DispatcherSeen, now_ms: int) -> None:
         self._dispatcher_online = event.presence.status is m.DispatcherStatus.ONLINE
+        self._teller.joins_answers = m.JOINT_ANSWERS in event.presence.capabilities
         if not self._dispatcher_online or event.presence.epoch == self._epoch:
             return
         self._epoch = event.presence.epoch

@@ -34,12 +34,17 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Teller:
-    """Turns what is to be said into commands, which gather in `out`."""
+    """Turns what is to be said into commands, which gather in `out`.
+
+    Attributes:
+        joins_answers: The dispatcher takes several in one message.
+    """
 
     def __init__(self, *, worker: m.WorkerId, info: m.WorkerInfo, started_at_ms: int) -> None:
         self.out: list[c.AnyCommand] = []
         self.info = info
         self.is_linked = False
+        self.joins_answers = False
         self._worker = worker
         self._started_at_ms = started_at_ms
         self._seq = 0
@@ -56,7 +61,12 @@ class Teller:
         if held.repeats:
             wait_ms = min(REPEAT_MS << min(held.repeats, 8), REPEAT_MOST_MS)
         held.repeat_at_ms = now_ms + wait_ms
-        self._send(outcomes.channel_of(outcome), outcome, held.job)
+        if not self.is_linked:
+            return
+        # Told again it travels alone: should a message of many be too much for anybody on the way.
+        joint = self.joins_answers and not held.repeats and isinstance(outcome, m.JobDone)
+        ids = (self._worker, held.job)
+        self.out.append(c.Send(outcomes.channel_of(outcome), ids, outcome, joint=joint))
 
     def tell_tokens(self, held: HeldJob, now_ms: int) -> None:
         """Send the text that has not been sent, if the job wants to see it grow."""

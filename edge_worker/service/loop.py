@@ -244,7 +244,7 @@ class WorkerService:
         self._is_tidying = False
         if turn.deliveries:
             self._parts.bus.acknowledge(turn.deliveries)
-        for send in turn.sends:
+        for send in turn.messages():
             self._publish(send)
         turn.told()
 

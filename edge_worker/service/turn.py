@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec.structs import replace
+
 from edge_worker.core.attempt import SpooledJob
 from edge_worker.core.commands import (
     UNPROMISING,
@@ -13,8 +18,12 @@ from edge_worker.core.commands import (
 )
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.bus import Delivery
-from fleet_protocol.messages import JobKey
+from fleet_protocol.messages import FurtherAnswer, JobDone, JobKey
 from fleet_protocol.topics import PROGRESS
+
+_JOINT_MAX: Final = 64
+_JOINT_CHARS: Final = 65_536
+"""Answers, and characters of them, in one message."""
 
 
 class Turn:
@@ -70,6 +79,24 @@ class Turn:
         self.clears = False
         self.forget.clear()
 
+    def messages(self) -> Iterator[Send]:
+        """Yield what is to be told: first what travels alone, then answers, many in a message."""
+        joint: list[tuple[Send, JobDone]] = []
+        chars = 0
+        for send in self.sends:
+            done = send.message
+            if not (send.joint and isinstance(done, JobDone)):
+                yield send
+                continue
+            size = len(done.answer.text)
+            if joint and (len(joint) == _JOINT_MAX or chars + size > _JOINT_CHARS):
+                yield _joined(joint)
+                joint, chars = [], 0
+            joint.append((send, done))
+            chars += size
+        if joint:
+            yield _joined(joint)
+
     def told(self) -> None:
         """Take note that all was told."""
         self.sends.clear()
@@ -86,3 +113,15 @@ class Turn:
             and send.channel is not PROGRESS
         ]
         return now
+
+
+def _joined(answers: list[tuple[Send, JobDone]]) -> Send:
+    """Return one message of them all, on the topic of the first job."""
+    (first, done), *others = answers
+    if not others:
+        return first
+    more = tuple(
+        FurtherAnswer(job=send.ids[1], attempt=other.attempt, answer=other.answer)
+        for send, other in others
+    )
+    return replace(first, message=replace(done, more=more))

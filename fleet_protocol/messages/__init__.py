@@ -87,6 +87,7 @@ from fleet_protocol.messages.words import (
     WorkerId,
 )
 from fleet_protocol.messages.workers import (
+    JOINT_ANSWERS,
     JOINT_ASSIGNMENTS,
     Activity,
     Assignment,
@@ -94,6 +95,7 @@ from fleet_protocol.messages.workers import (
     Benchmark,
     DesiredModel,
     Escalation,
+    FurtherAnswer,
     HeldJobs,
     JobDone,
     JobFailed,
@@ -117,6 +119,7 @@ from fleet_protocol.messages.workers import (
 __all__ = [
     "FINAL_STATUSES",
     "ID_PATTERN",
+    "JOINT_ANSWERS",
     "JOINT_ASSIGNMENTS",
     "PROMPT_MAX_CHARS",
     "PROTOCOL_VERSION",
@@ -158,6 +161,7 @@ __all__ = [
     "FleetEvent",
     "FleetEvents",
     "FleetSummary",
+    "FurtherAnswer",
     "Generation",
     "HeldJobs",
     "Id",

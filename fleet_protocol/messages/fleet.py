@@ -35,12 +35,14 @@ class DispatcherPresence(Message, frozen=True, kw_only=True):
 
     Attributes:
         epoch: Name of this run of the dispatcher; on a new one workers send `HeldJobs`.
+        capabilities: What it takes beyond what the first release did.
     """
 
     status: DispatcherStatus
     epoch: Id
     since_at_ms: InstantMs = 0
     software: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    capabilities: tuple[str, ...] = ()
 
 
 class Quantiles(Part, frozen=True, kw_only=True):

@@ -98,6 +98,8 @@ class Benchmark(Part, frozen=True, kw_only=True):
     measured_at_ms: InstantMs = 0
 
 
+JOINT_ANSWERS: Final = "joint-answers"
+"""A dispatcher's capability: it takes several answers in one message, see `JobDone.more`."""
 JOINT_ASSIGNMENTS: Final = "joint-assignments"
 """A worker's capability: it takes several jobs in one message, see `Assignment.more`."""
 
@@ -280,13 +282,27 @@ class LocalAnswer(Part, frozen=True, kw_only=True):
     cached: bool = False
 
 
+class FurtherAnswer(Part, frozen=True, kw_only=True):
+    """The answer to another attempt, in the message of one."""
+
+    job: Id
+    attempt: Attempt
+    answer: LocalAnswer
+
+
 class JobDone(Message, frozen=True, kw_only=True):
-    """The worker's answer; it stays in the worker's spool until it is settled."""
+    """The worker's answer; it stays in the worker's spool until it is settled.
+
+    Attributes:
+        more: Answers to further jobs, ready in the same moment: one message, not many. Only for a
+            dispatcher with the capability `JOINT_ANSWERS`; what is told again is told alone.
+    """
 
     MAX_BYTES: ClassVar[int] = 4_194_304
 
     attempt: Attempt
     answer: LocalAnswer
+    more: tuple[FurtherAnswer, ...] = ()
 
 
 class JobFailed(Message, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from cloud_dispatcher.core.job import ReplyTo
 from cloud_dispatcher.core.settings import EngineSettings, RetrySettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
-from tests.unit.engine_desk import Desk
+from tests.unit.engine_desk import ANSWER, Desk
 
 
 @pytest.fixture
@@ -58,6 +58,28 @@ def test_only_who_can_read_several_jobs_at_once_may_get_them(
     desk.submit()
     (send,) = [x for x in desk.all_of(c.Send) if x.channel is topics.ASSIGN]
     assert send.joint is bool(capabilities)
+
+
+def test_answers_that_came_together_are_each_judged_for_itself() -> None:
+    desk = Desk()
+    desk.worker(slots=4)
+    for number in range(1, 4):
+        desk.submit(number)
+    further = [
+        m.FurtherAnswer(job=job, attempt=attempt, answer=ANSWER)
+        for job, attempt in (("K2", 1), ("K3", 7), ("K9", 1))
+    ]
+    done = m.JobDone(attempt=1, answer=ANSWER, more=tuple(further))
+    desk.handle(e.DoneReceived(worker=m.WorkerId("w1"), job=m.JobKey("K1"), done=done))
+    assert [result.id for result in desk.sent(topics.RESULT, m.JobResult)] == ["1", "2"]
+    assert desk.job("K3").status is m.JobStatus.ASSIGNED, "an older attempt moves nothing"
+    settled = [ref for one in desk.sent(topics.SETTLED, m.Settled) for ref in one.jobs]
+    assert [(ref.job, ref.attempt) for ref in settled] == [
+        ("K1", 1),
+        ("K2", 1),
+        ("K3", 7),
+        ("K9", 1),
+    ]
 
 
 def test_a_job_waits_for_a_free_slot_and_takes_it_at_once(desk: Desk) -> None:

@@ -49,6 +49,25 @@ def test_jobs_that_come_together_are_kept_and_answered_each_for_itself() -> None
     assert about_jobs(lab) == ["done"] * 6, "who is asked again says so again"
 
 
+@pytest.mark.parametrize("capabilities", [(m.JOINT_ANSWERS,), ()])
+def test_an_answer_may_travel_with_others_the_first_time_if_the_dispatcher_can_read_them(
+    capabilities: tuple[str, ...],
+) -> None:
+    lab = SessionLab()
+    online = m.DispatcherPresence(
+        status=m.DispatcherStatus.ONLINE, epoch="e1", capabilities=capabilities
+    )
+    lab.do(e.DispatcherSeen(online))
+    told = lab.do(finished(lab.start()))
+    again = lab.do(e.TimePassed(), after_ms=15_000)
+    sends = [
+        command
+        for command in (*told, *again)
+        if isinstance(command, c.Send) and command.channel is t.DONE
+    ]
+    assert [send.joint for send in sends] == [bool(capabilities), False]
+
+
 def test_started_is_told_once_though_tokens_were_told_before() -> None:
     lab = SessionLab()
     name = lab.start(stream=True)
