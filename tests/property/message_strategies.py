@@ -69,10 +69,10 @@ def _structs(kind: Any) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(_fields(kind)).map(lambda values: kind(**values))
 
 
-def _fields(kind: type[msgspec.Struct]) -> dict[str, st.SearchStrategy[Any]]:
+def _fields(kind: type[msgspec.Struct], *, but: str = "") -> dict[str, st.SearchStrategy[Any]]:
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
-    fields = {field.name: _values(field.type) for field in info.fields}
+    fields = {field.name: _values(field.type) for field in info.fields if field.name != but}
     if "v" in fields:
         fields["v"] = st.just(m.PROTOCOL_VERSION)
     return fields
@@ -89,6 +89,10 @@ def _values(  # noqa: PLR0911  # one a type
             return _forms()
         case msgspec.inspect.StructType(cls=m.JobSubmit):
             return _any_submit()
+        case msgspec.inspect.StructType(cls=m.Assignment):
+            # One that came with another brings none itself.
+            alone = st.fixed_dictionaries(_fields(m.Assignment, but="more"))
+            return alone.map(lambda values: m.Assignment(**values))
         case msgspec.inspect.StructType():
             return _structs(info.cls)
         case msgspec.inspect.VarTupleType():
