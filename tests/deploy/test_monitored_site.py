@@ -144,10 +144,12 @@ def test_it_knows_workers_machines_and_rules(site: MonitoredSite) -> None:
     assert groups == {"edgefleet-objectives", "edgefleet-alerts", "edgefleet-nodes"}
 
 
-LOGIN: Final = """
+BROWSER: Final = """
 import http.cookiejar, json, urllib.request as u
+from websockets.sync.client import connect
 url = "http://127.0.0.1:8600"
-browser = u.build_opener(u.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+jar = http.cookiejar.CookieJar()
+browser = u.build_opener(u.HTTPCookieProcessor(jar))
 told = {}
 for name in ("/", "/metrics"):
     try:
@@ -158,14 +160,28 @@ body = json.dumps({"name": "ann", "password": "%s"}).encode()
 headers = {"content-type": "application/json", "origin": url}
 told["login"] = browser.open(u.Request(url + "/page/login", body, headers)).status
 told["session"] = json.load(browser.open(url + "/page/session"))
+cookie = {"cookie": "; ".join(f"{one.name}={one.value}" for one in jar)}
+with connect(
+    "ws" + url[4:] + "/mqtt", origin=url, additional_headers=cookie, subprotocols=["mqtt"]
+) as page:
+    page.send(b"\\x10\\x10\\x00\\x04MQTT\\x05\\x02\\x00\\x1e\\x00\\x00\\x03abc")
+    told["connack"] = list(page.recv(timeout=20)[:4])
 print(json.dumps(told))
 """
+"""What a browser does, as far as the broker's word that the page is let in."""
 
 
 def test_the_page_is_for_those_who_log_in(site: MonitoredSite) -> None:
-    told = json.loads(site.hub.ssh("python3 - <<'EOF'\n" + LOGIN % PASSWORD + "\nEOF").stdout)
+    look_at_the_page(site)
+
+
+def look_at_the_page(site: MonitoredSite) -> None:
+    python = "sudo /opt/edgefleet/current/venv/bin/python - <<'EOF'"
+    told = json.loads(site.hub.ssh(f"{python}\n{BROWSER % PASSWORD}\nEOF").stdout)
     assert (told["/"], told["/metrics"], told["login"]) == (200, 401, 204)
     assert told["session"]["role"] == "operator"
+    packet, _, _, reason = told["connack"]
+    assert (packet, reason) == (0x20, 0)
 
 
 def test_a_second_run_changes_nothing(site: MonitoredSite) -> None:
@@ -198,6 +214,15 @@ def test_a_dispatcher_that_is_gone_fires_an_alert(site: MonitoredSite) -> None:
     until(lambda: site.query(fires) != {}, lambda: site.ask("alerts"))
     site.hub.ssh("sudo systemctl start edgefleet-dispatcher")
     until(lambda: site.query(fires) == {}, lambda: site.ask("alerts"))
+
+
+def test_new_keys_are_for_pages_too(site: MonitoredSite) -> None:
+    sums = "sudo sha256sum /etc/edgefleet/identities/page-operator/key.pem"
+    before = site.hub.ssh(sums).stdout
+    site.operator.must_play("rotate_certs")
+    assert site.hub.ssh(sums).stdout != before
+    until(lambda: set(site.query("up").values()) == {1.0}, lambda: site.ask("targets"))
+    look_at_the_page(site)
 
 
 def test_a_board_that_is_taken_off_is_looked_at_no_more(site: MonitoredSite) -> None:
