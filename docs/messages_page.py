@@ -13,8 +13,9 @@ _INTRODUCTION = """# Topics and messages
 
 Rendered from `fleet_protocol` by `make docs`. Payloads are JSON. Fields that a program does not
 know are ignored; one that is missing or wrong has the message refused with a code. The
-[table of topics](../ARCHITECTURE.md#topics) says who says what to whom, and
-[its rules](../ARCHITECTURE.md#topics) what no table can show.
+[table of topics](../ARCHITECTURE.md#topics) says who says what to whom, and its rules what no
+table can show. For programs the gateway has the same
+[as AsyncAPI](gateway.md#for-programs-openapi-and-asyncapi).
 """
 
 

@@ -8,7 +8,11 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-PAGES: Final = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES: Final = [
+    path
+    for place in ("*.md", "docs/**/*.md", "examples/**/*.md", "models/**/*.md", "deploy/**/*.md")
+    for path in sorted(ROOT.glob(place))
+]
 FENCE: Final = re.compile(r"^(```+|~~~+).*?^\1", re.MULTILINE | re.DOTALL)
 CODE: Final = re.compile(r"`[^`\n]*`")
 LINK: Final = re.compile(r"\]\(\s*([^()\s]+(?:\([^()]*\)[^()\s]*)?)(?:\s+\"[^\"]*\")?\s*\)")

@@ -86,7 +86,7 @@ class Fleet {
   private take(summary: Summary): void {
     this.newest = summary;
     this.heardAt = Date.now();
-    this.dirty = true;
+    if (!document.hidden) this.summary = summary; // comes once a second: it need not wait for a painting
     const last = this.samples.at(-1);
     if (last && summary.at_ms - (last[0] ?? 0) < SAMPLE_MS) return;
     const named: Record<string, number | undefined> = {
@@ -109,9 +109,9 @@ class Fleet {
     if (document.hidden) return;
     const now = Date.now();
     if (Math.floor(now / 1_000) !== Math.floor(this.now / 1_000)) this.now = now;
+    this.summary = this.newest;
     if (!this.dirty) return;
     this.dirty = false;
-    this.summary = this.newest;
     this.workers = merged(this.shards.values());
   }
 
