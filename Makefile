@@ -31,7 +31,7 @@ test: model  ## Run all tests
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 ANSIBLE := .venv-ansible
-.PHONY: ansible boards
+.PHONY: ansible boards boards-arm64
 $(ANSIBLE)/.installed: deploy/ansible/requirements.txt
 	@$(PYTHON) -m venv $(ANSIBLE)
 	@$(ANSIBLE)/bin/python -m pip install --quiet -r deploy/ansible/requirements.txt
@@ -43,8 +43,12 @@ ansible: $(STAMP) $(ANSIBLE)/.installed  ## Lint playbooks and roles, render eve
 	@cd deploy/ansible && LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(ANSIBLE)/bin:$$PATH" ansible-lint -q
 	@$(BIN)/python -m pytest -m ansible tests/deploy
 
-boards: $(STAMP) $(ANSIBLE)/.installed  ## Set up, upgrade and reset a site of test boards (root, Debian)
-	@$(BIN)/python -m pytest -m boards tests/deploy
+# Two sites at a time, each in one process: they mostly wait for each other's machines.
+boards: model $(ANSIBLE)/.installed  ## Set up, upgrade and reset a site of test boards (root, Debian)
+	@$(BIN)/python -m pytest -m boards -n 2 --dist loadfile tests/deploy
+
+boards-arm64: model $(ANSIBLE)/.installed  ## Flash an emulated ARM board and ask it (root, Debian, QEMU)
+	@$(BIN)/python -m pytest -m boards_arm64 -s tests/deploy
 
 CLIENTS := .venv-clients
 .PHONY: clients

@@ -7,6 +7,8 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -26,33 +28,33 @@ _SETUP: Final = (
     # Distributions start it at once; here nobody has configured it yet.
     "chroot $1 systemctl disable mosquitto.service",
 )
+NATIVE: Final = "amd64"
 
 
-def missing_programs() -> list[str]:
-    """Return what would have to be installed for boards to start here."""
-    return [
-        name for name in ("mmdebstrap", "systemd-nspawn", "ip", "ssh") if not shutil.which(name)
-    ]
+def base_images(suites: Iterable[str]) -> None:
+    """Build those that there are not yet, side by side."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(base_image, set(suites)))
 
 
-def base_image(suite: str) -> Path:
+def base_image(suite: str, architecture: str = NATIVE) -> Path:
     """Return the folder of a base image, built where there is none yet (some three minutes).
 
     Its name holds a digest of all that it is made of, so a change makes a new one.
     """
-    recipe = "\n".join((suite, *PACKAGES, *_SETUP))
-    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    name = suite if architecture == NATIVE else f"{suite}-{architecture}"
+    digest = hashlib.sha256("\n".join((name, *PACKAGES, *_SETUP)).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgefleet/boards"
     cache.mkdir(parents=True, exist_ok=True)
-    image = cache / f"{suite}-{digest}"
+    image = cache / f"{name}-{digest}"
     with (cache / f"{image.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not image.exists():
-            _build(suite, image)
+            _build(suite, architecture, image)
     return image
 
 
-def _build(suite: str, image: Path) -> None:
+def _build(suite: str, architecture: str, image: Path) -> None:
     half = image.with_name(f"{image.name}.half")
     shutil.rmtree(half, ignore_errors=True)
     subprocess.run(
@@ -60,6 +62,7 @@ def _build(suite: str, image: Path) -> None:
             "mmdebstrap",
             "--variant=minbase",
             f"--include={','.join(PACKAGES)}",
+            f"--architectures={architecture}",
             *(f"--customize-hook={line}" for line in _SETUP),
             suite,
             str(half),

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from tests.deploy.base_image import OPERATOR, base_image
+from tests.deploy.base_image import NATIVE, OPERATOR, base_image
 from tests.deploy.control_groups import ControlGroup
 
 NETWORK: Final = "10.77.0"
-_START_S: Final = 60.0
+_START_S: Final = 180.0
 _STOP_S: Final = 60.0
 
 
@@ -59,9 +59,10 @@ class BoardLab:
             for board in self.boards.values():
                 stack.callback(board.remove)
 
-    def add(self, name: str, *, suite: str = "bookworm") -> Board:
+    def add(self, name: str, *, suite: str = "bookworm", architecture: str = NATIVE) -> Board:
         """Make a blank board; it is not switched on yet."""
-        board = Board(self, name, number=len(self.boards) + 10, image=base_image(suite))
+        image = base_image(suite, architecture)
+        board = Board(self, name, number=len(self.boards) + 10, image=image)
         self.boards[name] = board
         board.make()
         return board
@@ -158,15 +159,14 @@ class Board:
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            self._group.kill()
+            self._end(self._process)
         self._process = None
 
     def cut_power(self) -> None:
         """End all of it between two instructions."""
         self.plug(connected=False)
-        self._group.kill()
         assert self._process
-        self._process.wait(_STOP_S)
+        self._end(self._process)
         self._process = None
         _run("umount", str(self.root))
 
@@ -207,7 +207,11 @@ class Board:
             if self._process is not None:
                 with contextlib.suppress(OSError):
                     self._group.freeze(frozen=False)
-                self.switch_off()
+                self._end(self._process)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        self._group.kill()
+        process.wait(_STOP_S)
 
     def _mount(self) -> None:
         upper, work = self._folder / "upper", self._folder / "work"

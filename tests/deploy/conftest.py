@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.conftest import require
-from tests.deploy.base_image import missing_programs
+from tests.deploy.ground import obstacle
 from tests.deploy.playbooks import ansible_program
 
 
@@ -21,6 +21,9 @@ def ansible() -> None:
 @pytest.fixture(scope="session")
 def boards_can_start(ansible: None) -> None:  # noqa: ARG001 - both are needed
     """Be sure that boards can start on this machine."""
-    require(os.geteuid() == 0, "a test board needs root, which")
-    missing = missing_programs()
-    require(not missing, ", ".join(missing))
+    why = obstacle()
+    if why is None:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"no board can start here, and CI is set: {why}")
+    pytest.skip(f"no board can start here: {why}")

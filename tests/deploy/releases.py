@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from fleet_protocol import __version__
 from tests.deploy.playbooks import ANSIBLE, REPOSITORY
@@ -18,17 +18,37 @@ _PARTS: Final = (
     *("fleet_protocol", "fleet_client", "fleet_pki", "fleet_cli"),
     *("cloud_dispatcher", "edge_worker", "models"),
 )
-HUB_EXTRAS: Final = "cloud,pki,client"
-BOARD_EXTRAS: Final = "edge"
-MACHINE: Final = "x86_64"
 
 
-def fill_wheelhouse(folder: Path, *, hub_python: str, board_pythons: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Target:
+    """A kind of host: extras of the package, Python, and machine, as `uname -m` calls it."""
+
+    extras: str
+    python: str
+    machine: str
+
+    @classmethod
+    def hub(cls, python: str) -> Self:
+        """Return the cloud host's."""
+        return cls("cloud,pki,client", python, "x86_64")
+
+    @classmethod
+    def board(cls, python: str, *, machine: str = "x86_64") -> Self:
+        """Return a board's."""
+        return cls("edge", python, machine)
+
+
+def fill_wheelhouse(folder: Path, *targets: Target) -> None:
     """Fill it as `wheelhouse.yml` does, from this checkout; needs the internet."""
-    hosts = [(HUB_EXTRAS, hub_python), *((BOARD_EXTRAS, python) for python in board_pythons)]
-    for extras, python in hosts:
-        words = [str(folder), __version__, str(REPOSITORY), sys.executable, extras, python, MACHINE]
-        done = subprocess.run([str(_FILL), *words], capture_output=True, text=True, check=False)
+    for target in targets:
+        words = [str(folder), __version__, str(REPOSITORY), sys.executable]
+        done = subprocess.run(
+            [str(_FILL), *words, target.extras, target.python, target.machine],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
 

@@ -1,124 +1,74 @@
 """A site from blank boards to none: real systemd, real SSH, no internet.
 
 The tests are one story in order, for each step takes minutes: `make boards`. The hub is the cloud
-host; the boards answer with the echo engine, or with the default model where it was built.
+host; the boards answer with the default model.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from threading import Thread
+from typing import Final
 
 import pytest
 
 from fleet_protocol import __version__
-from fleet_protocol.manifest import DEFAULT_MODEL
-from models.cache import cache_root
-from tests.deploy.board_lab import Board, BoardLab
-from tests.deploy.playbooks import Operator
-from tests.deploy.releases import add_release, fill_wheelhouse
+from tests.conftest import require
+from tests.deploy.base_image import base_images
+from tests.deploy.board_lab import BoardLab
+from tests.deploy.field_site import (
+    PYTHONS,
+    Site,
+    settings_for,
+    spooled,
+    version_of,
+    wait_until,
+    wait_until_active,
+)
+from tests.deploy.releases import Target, add_release, fill_wheelhouse
+from tests.deploy.traffic import Traffic
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1_800)]
 
 NEXT: Final = "9.1.0"
 BROKEN: Final = "9.2.0"
-BOARDS: Final = {"pi-1": "bookworm", "pi-2": "trixie"}
-PYTHONS: Final = {"bookworm": "3.11", "trixie": "3.13"}
-HUB_UNITS: Final = ("edgefleet-broker", "edgefleet-authority", "edgefleet-dispatcher")
+BOARDS: Final = {"pi-1": "bookworm", "pi-2": "bookworm", "pi-3": "trixie"}
 WATCHDOG_S: Final = 30
-PATIENCE_S: Final = 180.0
-
-
-class Site:
-    """The hub, the boards, and who runs them."""
-
-    def __init__(self, lab: BoardLab, operator: Operator) -> None:
-        self.hub = lab.boards["hub"]
-        self.boards = {name: lab.boards[name] for name in BOARDS}
-        self.operator = operator
-        self._lab = lab
-
-    def units(self) -> Iterator[tuple[Board, str]]:
-        yield from ((self.hub, unit) for unit in HUB_UNITS)
-        yield from ((board, "edgefleet-worker") for board in self.boards.values())
-
-    def enrol_device(self, name: str) -> Path:
-        """Enrol a device on the hub and carry its key to whoever asks."""
-        pki = "/var/lib/edgefleet/authority"
-        fleet = "/opt/edgefleet/current/venv/bin/fleet"
-        as_authority = f"sudo runuser -u edgefleet-authority -- {fleet}"
-        self.hub.ssh(f"{as_authority} enroll device {name} --out {pki}/{name} --pki {pki}")
-        self.hub.ssh(
-            f"sudo {fleet} pki broker /etc/mosquitto/fleet --user mosquitto --pki {pki} --reload"
-        )
-        folder = self._lab.folder / "keys" / name
-        folder.mkdir(parents=True)
-        for file in ("ca.pem", "key.pem", "cert.pem"):
-            text = self.hub.ssh(f"sudo cat {pki}/{name}/{name}/{file}").stdout
-            (folder / file).write_text(text)
-            (folder / file).chmod(0o600)
-        return folder
-
-    def ask(self, identity: Path, question: str) -> dict[str, Any]:
-        """Ask over mutual TLS, from the boards' network."""
-        fleet = [sys.executable, "-m", "fleet_cli", "ask", question, "--json", "--cache", "off"]
-        who = ["--broker", f"mqtts://{self.hub.address}:8883", "--identity", str(identity)]
-        done = subprocess.run(
-            self._lab.on_lan(*fleet, *who), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
-
-    def version_of(self, board: Board) -> str:
-        return board.ssh("readlink /opt/edgefleet/current").stdout.strip()
+CUT_S: Final = 120.0
+"""Far beyond lease and keepalive (30 s) and the silence after which a board is gone (20 s)."""
+MISSED_S: Final = 50.0
+"""After one and a half keepalives the broker says that a board is gone. A dispatcher that starts
+before that takes it for there and gives it jobs, which ends the attempts that it had."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, boards_can_start: None) -> Iterator[Site]:  # noqa: ARG001 - looks first
     folder = tmp_path_factory.mktemp("boards")
     wheelhouse = folder / "wheelhouse"
+    settings = settings_for(wheelhouse)
+    require("fleet_model" in settings, "the default model (`make model` builds it)")
+    base_images(BOARDS.values())
     pythons = sorted({PYTHONS[suite] for suite in BOARDS.values()})
-    fill_wheelhouse(wheelhouse, hub_python=PYTHONS["bookworm"], board_pythons=pythons)
+    targets = (Target.board(python) for python in pythons)
+    fill_wheelhouse(wheelhouse, Target.hub(PYTHONS["bookworm"]), *targets)
     add_release(wheelhouse, folder / "next", NEXT)
     add_release(wheelhouse, folder / "broken", BROKEN, breaks="this release was never tried out")
     with BoardLab(folder) as lab:
-        hub = lab.add("hub")
+        lab.add("hub")
         for name, suite in BOARDS.items():
             lab.add(name, suite=suite)
         for board in lab.boards.values():
             board.switch_on()
-        operator = Operator(lab, hub, _settings(wheelhouse))
-        yield Site(lab, operator)
+        yield Site(lab, settings | {"worker_watchdog_s": WATCHDOG_S})
 
 
-def _settings(wheelhouse: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "fleet_version": __version__,
-        "fleet_wheelhouse": str(wheelhouse),
-        # A container has its host's clock, and systemd-timesyncd knows that.
-        "base_timesync": False,
-        "worker_watchdog_s": WATCHDOG_S,
-        "verify_patience_s": 120,
-    }
-    built = sorted((cache_root(os.environ) / "models" / DEFAULT_MODEL).glob("*/manifest.json"))
-    if built:
-        return settings | {"fleet_model": str(built[-1].parent)}
-    echo = {"worker_engine": "echo", "verify_question": "golden", "verify_expect": "golden"}
-    return settings | echo
-
-
-def wait_until_active(board: Board, unit: str) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while board.ssh("systemctl", "is-active", unit, check=False).stdout.strip() != "active":
-        assert time.monotonic() < deadline_s, board.ssh(f"sudo journalctl -n 30 -u {unit}").stdout
-        time.sleep(0.5)
+@pytest.fixture(scope="module")
+def door(site: Site) -> Path:
+    """The key and certificate of a device."""
+    return site.enrol("device", "door")
 
 
 def test_check_mode_changes_nothing_on_a_blank_board(site: Site) -> None:
@@ -152,8 +102,7 @@ def test_the_weekly_renewal_may_do_what_it_has_to(site: Site) -> None:
     assert "Reloading config" in broker
 
 
-def test_a_device_is_answered_over_mutual_tls(site: Site) -> None:
-    door = site.enrol_device("door")
+def test_a_device_is_answered_over_mutual_tls(site: Site, door: Path) -> None:
     result = site.ask(door, "What is the capital of France?")
     assert (result["status"], result["answered_by"]) == ("ok", "edge")
     assert result["worker"] in BOARDS
@@ -183,10 +132,7 @@ def test_a_worker_that_stands_still_is_started_again(site: Site) -> None:
     show = "systemctl show edgefleet-worker --value"
     restarts = int(board.ssh(f"{show} -p NRestarts").stdout)
     board.ssh(f"sudo kill -STOP $({show} -p MainPID)")
-    deadline_s = time.monotonic() + PATIENCE_S
-    while int(board.ssh(f"{show} -p NRestarts").stdout) == restarts:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.5)
+    wait_until(lambda: int(board.ssh(f"{show} -p NRestarts").stdout) > restarts)
     wait_until_active(board, "edgefleet-worker")
     assert "watchdog" in board.ssh("sudo journalctl -u edgefleet-worker").stdout.lower()
 
@@ -198,38 +144,129 @@ def test_a_board_out_of_reach_does_not_hold_up_the_others(site: Site) -> None:
     gone.plug(connected=True)
     assert recap.unreachable == {"pi-2"}
     assert recap.failed == set()
-    assert "lab" in site.boards["pi-1"].ssh("sudo cat /etc/edgefleet/worker.toml").stdout
+    for name in BOARDS.keys() - {"pi-2"}:
+        assert "lab" in site.boards[name].ssh("sudo cat /etc/edgefleet/worker.toml").stdout
 
 
 def test_a_broken_release_stops_at_the_first_board_which_goes_back(site: Site) -> None:
     recap = site.operator.play(
-        "upgrade", "--tags", "workers", fleet_version=BROKEN, verify_patience_s=20
+        "upgrade", "--tags", "workers", fleet_version=BROKEN, verify_patience_s=30
     )
     assert recap.returncode != 0
     assert recap.failed == {"pi-1"}
-    first, second = site.boards.values()
-    assert site.version_of(first) == __version__
+    first, *others = site.boards.values()
+    assert version_of(first) == __version__
     wait_until_active(first, "edgefleet-worker")
-    # Nobody touched the next one.
-    assert BROKEN not in second.ssh("ls /opt/edgefleet").stdout
+    # Nobody touched the next ones.
+    for board in others:
+        assert BROKEN not in board.ssh("ls /opt/edgefleet").stdout
 
 
-def test_a_good_release_goes_everywhere_and_back_by_hand(site: Site) -> None:
+def test_a_board_cut_off_for_minutes_holds_up_no_upgrade_and_loses_no_answer(
+    site: Site, door: Path
+) -> None:
+    """The first board's link breaks while it works; meanwhile all others get another version."""
+    board = site.boards["pi-1"]
+    with Traffic(site.lab, site.hub, door) as traffic:
+        for number in range(30):
+            traffic.ask(
+                f"Name {number} things that are red.",
+                needs={"label": "board=pi-1"},
+                max_tokens=64,
+                deadline_ms=1_200_000,
+            )
+        wait_until(lambda: len(traffic.results) > 0)
+        board.plug(connected=False)
+        cut_at_s = time.monotonic()
+        # What it had begun it finishes, and keeps.
+        wait_until(lambda: all(kind == "done" for _, kind in spooled(board)))
+        kept = {_number(assignment) for assignment, _ in spooled(board)}
+        time.sleep(max(0.0, cut_at_s + MISSED_S - time.monotonic()))
+        recap = site.operator.play("upgrade", fleet_version=NEXT)
+        time.sleep(max(0.0, cut_at_s + CUT_S - time.monotonic()))
+        is_answered = {_number(str(result["id"])) for result in traffic.results}
+        board.plug(connected=True)
+        results = traffic.finish()
+    assert recap.returncode != 0
+    assert recap.failed == {"pi-1"}
+    assert "pi-1 was out of reach" in recap.text
+    others = (site.hub, *(one for name, one in site.boards.items() if name != "pi-1"))
+    assert {version_of(one) for one in others} == {NEXT}
+    assert version_of(board) == __version__
+    assert kept - is_answered, "nothing was kept for later: the cut came too late"
+    for result in results.values():
+        assert (result["status"], result["worker"]) == ("ok", "pi-1")
+    for number in kept:
+        # What was finished while it was alone was not made again.
+        assert results[f"door-{number}"]["attempts"] == 1
+
+
+def _number(text: bytes | str) -> int:
+    found = re.search(r"(?:Name |door-)(\d+)", text.decode() if isinstance(text, bytes) else text)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize(
+    ("sign", "left_on"),
+    [
+        pytest.param(f"opt/edgefleet/{NEXT}/venv/bin/pip", __version__, id="half installed"),
+        pytest.param("opt/edgefleet/.unproved", NEXT, id="in use and not proved"),
+    ],
+)
+def test_a_power_cut_in_the_middle_of_an_upgrade_leaves_one_whole_version(
+    site: Site, sign: str, left_on: str
+) -> None:
+    board = site.boards["pi-1"]
+    play = Thread(
+        target=site.operator.play,
+        args=("upgrade", "--limit", "pi-1"),
+        kwargs={"fleet_version": NEXT},
+    )
+    play.start()
+    wait_until((board.root / sign).exists)
+    wait_until(lambda: (board.root / "opt/edgefleet/current").readlink().name == left_on)
+    board.cut_power()
+    board.switch_on()
+    play.join()
+    wait_until_active(board, "edgefleet-worker")
+    assert version_of(board) == left_on
+    whole = board.ssh("ls -d /opt/edgefleet/*/.whole").stdout
+    assert f"/{left_on}/" in whole
+    assert (f"/{NEXT}/" in whole) == (left_on == NEXT)
+
+
+def test_an_interrupted_upgrade_is_finished_by_the_next_one(site: Site) -> None:
     site.operator.must_play("upgrade", fleet_version=NEXT)
-    assert {site.version_of(board) for board in (site.hub, *site.boards.values())} == {NEXT}
+    for board in site.boards.values():
+        assert version_of(board) == NEXT
+        assert ".unproved" not in board.ssh("ls -A /opt/edgefleet").stdout
+    recap = site.operator.must_play("upgrade", fleet_version=NEXT)
+    assert set(recap.changed.values()) == {0}, recap.text
+
+
+def test_back_to_the_version_before_by_hand(site: Site) -> None:
     site.operator.must_play("rollback", "--limit", "workers")
-    assert {site.version_of(board) for board in site.boards.values()} == {__version__}
+    assert {version_of(board) for board in site.boards.values()} == {__version__}
 
 
-def test_new_keys_for_everybody(site: Site) -> None:
-    before = {
-        name: board.ssh("sudo sha256sum /etc/edgefleet/identities/worker.key").stdout
+def test_new_keys_for_everybody_cost_no_job(site: Site, door: Path) -> None:
+    before = _keys(site)
+    with Traffic(site.lab, site.hub, door) as traffic:
+        with traffic.steadily(every_s=0.5):
+            site.operator.must_play("rotate_certs")
+        results = traffic.finish()
+    after = _keys(site)
+    assert not set(before.values()) & set(after.values())
+    assert set(results) == set(traffic.asked)
+    assert {result["status"] for result in results.values()} == {"ok"}
+
+
+def _keys(site: Site) -> dict[str, str]:
+    return {
+        name: board.ssh("sudo sha256sum /etc/edgefleet/identities/worker.key").stdout.split()[0]
         for name, board in site.boards.items()
     }
-    site.operator.must_play("rotate_certs")
-    for name, board in site.boards.items():
-        after = board.ssh("sudo sha256sum /etc/edgefleet/identities/worker.key").stdout
-        assert after != before[name]
 
 
 def test_a_reset_leaves_nothing_behind(site: Site) -> None:

@@ -18,7 +18,7 @@ import pytest
 from fleet_protocol import __version__
 from tests.deploy.board_lab import Board, BoardLab
 from tests.deploy.playbooks import Operator
-from tests.deploy.releases import fill_wheelhouse
+from tests.deploy.releases import Target, fill_wheelhouse
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1_800)]
 
@@ -66,7 +66,7 @@ def site(
 ) -> Iterator[MonitoredSite]:
     folder = tmp_path_factory.mktemp("monitored")
     wheelhouse = folder / "wheelhouse"
-    fill_wheelhouse(wheelhouse, hub_python="3.11", board_pythons=["3.11"])
+    fill_wheelhouse(wheelhouse, Target.hub("3.11"), Target.board("3.11"))
     settings = {
         "fleet_version": __version__,
         "fleet_wheelhouse": str(wheelhouse),
