@@ -91,6 +91,7 @@ class Renewal:
         self._asked_at_ms = now_ms
 
     def renewed(self, validity: Validity) -> None:
-        """Take note of the new certificate."""
+        """Take note of the new certificate; the same one again is no reason to hurry."""
+        if validity != self.validity:
+            self._tries, self._asked_at_ms = 0, None
         self.validity = validity
-        self._tries, self._asked_at_ms = 0, None

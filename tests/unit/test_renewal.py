@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_worker.adapters.identity import IdentityFiles
-from edge_worker.core.renewal import MOST_MS, CertificateState, Renewal, Validity
+from edge_worker.core.renewal import FIRST_MS, MOST_MS, CertificateState, Renewal, Validity
 from edge_worker.ports import IdentityError
 from edge_worker.service.renewing import CertificateKeeper
 from fleet_pki import certificates as c
@@ -86,6 +86,14 @@ def test_a_renewal_begins_anew() -> None:
     renewal.renewed(Validity(2 * DAY_MS, 5 * DAY_MS))
     assert not renewal.should_ask(3 * DAY_MS)
     assert renewal.should_ask(4 * DAY_MS)
+
+
+def test_the_same_certificate_again_is_no_reason_to_ask_at_once() -> None:
+    renewal = Renewal(THREE_DAYS, spread=0.0)
+    renewal.asked(int(2.5 * DAY_MS))
+    renewal.renewed(THREE_DAYS)
+    assert not renewal.should_ask(int(2.5 * DAY_MS) + FIRST_MS // 2 - 1)
+    assert renewal.should_ask(int(2.5 * DAY_MS) + FIRST_MS // 2)
 
 
 # ---------------------------------------------------------------- the keeper, on real files
