@@ -262,6 +262,37 @@ def test_new_keys_for_everybody_cost_no_job(site: Site, door: Path) -> None:
     assert {result["status"] for result in results.values()} == {"ok"}
 
 
+def test_a_worker_renews_its_own_certificate_at_work(site: Site, door: Path) -> None:
+    board = site.boards["pi-2"]
+    # A certificate begins an hour back, so this one is due at once; but the authority gives the same
+    # again until half of the minute is over.
+    short = site.enrol("worker", "pi-2", "--again", "--valid", "1min")
+    certificate = "var/lib/edgefleet/worker/cert.pem"
+    holds_tomorrow = f"sudo openssl x509 -noout -checkend 86400 -in /{certificate}"
+    with Traffic(site.lab, site.hub, door) as traffic:
+        with traffic.steadily(every_s=0.5):
+            for name, place in (
+                ("key.pem", "etc/edgefleet/identities/worker.key"),
+                ("cert.pem", certificate),
+            ):
+                (board.root / place).write_text((short / name).read_text())
+            assert board.ssh(holds_tomorrow, check=False).returncode != 0
+            board.ssh("sudo systemctl restart edgefleet-worker")
+            wait_until(
+                lambda: board.ssh(holds_tomorrow, check=False).returncode == 0,
+                lambda: (
+                    board.ssh("sudo journalctl -n 30 -u edgefleet-worker").stdout
+                    + site.hub.ssh("sudo journalctl -n 30 -u edgefleet-authority").stdout
+                ),
+            )
+            # The new one is good for a connection.
+            board.ssh("sudo systemctl restart edgefleet-worker")
+            assert site.ask(door, "How are you?", "--label", "board=pi-2")["worker"] == "pi-2"
+        results = traffic.finish()
+    assert set(results) == set(traffic.asked)
+    assert {result["status"] for result in results.values()} == {"ok"}
+
+
 def _keys(site: Site) -> dict[str, str]:
     return {
         name: board.ssh("sudo sha256sum /etc/edgefleet/identities/worker.key").stdout.split()[0]
