@@ -264,8 +264,8 @@ def test_new_keys_for_everybody_cost_no_job(site: Site, door: Path) -> None:
 
 def test_a_worker_renews_its_own_certificate_at_work(site: Site, door: Path) -> None:
     board = site.boards["pi-2"]
-    # A certificate begins an hour back, so this one is due at once; but the authority gives the same
-    # again until half of the minute is over.
+    # A certificate begins an hour back, so this one is due at once; but the authority gives the
+    # same again until half of the minute is over.
     short = site.enrol("worker", "pi-2", "--again", "--valid", "1min")
     certificate = "var/lib/edgefleet/worker/cert.pem"
     holds_tomorrow = f"sudo openssl x509 -noout -checkend 86400 -in /{certificate}"
