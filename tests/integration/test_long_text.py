@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from fleet_protocol.messages import Assignment
 from tests.integration.fleet import Fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -54,9 +56,12 @@ def test_many_boards_answer_a_text_that_waited_through_the_death_of_the_dispatch
         device.wait(lambda: running.jobs("told = 0") == 0, "all told")
         told = {topic for topic in device.heard if topic.startswith("dev/d1/jobs/")}
         assert all(topic.startswith("dev/d1/jobs/1/") for topic in told)
-        by = {
-            json.loads(x)["job"] for w in ("w1", "w2") for x in device.heard[f"workers/{w}/assign"]
-        }
+        given = [
+            msgspec.json.decode(x, type=Assignment)
+            for w in ("w1", "w2")
+            for x in device.heard[f"workers/{w}/assign"]
+        ]
+        by = {one.job for message in given for one in message.each}
         assert len(by) == running.jobs("id like '%-%'")
 
         job = fleet_command(running, "jobs", "show", min(by).rpartition("-")[0])
