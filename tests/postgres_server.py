@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -142,11 +143,19 @@ class PostgresServer:
         self._process.wait(30)
 
     def kill(self) -> None:
-        """Kill -9 the server and all its sessions, as a power cut would."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
+        """Kill -9 the server and all its sessions, as a power cut would.
+
+        Each session is a process group of its own, and may answer once more before it finds out
+        that the server is gone.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return
+        server = psutil.Process(self._process.pid)
+        server.suspend()  # It starts no further ones meanwhile.
+        for one in (*server.children(recursive=True), server):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self._process.wait(30)
 
     def last_words(self) -> str:
         """Return the end of its log."""
