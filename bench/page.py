@@ -25,6 +25,7 @@ from playwright.async_api import Browser, CDPSession, Page, async_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.browser import FLAGS
 from bench.fleet import Load, Watcher, allow_files, swarms
 from bench.own_fleet import Device, device_session, dispatcher_process
 from bench.processes import free_port
@@ -39,15 +40,6 @@ JOBS_PER_S = 50
 SETTLE_S = 5.0
 STEP_S = 0.1
 PATIENCE_MS = 120_000
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
 
 WATCH = """
 (() => {

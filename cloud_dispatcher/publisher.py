@@ -15,6 +15,7 @@ from fleet_protocol import codec, topics
 from fleet_protocol import messages as m
 from fleet_protocol.bus import MessageBus, Publication
 from fleet_protocol.errors import BusFullError
+from fleet_protocol.joint import joint_groups
 from fleet_protocol.topics import Channel, Topics
 
 _log = structlog.get_logger(__name__)
@@ -22,9 +23,6 @@ _log = structlog.get_logger(__name__)
 _SIGNED: Final = (topics.ALERTS, topics.ROSTER)
 _SETTLED_MAX: Final = 1_000
 """Attempts in one `Settled`: well below its size limit."""
-_JOINT_MAX: Final = 64
-_JOINT_CHARS: Final = 65_536
-"""Assignments, and characters of their prompts, in one message: below its limit in any script."""
 _LOGGED_EVERY: Final = 1_000
 """Of what a full bus does not take: whoever is busy has no disk to spare for a line each."""
 
@@ -160,21 +158,15 @@ def _joined(sends: list[Send]) -> Iterator[Send]:
 
     They expire together: a broker would keep a job that is worth something, or drop one that is.
     """
-    first, *others = sends
-    if not others:
-        yield first
-        return
-    part: list[m.Assignment] = []
-    chars = 0
-    for send in sends:
-        assignment = send.message
-        assert isinstance(assignment, m.Assignment)  # noqa: S101 - nothing else is joint
-        if part and (len(part) == _JOINT_MAX or chars + assignment.prompt_chars > _JOINT_CHARS):
-            yield replace(first, message=replace(part[0], more=tuple(part[1:])))
-            part, chars = [], 0
-        part.append(assignment)
-        chars += assignment.prompt_chars
-    yield replace(first, message=replace(part[0], more=tuple(part[1:])))
+    assignments = map(_assignment, sends)
+    for first, *others in joint_groups(assignments, lambda one: one.prompt_chars):
+        message = replace(first, more=tuple(others)) if others else first
+        yield replace(sends[0], message=message)
+
+
+def _assignment(send: Send) -> m.Assignment:
+    assert isinstance(send.message, m.Assignment)  # noqa: S101 - nothing else is joint
+    return send.message
 
 
 def _reply(command: Reply) -> Publication:

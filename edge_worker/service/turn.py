@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -18,12 +17,9 @@ from edge_worker.core.commands import (
 )
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.bus import Delivery
+from fleet_protocol.joint import joint_groups
 from fleet_protocol.messages import FurtherAnswer, JobDone, JobKey
 from fleet_protocol.topics import PROGRESS
-
-_JOINT_MAX: Final = 64
-_JOINT_CHARS: Final = 65_536
-"""Answers, and characters of them, in one message."""
 
 
 class Turn:
@@ -82,20 +78,14 @@ class Turn:
     def messages(self) -> Iterator[Send]:
         """Yield what is to be told: first what travels alone, then answers, many in a message."""
         joint: list[tuple[Send, JobDone]] = []
-        chars = 0
         for send in self.sends:
             done = send.message
-            if not (send.joint and isinstance(done, JobDone)):
+            if send.joint and isinstance(done, JobDone):
+                joint.append((send, done))
+            else:
                 yield send
-                continue
-            size = len(done.answer.text)
-            if joint and (len(joint) == _JOINT_MAX or chars + size > _JOINT_CHARS):
-                yield _joined(joint)
-                joint, chars = [], 0
-            joint.append((send, done))
-            chars += size
-        if joint:
-            yield _joined(joint)
+        for group in joint_groups(joint, lambda one: len(one[1].answer.text)):
+            yield _joined(group)
 
     def told(self) -> None:
         """Take note that all was told."""

@@ -18,6 +18,7 @@ from fleet_cli.local_fleet import free_port
 from fleet_protocol.manifest import DEFAULT_MODEL
 from tests.conftest import require
 from tests.e2e.pictures import keep
+from tests.e2e.site import Site
 from tests.integration.fleet import Fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.model, pytest.mark.timeout(300)]
@@ -25,21 +26,9 @@ pytestmark = [pytest.mark.broker, pytest.mark.model, pytest.mark.timeout(300)]
 QUESTION = "Name three colours."
 
 
-class Site:
-    """A fleet of two boards and a simulated cloud, and where its page is."""
-
-    def __init__(self, fleet: Fleet, url: str) -> None:
-        self.fleet = fleet
-        self.url = url
-        self.device = fleet.devices[0]
-
-    def at(self, path: str) -> str:
-        """Return the link to a place in the page."""
-        return f"{self.url}/#/{path}"
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A fleet of two boards and a simulated cloud, and where its page is."""
     try:
         resolve_model(DEFAULT_MODEL, cache_folder(os.environ))
     except ModelError as error:

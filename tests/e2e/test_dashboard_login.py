@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from fleet_cli.local_fleet import free_port
 from tests.e2e.pictures import keep
+from tests.e2e.site import Site
 from tests.integration.fleet import Fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
@@ -19,21 +20,9 @@ PASSWORD = "correct horse battery"
 SECRET = "the code of the door is 4711"
 
 
-class Site:
-    """A fleet of one board whose page asks who comes."""
-
-    def __init__(self, fleet: Fleet, url: str) -> None:
-        self.fleet = fleet
-        self.url = url
-        self.device = fleet.devices[0]
-
-    def at(self, path: str) -> str:
-        """Return the link to a place in the page."""
-        return f"{self.url}/#/{path}"
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A fleet of one board whose page asks who comes."""
     folder, port = tmp_path_factory.mktemp("login"), free_port()
     users = folder / "users.toml"
     for role in ("viewer", "operator"):

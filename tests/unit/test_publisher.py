@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cloud_dispatcher.core.commands import AnyCommand, Send
-from cloud_dispatcher.publisher import _JOINT_CHARS, _JOINT_MAX, Publisher
+from cloud_dispatcher.publisher import Publisher
 from fleet_protocol import codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from fleet_protocol.bus import Publication
+from fleet_protocol.joint import JOINT_CHARS, JOINT_MAX
 from tests.unit.session_lab import assignment
 
 NAMES = t.Topics()
@@ -66,14 +67,14 @@ def test_what_expires_at_other_times_travels_alone() -> None:
 
 
 def test_a_message_holds_so_many_jobs_at_most() -> None:
-    jobs = [f"J{number}" for number in range(2 * _JOINT_MAX + 1)]
+    jobs = [f"J{number}" for number in range(2 * JOINT_MAX + 1)]
     found = groups(publish(*map(given, jobs)))
-    assert found == [jobs[:_JOINT_MAX], jobs[_JOINT_MAX:-1], jobs[-1:]]
+    assert found == [jobs[:JOINT_MAX], jobs[JOINT_MAX:-1], jobs[-1:]]
 
 
 @pytest.mark.parametrize("letter", ["a", "图", "\x00"])
 def test_long_prompts_never_make_a_message_too_large_to_be_read(letter: str) -> None:
-    prompt = (m.ChatMessage(role=m.ChatRole.USER, content=letter * (_JOINT_CHARS // 3)),)
+    prompt = (m.ChatMessage(role=m.ChatRole.USER, content=letter * (JOINT_CHARS // 3)),)
     sends = [
         Send(channel=t.ASSIGN, ids=("w1",), message=assignment(job, messages=prompt), joint=True)
         for job in ("J1", "J2", "J3", "J4")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from edge_worker.core.commands import Send
-from edge_worker.service.turn import _JOINT_CHARS, _JOINT_MAX, Turn
+from edge_worker.service.turn import Turn
 from fleet_protocol import codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
+from fleet_protocol.joint import JOINT_CHARS, JOINT_MAX
 
 
 def answer(job: str, *, attempt: int = 1, text: str = "21 C", joint: bool = True) -> Send:
@@ -48,7 +49,7 @@ def test_what_is_told_alone_stays_alone_and_in_order() -> None:
 
 
 def test_a_message_holds_so_many_answers_at_most() -> None:
-    names = [f"J{number}" for number in range(_JOINT_MAX + 1)]
+    names = [f"J{number}" for number in range(JOINT_MAX + 1)]
     first, second = told(*map(answer, names))
     assert [name for name, _, _ in jobs(first)] == names[:-1]
     assert [name for name, _, _ in jobs(second)] == names[-1:]
@@ -56,6 +57,6 @@ def test_a_message_holds_so_many_answers_at_most() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "图", "\x00"])
 def test_long_answers_never_make_a_message_too_large(letter: str) -> None:
-    text = letter * (_JOINT_CHARS // 2)
+    text = letter * (JOINT_CHARS // 2)
     messages = told(answer("J1", text=text), answer("J2", text=text), answer("J3", text=text))
     assert [len(jobs(message)) for message in messages] == [2, 1]

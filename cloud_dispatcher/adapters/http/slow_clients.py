@@ -31,19 +31,29 @@ def most_connections(wanted: int) -> int:
     return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files - _SPARED_FILES))
 
 
-class _Stalling:
+class _Stalling(asyncio.Protocol):
     """Ends a connection whose client does not read."""
 
     transport: asyncio.Transport
     _stalled: asyncio.TimerHandle | None = None
 
-    def watch_reader(self) -> None:
-        """Nothing more can be written now."""
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing."""
+        self._leave_reader()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not keep up."""
         loop = asyncio.get_running_loop()
         self._stalled = loop.call_later(READ_WAIT_S, self.transport.abort)
+        super().pause_writing()
 
-    def leave_reader(self) -> None:
-        """It read, or is gone."""
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._leave_reader()
+        super().resume_writing()
+
+    def _leave_reader(self) -> None:
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -83,18 +93,7 @@ class PatientHttp(_Stalling, H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing."""
         self._expect_no_more()
-        self.leave_reader()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client does not keep up."""
-        self.watch_reader()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """It does again."""
-        self.leave_reader()
-        super().resume_writing()
 
     def _expect(self) -> None:
         if self._head is None:
@@ -108,18 +107,3 @@ class PatientHttp(_Stalling, H11Protocol):
 
 class PatientWebSocket(_Stalling, WebSocketsSansIOProtocol):
     """WebSocket whose clients have a time for what they read; uvicorn's pings see to the rest."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing."""
-        self.leave_reader()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client does not keep up."""
-        self.watch_reader()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """It does again."""
-        self.leave_reader()
-        super().resume_writing()
