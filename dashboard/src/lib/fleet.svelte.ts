@@ -1,6 +1,7 @@
 // What the page knows of the fleet. Hot data stays in plain maps; views get a new value at most
 // four times a second, and none while the page is hidden.
 import { Bus, read, type Link } from './bus';
+import { Rates } from './rates';
 import { merged, rowsOf, type Told } from './roster';
 import type { AdminReply, Alert, DispatcherPresence, Door, History, RosterShard, Session, Summary, Worker } from './types';
 
@@ -24,6 +25,9 @@ class Fleet {
   samples = $state.raw<Sample[]>([]);
   heardAt = $state.raw<number>(0);
   now = $state.raw<number>(Date.now());
+  /** When `rates` had their last sample. */
+  sampledAt = $state.raw<number>(0);
+  readonly rates = new Rates();
 
   bus: Bus | null = null;
   private readonly shards = new Map<string, Told>();
@@ -110,9 +114,11 @@ class Fleet {
     const now = Date.now();
     if (Math.floor(now / 1_000) !== Math.floor(this.now / 1_000)) this.now = now;
     this.summary = this.newest;
-    if (!this.dirty) return;
-    this.dirty = false;
-    this.workers = merged(this.shards.values());
+    if (this.dirty) {
+      this.dirty = false;
+      this.workers = merged(this.shards.values());
+    }
+    if (this.link === 'online' && this.rates.sample(this.workers, now)) this.sampledAt = now;
   }
 
   /** Asks the dispatcher as an operator does. */
