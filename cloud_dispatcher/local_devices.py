@@ -23,7 +23,7 @@ from cloud_dispatcher.core.events import (
     ResultConfirmed,
 )
 from cloud_dispatcher.core.job import ReplyTo
-from cloud_dispatcher.core.spending import LOCAL_PREFIX
+from cloud_dispatcher.core.spending import LOCAL_PREFIX, Payer
 from cloud_dispatcher.keys import KeyMint
 from fleet_protocol import messages as m
 from fleet_protocol import topics
@@ -157,10 +157,20 @@ class LocalDevices:
         """Return what hears of a job; enter it before anything is asked."""
         return LocalJob(self, (device, job_id))
 
-    def submit(self, device: m.DeviceId, job_id: m.JobId, submit: m.JobSubmit) -> None:
-        """Ask. The same id again is the same job."""
+    def submit(
+        self,
+        device: m.DeviceId,
+        job_id: m.JobId,
+        submit: m.JobSubmit,
+        payer: Payer | None = None,
+    ) -> None:
+        """Ask. The same id again is the same job, and who asked first pays."""
         key = m.JobKey(self._mint.mint(self._clock()))
-        self._report(JobSubmitted(key=key, device=device, id=job_id, submit=submit, reply=_REPLY))
+        self._report(
+            JobSubmitted(
+                key=key, device=device, id=job_id, submit=submit, reply=_REPLY, payer=payer
+            )
+        )
 
     def cancel(self, device: str, job_id: str) -> None:
         """Cancel. Whoever listens hears the result: `cancelled`, or what was there already."""

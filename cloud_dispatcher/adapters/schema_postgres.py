@@ -24,6 +24,7 @@ _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
         "require_member_function", "note_turn_as_member_function", "bury_function",
         "join_function", "beat_function", "claim_names_function",
     ),
+    "003_keys": ("spending_keys",),
 }  # fmt: skip
 """The schema's history. A released step never changes: a new one is added below it."""
 

@@ -13,7 +13,7 @@ from cloud_dispatcher.adapters.named_sql import read_statements
 from fleet_protocol.errors import ConfigError
 
 _MIGRATION_SET: Final = "cloud_dispatcher.jobs"
-_STEPS: Final = frozenset({"001_jobs", "002_spending", "003_cache", "004_dead"})
+_STEPS: Final = frozenset({"001_jobs", "002_spending", "003_cache", "004_dead", "005_keys"})
 
 
 def statements() -> Mapping[str, str]:
@@ -64,5 +64,10 @@ def _migrations() -> Migrations:
     def _dead(db: Database) -> None:
         db.execute(statements()["drop_finished"])
         db.execute(statements()["kept_index"])
+
+    @steps(name="005_keys")
+    def _keys(db: Database) -> None:
+        for name in ("with_keys_table", "copied", "dropped", "renamed"):
+            db.execute(statements()[f"spending_{name}"])
 
     return steps

@@ -67,7 +67,7 @@ class MemoryJobStore:
 
     def _add(self, spend: Spend) -> None:
         known = asdict(spend)
-        key = tuple(known[name] for name in ("day", "tenant", "reason", "provider", "model"))
+        key = tuple(known[name] for name in ("day", "tenant", "reason", "provider", "model", "key"))
         old = self._spends.get(key)
         if old is not None:
             sums = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd")

@@ -22,6 +22,8 @@ _ROOM_SHARE: Final = 0.9
 """What is full is emptied to this share, so that not every commit has to look for the oldest."""
 
 SPEND_COLUMNS: Final = tuple(field.name for field in fields(Spend))
+_SPEND_KEY: Final = SPEND_COLUMNS.index("calls")
+"""The columns before it say for what it was spent."""
 
 
 def one_statement(
@@ -60,7 +62,7 @@ def add_spends(spends: Iterable[Spend]) -> Iterator[Statement]:
     """
     summed: dict[tuple[object, ...], Spend] = {}
     for spend in map(_storable, spends):
-        key = (spend.day, spend.tenant, spend.reason, spend.provider, spend.model)
+        key = astuple(spend)[:_SPEND_KEY]
         old = summed.get(key)
         if old is None:
             summed[key] = spend
@@ -68,7 +70,9 @@ def add_spends(spends: Iterable[Spend]) -> Iterator[Statement]:
             sums = {name: getattr(old, name) + getattr(spend, name) for name in _SUMS}
             summed[key] = replace(spend, **sums)
     if summed:
-        rows = sorted((astuple(spend) for spend in summed.values()), key=lambda row: row[:5])
+        rows = sorted(
+            (astuple(spend) for spend in summed.values()), key=lambda row: row[:_SPEND_KEY]
+        )
         yield "add_spends", _columns(rows)
 
 
@@ -200,6 +204,7 @@ def _storable(spend: Spend) -> Spend:
         reason=_storable_text(spend.reason),
         provider=_storable_text(spend.provider),
         model=_storable_text(spend.model),
+        key=_storable_text(spend.key),
     )
 
 

@@ -29,14 +29,28 @@ _file_options = file_options(
 @click.argument("name")
 @click.option("--tenant", default="default", show_default=True, help="Whose jobs and budget.")
 @click.option("--per-min", type=click.IntRange(1, 100_000), help="Most requests a minute.")
+@click.option(
+    "--daily-usd",
+    type=click.FloatRange(0, 1e9),
+    help="Most USD of the cloud in a UTC day, besides what its tenant may spend.",
+)
 @_file_options
-def add(name: str, tenant: str, per_min: int | None, file: Path, *, as_json: bool) -> None:
+def add(
+    name: str,
+    tenant: str,
+    per_min: int | None,
+    daily_usd: float | None,
+    file: Path,
+    *,
+    as_json: bool,
+) -> None:
     """Make a key and print it. It is not kept anywhere: only its hash is."""
     with told_errors():
         known = read_keys(file) if file.exists() else ()
         if any(key.name == name for key in known):
             raise ConfigError(f"a key called {name} is there already", hint="remove it first")
-        secret, made = new_key(secrets.token_hex(32), name, tenant, per_min=per_min)
+        random_hex = secrets.token_hex(32)
+        secret, made = new_key(random_hex, name, tenant, per_min=per_min, daily_usd=daily_usd)
         write_keys(file, (*known, made))
     tell({"key": secret, **_view(made)}, secret, as_json=as_json)
 
@@ -44,10 +58,13 @@ def add(name: str, tenant: str, per_min: int | None, file: Path, *, as_json: boo
 @keys.command("ls")
 @_file_options
 def ls(file: Path, *, as_json: bool) -> None:
-    """List the keys by name; what they are nobody knows any more."""
+    """List the keys by name; what they are nobody knows any more.
+
+    What they have spent today the dispatcher knows: `fleet costs`.
+    """
     with told_errors():
         known = read_keys(file)
-    lines = [f"{key.name:<32} {key.tenant:<32} {_limit(key)}" for key in known]
+    lines = [f"{key.name:<32} {key.tenant:<32} {_limits(key)}" for key in known]
     tell({"keys": [_view(key) for key in known]}, "\n".join(lines), as_json=as_json)
 
 
@@ -66,8 +83,18 @@ def rm(name: str, file: Path, *, as_json: bool) -> None:
 
 
 def _view(key: ApiKey) -> dict[str, Any]:
-    return {"name": key.name, "tenant": key.tenant, "per_min": key.per_min}
+    return {
+        "name": key.name,
+        "tenant": key.tenant,
+        "per_min": key.per_min,
+        "daily_usd": key.daily_usd,
+    }
 
 
-def _limit(key: ApiKey) -> str:
-    return "no limit" if key.per_min is None else f"{key.per_min} requests a minute"
+def _limits(key: ApiKey) -> str:
+    limits = list[str]()
+    if key.per_min is not None:
+        limits.append(f"{key.per_min} requests a minute")
+    if key.daily_usd is not None:
+        limits.append(f"{key.daily_usd:.2f} USD a day")
+    return ", ".join(limits) or "no limit"

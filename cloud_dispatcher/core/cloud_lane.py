@@ -94,7 +94,7 @@ class CloudLane:
             ledger.put(replace(waiting, status=JobStatus.ESCALATED))
             return
         tenant = ledger.budget.tenant_of(job.device)
-        refusal = ledger.budget.refusal(tenant, ledger.now_ms)
+        refusal = ledger.budget.refusal(tenant, job.payer, ledger.now_ms)
         if refusal:
             self.do_without(job, code=BUDGET_SPENT, message=refusal)
             return
@@ -229,6 +229,7 @@ class CloudLane:
             day=day_of(ledger.now_ms),
             tenant=ledger.budget.tenant_of(job.device),
             reason=str(job.reason or "unknown"),
+            key="" if job.payer is None else job.payer.key,
             cost_usd=event.cost_usd,
         )
         if isinstance(event, CompletionFinished):

@@ -18,7 +18,7 @@ from cloud_dispatcher.core.overload import SHED
 from cloud_dispatcher.core.results import shared_result
 from fleet_protocol.messages import Defer, JobKey, JobStatus
 
-_Question: TypeAlias = tuple[bytes, bool]
+_Question: TypeAlias = tuple[bytes, bool, str]
 _OWN_ENDS: Final = frozenset({DEADLINE, NOT_STARTED, SHED})
 
 
@@ -144,10 +144,15 @@ class Coalescer:
 
 
 def _question_of(job: Job) -> _Question | None:
-    """Nobody waits for who waits for a cheaper hour, but one that may wait, too."""
+    """Nobody waits for who waits for a cheaper hour, but one that may wait, too.
+
+    Nor for the answer of a key with a budget of its own, but that key: it may be a second-best one.
+    """
     if job.answer_key is None:
         return None
-    return job.answer_key, job.submit.defer is Defer.OFFPEAK
+    is_limited = job.payer is not None and job.payer.daily_usd is not None
+    key = job.payer.key if job.payer is not None and is_limited else ""
+    return job.answer_key, job.submit.defer is Defer.OFFPEAK, key
 
 
 def _urgency(job: Job) -> tuple[int, int]:

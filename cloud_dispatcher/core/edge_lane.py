@@ -68,6 +68,7 @@ class EdgeLane:
         ledger, submit = self._ledger, job.submit
         lease_ms, remaining_ms = ledger.lease_ms(job), ledger.remaining_ms(job)
         tenant = ledger.budget.tenant_of(job.device)
+        is_spent = bool(ledger.budget.refusal(tenant, job.payer, ledger.now_ms))
         assignment = Assignment(
             job=job.key,
             attempt=job.attempt,
@@ -83,7 +84,7 @@ class EdgeLane:
             priority=submit.priority,
             cache_ttl_ms=ledger.settings.cache.span_ms(submit),
             tenant=tenant,
-            cloud_away=bool(ledger.outage or ledger.budget.refusal(tenant, ledger.now_ms)),
+            cloud_away=bool(ledger.outage) or is_spent,
         )
         expiry_ms = lease_ms if remaining_ms is None else min(lease_ms, remaining_ms)
         send = Send(

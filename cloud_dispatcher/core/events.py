@@ -9,7 +9,7 @@ import msgspec
 
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.members import Offer
-from cloud_dispatcher.core.spending import Spend
+from cloud_dispatcher.core.spending import Payer, Spend
 from fleet_protocol import messages as m
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.topics import Role
@@ -26,6 +26,7 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
         key: Minted by the shell; used only if the job is new.
         known: What the store holds under this device and id, if the job is not open in memory.
         answer: What the store holds for equal questions, see `Engine.wanted_answer`.
+        payer: Who pays besides the tenant; None: nobody.
     """
 
     key: m.JobKey
@@ -33,6 +34,7 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     id: m.JobId
     submit: m.JobSubmit
     reply: ReplyTo
+    payer: Payer | None = None
     known: Job | None = None
     answer: CachedAnswer | None = None
 

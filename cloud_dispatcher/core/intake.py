@@ -65,6 +65,9 @@ class Intake:
         if known is not None:
             self._repeat(known, event.reply)
             return
+        if event.payer is not None:
+            budget = self._ledger.budget
+            budget.meet(budget.tenant_of(event.device), event.payer)
         job = self._job_of(event)
         is_delayed = job.submit.not_before_ms is not None
         excess = self._excess(event)
@@ -200,6 +203,7 @@ class Intake:
             start_by_at_ms=self._ledger.start_by_at_ms(event.submit),
             reply=event.reply,
             answer_key=self._answers.key_of(event.device, event.submit),
+            payer=event.payer,
         )
 
     def _acknowledge(self, job: Job) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from cloud_dispatcher.core.spending import Payer
 from fleet_protocol.messages import (
     DeviceId,
     JobId,
@@ -82,6 +83,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             else, see `AnswerCache.key_of`.
         parts: Jobs made so far to answer this one in parts, see `Parts`.
         part: Whose part it is; None: a job of its own.
+        payer: Who pays besides its tenant; None: nobody.
     """
 
     key: JobKey
@@ -115,6 +117,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     answer_key: bytes | None = None
     parts: int = 0
     part: PartOf | None = None
+    payer: Payer | None = None
 
     @property
     def begins_at_ms(self) -> int:

@@ -242,6 +242,7 @@ class Parts:
                     deadline_at_ms=parent.deadline_at_ms,
                     reply=ReplyTo(silent=True),
                     part=PartOf(job=parent.key, round=round_number, start=span.start, end=span.end),
+                    payer=parent.payer,
                 )
             )
         ledger.put(replace(parent, parts=parent.parts + len(spans)))

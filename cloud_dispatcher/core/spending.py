@@ -60,6 +60,19 @@ class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tenants: tuple[TenantSettings, ...] = ()
 
 
+class Payer(msgspec.Struct, frozen=True, kw_only=True):
+    """Who pays besides the tenant.
+
+    Attributes:
+        key: Name of the API key with which a job came.
+        daily_usd: What it may spend in a UTC day, as it was when the job came: keys change while
+            the dispatcher runs. None: as much as its tenant.
+    """
+
+    key: str
+    daily_usd: _Usd | None = None
+
+
 class Spend(msgspec.Struct, frozen=True, kw_only=True):
     """What was spent on a day for one purpose.
 
@@ -67,6 +80,7 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
         day: UTC day since 1 January 1970.
         reason: Why the jobs were in the cloud.
         provider: Empty for a call that failed and cost something all the same.
+        key: Name of the API key with which the jobs came; empty: they came without one.
         calls: A call that was shared is the first one's alone.
     """
 
@@ -75,6 +89,7 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     provider: str = ""
     model: str = ""
+    key: str = ""
     calls: int = 1
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -88,12 +103,14 @@ def day_of(at_ms: int) -> int:
 
 
 class Budget:
-    """Keeps today's spending by tenant; forgets it at midnight UTC."""
+    """Keeps today's spending by tenant and by API key; forgets it at midnight UTC."""
 
     def __init__(self, settings: BudgetSettings) -> None:
         self._settings = settings
         self._day = 0
         self._spent_usd: dict[str, float] = {}
+        self._key_spent_usd: dict[str, float] = {}
+        self._payers: dict[str, tuple[str, Payer]] = {}
         own = (tenant.daily_usd for tenant in settings.tenants)
         limits = (settings.daily_usd, settings.tenant_daily_usd, *own)
         self._is_limited = any(limit is not None for limit in limits)
@@ -105,15 +122,22 @@ class Budget:
                 return tenant.name
         return device.removeprefix(LOCAL_PREFIX) if device.startswith(LOCAL_PREFIX) else NO_TENANT
 
-    def refusal(self, tenant: str, now_ms: int) -> str:
+    def meet(self, tenant: str, payer: Payer) -> None:
+        """Take note of what a key may spend now, to tell it to people."""
+        self._payers[payer.key] = (tenant, payer)
+
+    def refusal(self, tenant: str, payer: Payer | None, now_ms: int) -> str:
         """Return why nothing more may be spent today, for people; empty: it may."""
-        if not self._is_limited:
+        own = payer if payer is not None and payer.daily_usd is not None else None
+        if not self._is_limited and own is None:
             return ""
         self._turn_to(now_ms)
-        for view in self._views((tenant,)):
+        views = self._views((tenant,))
+        for view in views if own is None else (*views, self._key_view(tenant, own)):
             if view.daily_usd is not None and view.spent_usd >= view.daily_usd:
+                whose = f"the key {view.key}" if view.key else view.tenant or "all tenants"
                 return (
-                    f"the budget of {view.tenant or 'all tenants'} for today is spent "
+                    f"the budget of {whose} for today is spent "
                     f"({view.spent_usd:.4f} of {view.daily_usd:.4f} USD); it is new at 0:00 UTC"
                 )
         return ""
@@ -125,17 +149,33 @@ class Budget:
             if spend.day == self._day:
                 before_usd = self._spent_usd.get(spend.tenant, 0.0)
                 self._spent_usd[spend.tenant] = before_usd + spend.cost_usd
+                if spend.key:
+                    before_usd = self._key_spent_usd.get(spend.key, 0.0)
+                    self._key_spent_usd[spend.key] = before_usd + spend.cost_usd
 
     def correct(self, spends: Iterable[Spend], now_ms: int) -> None:
         """Take over what all who spend together spent, as it is written down."""
         self._spent_usd.clear()
+        self._key_spent_usd.clear()
         self.record(spends, now_ms)
 
     def views(self, now_ms: int) -> tuple[BudgetView, ...]:
-        """Return today's budgets: of all together, then of each tenant."""
+        """Return today's budgets: of all together, of each tenant, then of keys with their own."""
         self._turn_to(now_ms)
         named = [tenant.name for tenant in self._settings.tenants]
-        return self._views(dict.fromkeys([*named, *sorted(self._spent_usd)]))
+        payers = [self._payers[key] for key in sorted(self._payers)]
+        return (
+            *self._views(dict.fromkeys([*named, *sorted(self._spent_usd)])),
+            *(self._key_view(whose, key) for whose, key in payers if key.daily_usd is not None),
+        )
+
+    def _key_view(self, tenant: str, payer: Payer) -> BudgetView:
+        return BudgetView(
+            tenant=tenant,
+            key=payer.key,
+            spent_usd=self._key_spent_usd.get(payer.key, 0.0),
+            daily_usd=payer.daily_usd,
+        )
 
     def _views(self, tenants: Iterable[str]) -> tuple[BudgetView, ...]:
         settings = self._settings
@@ -159,3 +199,4 @@ class Budget:
         if day > self._day:
             self._day = day
             self._spent_usd.clear()
+            self._key_spent_usd.clear()

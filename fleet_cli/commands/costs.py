@@ -13,7 +13,7 @@ from fleet_cli.output import NOTHING, console, print_json, print_table
 from fleet_client.admin import AdminClient
 from fleet_protocol.messages import AdminOp, AdminReply, BudgetView, CostRow, EndpointView
 
-_GROUPS: Final = ("day", "tenant", "reason", "provider", "model")
+_GROUPS: Final = ("day", "tenant", "key", "reason", "provider", "model")
 _SUMS: Final = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd")
 
 
@@ -100,7 +100,8 @@ def _print_state(reply: AdminReply) -> None:
 
 def _budget(budget: BudgetView) -> str:
     of = f"of {budget.daily_usd:.4f} USD"
-    return f"budget today, {budget.tenant or 'all tenants'}: {budget.spent_usd:.4f} {of}"
+    whose = f"key {budget.key}" if budget.key else budget.tenant or "all tenants"
+    return f"budget today, {whose}: {budget.spent_usd:.4f} {of}"
 
 
 def _endpoint(endpoint: EndpointView) -> str:

@@ -340,6 +340,7 @@ class CostRow(Part, frozen=True, kw_only=True):
         reason: Why the jobs were in the cloud.
         provider: Empty for calls that cost something and failed.
         calls: Answered, or failed and paid all the same.
+        key: Name of the gateway's key with which the jobs came; empty: they came without one.
     """
 
     day: Annotated[str, msgspec.Meta(max_length=10)]
@@ -352,6 +353,7 @@ class CostRow(Part, frozen=True, kw_only=True):
     cached_tokens: Count = 0
     completion_tokens: Count = 0
     cost_usd: Measure = 0.0
+    key: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class BudgetView(Part, frozen=True, kw_only=True):
@@ -360,11 +362,13 @@ class BudgetView(Part, frozen=True, kw_only=True):
     Attributes:
         tenant: Empty: all together.
         daily_usd: None: no limit.
+        key: Not empty: that of a key of the gateway, beside its tenant's.
     """
 
     tenant: Annotated[str, msgspec.Meta(max_length=64)]
     spent_usd: Measure
     daily_usd: Measure | None = None
+    key: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class CacheRow(Part, frozen=True, kw_only=True):

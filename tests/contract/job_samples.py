@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core.job import Job, PartOf, ReplyTo
+from cloud_dispatcher.core.spending import Payer
 from fleet_protocol import messages as m
 from fleet_protocol.answer_cache import CachedAnswer
 
@@ -66,6 +67,7 @@ FULL = make_job(
     cloud_message="no key",
     parts=3,
     part=PartOf(job=m.JobKey("whole"), round=1, start=2, end=4),
+    payer=Payer(key="kitchen", daily_usd=0.5),
     kept=m.LocalAnswer(text="half", model="m", confidence=0.25),
     result=m.JobResult(
         id="full",

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.adapters import name_filter
 from cloud_dispatcher.adapters.job_rows import PLAIN
+from cloud_dispatcher.adapters.schema_sqlite import statements
 from cloud_dispatcher.adapters.sealed_blobs import SealedBlobs
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.adapters.store_postgres import PostgresJobStore
@@ -290,9 +291,14 @@ async def test_spending_is_added_up_by_day_and_purpose(store: JobStore) -> None:
     today = Spend(day=20, tenant="t", reason="complex", provider="p", model="m", cost_usd=0.25)
     other = replace(today, tenant="u", prompt_tokens=7)
     await store.commit([], [replace(today, day=19), today])
-    await store.commit([make_job()], [other, today])
-    assert await store.spending(since_day=20) == [replace(today, calls=2, cost_usd=0.5), other]
-    assert len(await store.spending(since_day=0)) == 3
+    keyed = replace(today, key="kitchen")
+    await store.commit([make_job()], [other, today, keyed, keyed])
+    assert await store.spending(since_day=20) == [
+        replace(today, calls=2, cost_usd=0.5),
+        replace(keyed, calls=2, cost_usd=0.5),
+        other,
+    ]
+    assert len(await store.spending(since_day=0)) == 4
 
 
 # -------------------------------------------------------------------- only a file can show these
@@ -406,6 +412,22 @@ async def test_a_store_of_the_release_before_gets_its_table_of_answers(tmp_path:
         assert list(await store.find_answers([b"a" * 32])) == [b"a" * 32]
 
 
+async def test_a_store_of_the_release_before_keeps_what_was_spent(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    spend = Spend(day=20, tenant="t", reason="complex", provider="p", model="m", cost_usd=0.25)
+    async with SqliteJobStore(path):
+        pass
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DROP TABLE spending")
+        conn.execute(statements()["spending_table"])
+        conn.execute("INSERT INTO spending VALUES (20, 't', 'complex', 'p', 'm', 1, 0, 0, 0, 0.25)")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name = '005_keys'")
+    async with SqliteJobStore(path) as store:
+        assert await store.spending(since_day=0) == [spend]
+        await store.commit([], [spend, replace(spend, key="kitchen")])
+        assert [each.calls for each in await store.spending(since_day=0)] == [2, 1]
+
+
 async def test_a_store_of_the_release_before_keeps_its_dead_letters_longer(tmp_path: Path) -> None:
     path, dead = tmp_path / "jobs.db", finished(make_job(), at_ms=100, dead=True)
     async with SqliteJobStore(path) as store:
@@ -437,7 +459,7 @@ async def test_reopening_finds_everything_and_migrates_once(tmp_path: Path) -> N
         assert await store.get(FULL.key) == still
     with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (4,)
+        assert conn.execute("SELECT count(*) FROM _sqlite_migrations").fetchone() == (5,)
     assert path.stat().st_mode & 0o777 == 0o600
 
 

@@ -25,6 +25,7 @@ from tests.contract.relay import Relay
 from tests.postgres_server import PostgresServer, find_postgres
 
 SPEND = Spend(day=20, tenant="t", reason="complex", provider="p", model="m", cost_usd=0.25)
+OLD_KEY = "(day, tenant, reason, provider, model)"
 
 
 @pytest.fixture(scope="module")
@@ -334,8 +335,22 @@ async def test_reopening_finds_everything_and_migrates_once(database: str) -> No
         await store.commit([still])
         assert await store.get(FULL.key) == still
     made = rows(database, "SELECT name FROM migrations ORDER BY name")
-    assert made == [("001_jobs",), ("002_cluster",)]
+    assert made == [("001_jobs",), ("002_cluster",), ("003_keys",)]
     assert rows(database, "SELECT count(*) FROM writers") == [(0,)]
+
+
+async def test_tables_of_the_release_before_keep_what_was_spent(database: str) -> None:
+    async with PostgresJobStore(database) as store:
+        await store.commit([], [SPEND])
+    change(database, "ALTER TABLE spending DROP COLUMN key")
+    change(database, f"ALTER TABLE spending ADD CONSTRAINT spending_pkey PRIMARY KEY {OLD_KEY}")
+    change(database, "DELETE FROM migrations WHERE name = '003_keys'")
+    async with PostgresJobStore(database) as store:
+        await store.commit([], [SPEND, replace(SPEND, key="kitchen")])
+        assert await store.spending(since_day=0) == [
+            replace(SPEND, calls=2, cost_usd=2 * SPEND.cost_usd),
+            replace(SPEND, key="kitchen"),
+        ]
 
 
 async def test_a_second_dispatcher_by_mistake_is_kept_out(database: str) -> None:

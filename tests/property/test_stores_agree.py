@@ -47,6 +47,7 @@ spends = st.builds(
     reason=st.just("complex"),
     provider=st.just("p"),
     model=st.sampled_from("mn"),
+    key=st.sampled_from(["", "kitchen"]),
     calls=st.integers(0, 3),
     cost_usd=st.sampled_from([0.25, 0.5]),
 )

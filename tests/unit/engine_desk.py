@@ -12,7 +12,7 @@ from cloud_dispatcher.core.cloud_lane import Tariff, always_cheap
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.job import Job, ReplyTo
 from cloud_dispatcher.core.settings import EngineSettings
-from cloud_dispatcher.core.spending import Spend
+from cloud_dispatcher.core.spending import Payer, Spend
 from fleet_protocol import messages as m
 from fleet_protocol.topics import Channel
 
@@ -109,7 +109,14 @@ class Desk:
         presence = m.Presence(status=status, boot=boot)
         self.handle(e.PresenceChanged(worker=m.WorkerId(name), presence=presence))
 
-    def submit(self, number: int = 1, *, reply: ReplyTo | None = None, **fields: object) -> None:
+    def submit(
+        self,
+        number: int = 1,
+        *,
+        reply: ReplyTo | None = None,
+        payer: Payer | None = None,
+        **fields: object,
+    ) -> None:
         # Another question each time, or one answer would serve them all.
         prompt = (
             "what colour is the sky?" if number == 1 else f"what colour is it in hall {number}?"
@@ -123,6 +130,7 @@ class Desk:
                 submit=submit,
                 reply=reply or ReplyTo(),
                 known=self.saved.get(m.JobKey(f"K{number}")),
+                payer=payer,
             )
         )
 

@@ -48,7 +48,7 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(file: Path) -> None:
     (kept,) = keys.read_keys(file)
     assert (kept.sha256, kept.tenant, kept.per_min) == (keys.hash_of(made["key"]), "north", 5)
     assert keys_command("ls", file=file)["keys"] == [
-        {"name": "app", "tenant": "north", "per_min": 5}
+        {"name": "app", "tenant": "north", "per_min": 5, "daily_usd": None}
     ]
 
 
@@ -131,6 +131,32 @@ async def test_a_tenant_asks_as_its_own_device(house: House, worker: Worker, fil
         worker.done(got)
         await asking
     assert house.store._jobs[got.job].device == local_device("north")
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_key_that_spent_its_budget_is_told_so_over_restarts_and_others_are_answered(
+    house: House, file: Path
+) -> None:
+    poor = keys_command("add", "poor", "--daily-usd", "0.000001", file=file)["key"]
+    rich = keys_command("add", "rich", "--daily-usd", "1", file=file)["key"]
+    of_cloud = {**FACTS, "model": "none-here", "extra_body": {"escalate": "always", "cache": "off"}}
+    async with (
+        gateway(house, has_cloud=True, keys_file=str(file)) as url,
+        openai_client(url, key=poor) as client,
+    ):
+        assert (await client.chat.completions.create(**of_cloud)).choices
+        with pytest.raises(openai.RateLimitError) as refused:
+            await client.chat.completions.create(**of_cloud)
+    assert (refused.value.code, refused.value.type) == ("insufficient_quota", "insufficient_quota")
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert "the key poor" in str(refused.value)
+    async with gateway(house, has_cloud=True, keys_file=str(file)) as url:
+        async with openai_client(url, key=poor) as client:
+            with pytest.raises(openai.RateLimitError):
+                await client.chat.completions.create(**of_cloud)
+        async with openai_client(url, key=rich) as client:
+            assert (await client.chat.completions.create(**of_cloud)).choices
+    assert {spend.key for spend in await house.store.spending(since_day=0)} == {"poor", "rich"}
 
 
 async def test_a_key_that_asks_too_often_is_told_when_to_come_again(

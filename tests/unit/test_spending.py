@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import (
     Budget,
     BudgetSettings,
+    Payer,
     Spend,
     TenantSettings,
     day_of,
@@ -46,34 +48,34 @@ def test_the_first_pattern_that_fits_has_the_device(device: str, tenant: str) ->
 def test_without_limits_anything_may_be_spent() -> None:
     budget = Budget(BudgetSettings())
     budget.record([spend(cost_usd=1e6)], 0)
-    assert budget.refusal("default", 0) == ""
+    assert budget.refusal("default", None, 0) == ""
 
 
 def test_a_tenant_that_spent_its_budget_stops_and_others_go_on() -> None:
     budget = Budget(BudgetSettings(tenant_daily_usd=1.0, tenants=(NORTH, RICH)))
     budget.record([spend("north"), spend("rich")], 0)
-    assert "north" in budget.refusal("north", 0)
-    assert budget.refusal("rich", 0) == ""
-    assert budget.refusal("default", 0) == ""
+    assert "north" in budget.refusal("north", None, 0)
+    assert budget.refusal("rich", None, 0) == ""
+    assert budget.refusal("default", None, 0) == ""
 
 
 def test_what_all_together_spent_stops_everybody() -> None:
     budget = Budget(BudgetSettings(daily_usd=2.0, tenants=(NORTH,)))
     budget.record([spend("north"), spend("default")], 0)
-    assert "all tenants" in budget.refusal("other", 0)
+    assert "all tenants" in budget.refusal("other", None, 0)
 
 
 def test_at_midnight_a_budget_is_new_and_yesterdays_spending_does_not_count() -> None:
     budget = Budget(BudgetSettings(daily_usd=1.0))
     budget.record([spend()], DAY_MS - 1)
-    assert budget.refusal("default", DAY_MS - 1)
-    assert budget.refusal("default", DAY_MS) == ""
+    assert budget.refusal("default", None, DAY_MS - 1)
+    assert budget.refusal("default", None, DAY_MS) == ""
     budget.record([spend(day=0)], DAY_MS)
-    assert budget.refusal("default", DAY_MS) == ""
+    assert budget.refusal("default", None, DAY_MS) == ""
 
 
 def test_a_budget_of_nothing_allows_nothing() -> None:
-    assert Budget(BudgetSettings(daily_usd=0.0)).refusal("default", 0)
+    assert Budget(BudgetSettings(daily_usd=0.0)).refusal("default", None, 0)
 
 
 def desk_with(daily_usd: float) -> Desk:
@@ -153,6 +155,77 @@ def test_a_job_that_only_the_cloud_could_answer_fails_with_the_reason() -> None:
     (result,) = desk.sent(topics.RESULT, m.JobResult)
     assert (result.status, result.code) == (m.JobStatus.FAILED, "budget_spent")
     assert "0:00 UTC" in result.message
+
+
+KITCHEN = Payer(key="kitchen", daily_usd=0.001)
+
+
+def test_a_key_that_spent_its_budget_stops_and_others_of_its_tenant_go_on() -> None:
+    budget = Budget(BudgetSettings())
+    budget.record([replace(spend("north"), key="kitchen"), spend("north")], 0)
+    assert "the key kitchen" in budget.refusal("north", KITCHEN, 0)
+    assert budget.refusal("north", Payer(key="hall", daily_usd=0.001), 0) == ""
+    assert budget.refusal("north", Payer(key="kitchen"), 0) == ""
+    assert budget.refusal("north", None, 0) == ""
+    assert budget.refusal("north", KITCHEN, DAY_MS) == ""
+
+
+def test_a_keys_budget_is_besides_its_tenants_and_does_not_replace_it() -> None:
+    budget = Budget(BudgetSettings(tenant_daily_usd=1.0))
+    budget.record([spend("north")], 0)
+    assert "north" in budget.refusal("north", Payer(key="hall", daily_usd=9.0), 0)
+
+
+def test_what_a_key_spent_is_on_its_bill_and_shown_beside_its_budget() -> None:
+    desk = Desk()
+    desk.submit(escalate="always", payer=KITCHEN)
+    desk.cloud_finished(1)
+    assert [record.key for record in desk.spends] == ["kitchen"]
+    assert [(view.tenant, view.key, view.spent_usd) for view in desk.engine.budgets(0)][-1] == (
+        "default", "kitchen", 0.001,
+    )  # fmt: skip
+
+
+def test_a_restart_does_not_make_a_keys_spent_budget_new() -> None:
+    desk = Desk()
+    desk.submit(escalate="always", payer=KITCHEN)
+    desk.cloud_finished(1)
+    desk.confirmed()
+    desk.restart()
+    desk.submit(2, escalate="always", payer=KITCHEN)
+    assert not desk.all_of(c.StartCompletion)
+    desk.submit(3, escalate="always", payer=Payer(key="hall", daily_usd=0.001))
+    assert desk.all_of(c.StartCompletion)
+
+
+def test_a_job_that_waits_over_a_restart_is_still_its_keys() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit(payer=KITCHEN)
+    desk.restart()
+    assert desk.job().payer == KITCHEN
+
+
+def test_a_board_is_told_that_the_cloud_is_away_for_a_key_without_money() -> None:
+    desk = Desk()
+    desk.worker(slots=2)
+    desk.submit(payer=Payer(key="poor", daily_usd=0.0))
+    (poor,) = desk.sent(topics.ASSIGN, m.Assignment)
+    desk.submit(2, payer=Payer(key="rich"))
+    (rich,) = desk.sent(topics.ASSIGN, m.Assignment)
+    assert (poor.cloud_away, rich.cloud_away) == (True, False)
+
+
+def test_nobody_waits_for_the_second_best_answer_of_a_key_without_money() -> None:
+    desk = Desk()
+    same = {"prompt": "how warm is it?", "escalate": "always"}
+    desk.submit(1, payer=Payer(key="poor", daily_usd=0.0), **same)
+    desk.submit(2, payer=Payer(key="rich", daily_usd=9.0), **same)
+    assert desk.all_of(c.StartCompletion)
+    desk.submit(3, **same)
+    assert desk.all_of(c.StartCompletion)
+    desk.submit(4, payer=Payer(key="unlimited"), **same)
+    assert not desk.all_of(c.StartCompletion)
 
 
 def test_costs_are_added_up_by_whatever_is_asked_for() -> None:

@@ -22,7 +22,7 @@ from cloud_dispatcher.adapters.http.event_stream import (
     server_event,
     unless_gone,
 )
-from cloud_dispatcher.adapters.http.gatekeeper import Gatekeeper, read_json
+from cloud_dispatcher.adapters.http.gatekeeper import Caller, Gatekeeper, read_json
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.http.submission import (
@@ -35,7 +35,7 @@ from cloud_dispatcher.adapters.http.submission import (
 )
 from cloud_dispatcher.adapters.http.told_text import BrokenStreamError, Told, ToldText
 from cloud_dispatcher.local_devices import Piece
-from fleet_protocol.messages import DeviceId, Escalate, JobId, JobResult, JobSubmit, Privacy
+from fleet_protocol.messages import Escalate, JobId, JobResult, JobSubmit, Privacy
 from fleet_protocol.roles import Action
 
 _GRACE_S: Final = 30.0
@@ -53,7 +53,7 @@ class _Chat(msgspec.Struct, frozen=True, kw_only=True):
 
     asked: form.ChatRequest
     submit: JobSubmit
-    device: DeviceId
+    caller: Caller
     job_id: JobId
     at_s: int
     stays: bool
@@ -91,7 +91,7 @@ class ChatDesk:
         chat = _Chat(
             asked=asked,
             submit=submit,
-            device=caller.device,
+            caller=caller,
             job_id=JobId(secrets.token_hex(12)),
             at_s=self._inside.clock() // 1_000,
             stays=not (_may_leave(submit) and self._inside.has_cloud()),
@@ -106,7 +106,7 @@ class ChatDesk:
             return Response(status_code=_GONE)
 
     async def _whole(self, chat: _Chat) -> Response:
-        with asking(self._inside, chat.device, chat.job_id, chat.submit) as job:
+        with asking(self._inside, chat.caller, chat.job_id, chat.submit) as job:
             await until_accepted(job)
             try:
                 result = await job.result(wait_s=chat.wait_s)
@@ -121,7 +121,7 @@ class ChatDesk:
     async def _events(self, chat: _Chat) -> AsyncGenerator[bytes, None]:
         """Yield a first event once the job is stored, then the answer as it grows, and its end."""
         text = ToldText(drafts=chat.asked.drafts)
-        with asking(self._inside, chat.device, chat.job_id, chat.submit) as job:
+        with asking(self._inside, chat.caller, chat.job_id, chat.submit) as job:
             await until_accepted(job)
             yield _chunk(chat, {"role": "assistant", "content": ""})
             try:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from cloud_dispatcher.adapters.http.errors import ApiError
+from cloud_dispatcher.adapters.http.errors import QUOTA_SPENT, ApiError
+from cloud_dispatcher.core.cloud_lane import BUDGET_SPENT
 from fleet_protocol.messages import FinishReason, JobResult, JobStatus, JobSubmit, Usage
 
 ANY_MODEL: Final = "fleet"
@@ -185,6 +186,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 
 _BY_CODE: Final = {
+    BUDGET_SPENT: (429, QUOTA_SPENT),
     "too_long": (400, "context_length_exceeded"),
     "output_incomplete": (422, "output_incomplete"),
     "bad_output_format": (422, "bad_output_format"),

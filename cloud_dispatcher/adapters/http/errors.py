@@ -17,6 +17,8 @@ _TYPES: Final = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
 }
+QUOTA_SPENT: Final = "insufficient_quota"
+"""A budget is spent, in OpenAI's words: the code, and the type as well."""
 _STORE_MS: Final = 5_000
 _CODES: Final = {
     HTTPStatus.NOT_FOUND: "not_found",
@@ -56,7 +58,8 @@ class ApiError(Exception):
         """What the client reads."""
         server = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         kind = "server_error" if server else "invalid_request_error"
-        error = {"message": str(self), "type": _TYPES.get(self.status, kind)}
+        kind = QUOTA_SPENT if self.code == QUOTA_SPENT else _TYPES.get(self.status, kind)
+        error = {"message": str(self), "type": kind}
         return {"error": {**error, "param": self.param, "code": self.code}}
 
     @property

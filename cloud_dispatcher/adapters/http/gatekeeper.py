@@ -16,6 +16,7 @@ from cloud_dispatcher.adapters.http.errors import ApiError
 from cloud_dispatcher.adapters.http.keys import ApiKey, KeyRing
 from cloud_dispatcher.adapters.http.origin import SAFE_METHODS, HomeOrigin
 from cloud_dispatcher.adapters.http.sessions import Session, Sessions
+from cloud_dispatcher.core.spending import Payer
 from cloud_dispatcher.local_devices import local_device
 from fleet_protocol.messages import DeviceId
 from fleet_protocol.roles import Action, allowed
@@ -35,10 +36,12 @@ class Caller(msgspec.Struct, frozen=True):
         key: The name of the key, or `page-USER` of who is logged in; empty where nobody needs
             either.
         tenant: Whose jobs they are.
+        payer: Who pays besides the tenant: the key, if there is one.
     """
 
     key: str
     tenant: str
+    payer: Payer | None = None
 
     @property
     def device(self) -> DeviceId:
@@ -164,7 +167,8 @@ class Gatekeeper:
         key = None if self._ring is None else self._ring.find(secret.strip())
         if key is None:
             raise ApiError(401, "invalid_api_key", "this key is not known here")
-        caller = _noted(request, Caller(key=key.name, tenant=key.tenant))
+        payer = Payer(key=key.name, daily_usd=key.daily_usd)
+        caller = _noted(request, Caller(key=key.name, tenant=key.tenant, payer=payer))
         wait_ms = self._meter.wait_ms(key, self._clock())
         if wait_ms:
             message = f"the key {key.name} may ask {key.per_min} times a minute"

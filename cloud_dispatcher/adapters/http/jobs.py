@@ -102,7 +102,7 @@ class JobDesk:
         check_room(self._inside, self._settings.max_open)
         async with self._promised(caller, job_id, webhook):
             with self._inside.local.job(caller.device, job_id) as job:
-                self._inside.local.submit(caller.device, job_id, submit)
+                self._inside.local.submit(caller.device, job_id, submit, caller.payer)
                 await until_accepted(job)
         known = await self._find(caller.device, job_id)
         if webhook is not None and known.result is not None:

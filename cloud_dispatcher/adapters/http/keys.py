@@ -35,26 +35,42 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         sha256: Of the key, as hexadecimal digits.
         tenant: Whose jobs they are: who may see them, and whose budget pays.
         per_min: Most requests within any minute; None: no limit.
+        daily_usd: What its jobs may spend on the cloud in a UTC day, besides what its tenant may;
+            None: no limit of its own.
     """
 
     name: _Name
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
     tenant: _Name = "default"
     per_min: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    daily_usd: Annotated[float, msgspec.Meta(ge=0.0, le=1e9)] | None = None
 
 
 class _KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key: tuple[ApiKey, ...] = ()
 
 
-def new_key(random_hex: str, name: str, tenant: str, *, per_min: int | None) -> tuple[str, ApiKey]:
+def new_key(
+    random_hex: str,
+    name: str,
+    tenant: str,
+    *,
+    per_min: int | None = None,
+    daily_usd: float | None = None,
+) -> tuple[str, ApiKey]:
     """Make a key of 64 random hex digits: as its user gets it, once, and as the file has it.
 
     Raises:
         ConfigError: The name or the tenant is not usable.
     """
     secret = f"{KEY_PREFIX}{random_hex}"
-    fields = {"name": name, "sha256": hash_of(secret), "tenant": tenant, "per_min": per_min}
+    fields = {
+        "name": name,
+        "sha256": hash_of(secret),
+        "tenant": tenant,
+        "per_min": per_min,
+        "daily_usd": daily_usd,
+    }
     try:
         return secret, msgspec.convert(fields, ApiKey)
     except msgspec.ValidationError as error:
@@ -132,4 +148,6 @@ def _block(key: ApiKey) -> str:
     lines.append(f"tenant = {json.dumps(key.tenant)}")
     if key.per_min is not None:
         lines.append(f"per_min = {key.per_min}")
+    if key.daily_usd is not None:
+        lines.append(f"daily_usd = {key.daily_usd!r}")
     return "\n".join(lines) + "\n"

@@ -10,11 +10,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from cloud_dispatcher.adapters.http.errors import ApiError
+from cloud_dispatcher.adapters.http.gatekeeper import Caller
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.local_devices import RATE_EXCEEDED, LocalJob
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import RejectedError, RetryableError
-from fleet_protocol.messages import DeviceId, JobId, JobSubmit
+from fleet_protocol.messages import JobId, JobSubmit
 
 NOT_STORED: Final = "not_stored"
 _TRACEPARENT_MOST_CHARS: Final = 64
@@ -46,12 +47,10 @@ def check_size(submit: JobSubmit) -> None:
 
 
 @contextmanager
-def asking(
-    inside: Inside, device: DeviceId, job_id: JobId, submit: JobSubmit
-) -> Iterator[LocalJob]:
+def asking(inside: Inside, caller: Caller, job_id: JobId, submit: JobSubmit) -> Iterator[LocalJob]:
     """Ask; who leaves before the result does not want it any more."""
-    with inside.local.job(device, job_id) as job:
-        inside.local.submit(device, job_id, submit)
+    with inside.local.job(caller.device, job_id) as job:
+        inside.local.submit(caller.device, job_id, submit, caller.payer)
         try:
             yield job
         finally:

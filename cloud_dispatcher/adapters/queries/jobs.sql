@@ -178,12 +178,41 @@ CREATE TABLE spending (
     PRIMARY KEY (day, tenant, reason, provider, model)
 ) WITHOUT ROWID
 
+-- The table anew: SQLite changes no primary key. What was spent before had no key on it.
+-- name: spending_with_keys_table
+CREATE TABLE spending_with_keys (
+    day INTEGER NOT NULL,
+    tenant TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    key TEXT NOT NULL,
+    calls INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    cost_usd REAL NOT NULL,
+    PRIMARY KEY (day, tenant, reason, provider, model, key)
+) WITHOUT ROWID
+
+-- name: spending_copied
+INSERT INTO spending_with_keys
+SELECT day, tenant, reason, provider, model, '', calls, prompt_tokens, cached_tokens,
+    completion_tokens, cost_usd
+FROM spending
+
+-- name: spending_dropped
+DROP TABLE spending
+
+-- name: spending_renamed
+ALTER TABLE spending_with_keys RENAME TO spending
+
 -- name: add_spend
 INSERT INTO spending (
-    day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens, completion_tokens,
-    cost_usd
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (day, tenant, reason, provider, model) DO UPDATE SET
+    day, tenant, reason, provider, model, key, calls, prompt_tokens, cached_tokens,
+    completion_tokens, cost_usd
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (day, tenant, reason, provider, model, key) DO UPDATE SET
     calls = calls + excluded.calls,
     prompt_tokens = prompt_tokens + excluded.prompt_tokens,
     cached_tokens = cached_tokens + excluded.cached_tokens,
@@ -191,9 +220,9 @@ ON CONFLICT (day, tenant, reason, provider, model) DO UPDATE SET
     cost_usd = cost_usd + excluded.cost_usd
 
 -- name: spends
-SELECT day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens, completion_tokens,
-    cost_usd
-FROM spending WHERE day >= ? ORDER BY day, tenant, reason, provider, model
+SELECT day, tenant, reason, provider, model, key, calls, prompt_tokens, cached_tokens,
+    completion_tokens, cost_usd
+FROM spending WHERE day >= ? ORDER BY day, tenant, reason, provider, model, key
 
 -- Answers for equal questions, by the hash of the question; no prompt is in it. It outlives the
 -- jobs that were answered, and is bounded on its own. No index over `used_at_ms`: every answer would

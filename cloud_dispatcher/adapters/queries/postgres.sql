@@ -248,16 +248,22 @@ CREATE TABLE spending (
     PRIMARY KEY (day, tenant, reason, provider, model)
 )
 
+-- name: spending_keys
+ALTER TABLE spending
+    ADD COLUMN key text COLLATE "C" NOT NULL DEFAULT '',
+    DROP CONSTRAINT spending_pkey,
+    ADD PRIMARY KEY (day, tenant, reason, provider, model, key)
+
 -- name: add_spends
 INSERT INTO spending AS s (
-    day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens, completion_tokens,
-    cost_usd
+    day, tenant, reason, provider, model, key, calls, prompt_tokens, cached_tokens,
+    completion_tokens, cost_usd
 )
 SELECT * FROM unnest(
-    %b::bigint[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::bigint[],
-    %b::bigint[], %b::bigint[], %b::double precision[]
+    %b::bigint[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bigint[],
+    %b::bigint[], %b::bigint[], %b::bigint[], %b::double precision[]
 )
-ON CONFLICT (day, tenant, reason, provider, model) DO UPDATE SET
+ON CONFLICT (day, tenant, reason, provider, model, key) DO UPDATE SET
     calls = s.calls + excluded.calls,
     prompt_tokens = s.prompt_tokens + excluded.prompt_tokens,
     cached_tokens = s.cached_tokens + excluded.cached_tokens,
@@ -265,9 +271,9 @@ ON CONFLICT (day, tenant, reason, provider, model) DO UPDATE SET
     cost_usd = s.cost_usd + excluded.cost_usd
 
 -- name: spends
-SELECT day, tenant, reason, provider, model, calls, prompt_tokens, cached_tokens, completion_tokens,
-    cost_usd
-FROM spending WHERE day >= %s ORDER BY day, tenant, reason, provider, model
+SELECT day, tenant, reason, provider, model, key, calls, prompt_tokens, cached_tokens,
+    completion_tokens, cost_usd
+FROM spending WHERE day >= %s ORDER BY day, tenant, reason, provider, model, key
 
 -- Answers for equal questions, by the hash of the question; no prompt is in it. It outlives the
 -- jobs that were answered, and is bounded on its own.
