@@ -63,6 +63,9 @@ class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
         escalated: Jobs in the cloud lane.
         untold: Finished jobs whose result the broker did not confirm.
         workers: Number of workers by presence.
+        busy: Workers that have a job.
+        hot: Workers that are there and slowed down by their heat.
+        tok_s: Tokens generated per second, by all workers that are there.
         load: Whether there is too much to do.
     """
 
@@ -72,6 +75,9 @@ class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
     escalated: int
     untold: int
     workers: dict[str, int]
+    busy: int = 0
+    hot: int = 0
+    tok_s: float = 0.0
     load: LoadView = msgspec.field(default_factory=LoadView)
 
 
@@ -193,9 +199,16 @@ class Engine:
     def summary(self) -> EngineSummary:
         """Count what is going on now."""
         counts, workers = self._ledger.counts, dict[str, int]()
+        busy, hot, tok_s = 0, 0, 0.0
         for worker in self._exchange.our_workers():
-            status = worker.status.value
-            workers[status] = workers.get(status, 0) + 1
+            status = worker.status
+            workers[status.value] = workers.get(status.value, 0) + 1
+            if worker.leases:
+                busy += 1
+            if worker.state is not None and status is not PresenceStatus.OFFLINE:
+                tok_s += worker.state.tok_s
+                if worker.state.throttled:
+                    hot += 1
         return EngineSummary(
             queued=counts[JobStatus.QUEUED] - self._ledger.delayed,
             delayed=self._ledger.delayed,
@@ -203,6 +216,9 @@ class Engine:
             escalated=counts[JobStatus.ESCALATED],
             untold=len(self._outbox),
             workers=workers,
+            busy=busy,
+            hot=hot,
+            tok_s=tok_s,
             load=self.load(),
         )
 

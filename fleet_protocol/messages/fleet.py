@@ -109,6 +109,9 @@ class FleetSummary(Message, frozen=True, kw_only=True):
         inflight: Jobs assigned or running.
         escalated: Jobs in the cloud lane now.
         workers: Number of workers by presence.
+        busy: Workers that have a job.
+        hot: Workers that are there and slowed down by their heat.
+        tok_s: Tokens generated per second, by all workers that are there.
         finished: Final results by status since the dispatcher started.
         answered_by: `ok` results by who gave them since then.
         reasons: Escalations by reason since then.
@@ -127,6 +130,9 @@ class FleetSummary(Message, frozen=True, kw_only=True):
     inflight: Count = 0
     escalated: Count = 0
     workers: dict[str, int] = msgspec.field(default_factory=dict)
+    busy: Count = 0
+    hot: Count = 0
+    tok_s: Measure = 0.0
     finished: dict[str, int] = msgspec.field(default_factory=dict)
     answered_by: dict[str, int] = msgspec.field(default_factory=dict)
     reasons: dict[str, int] = msgspec.field(default_factory=dict)

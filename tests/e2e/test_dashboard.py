@@ -152,6 +152,24 @@ def test_filters_are_links_and_survive_a_reload(site: Site, page: Page) -> None:
     expect(row_of(page, "w1")).to_have_count(0)
 
 
+def test_the_overview_hears_of_no_single_worker_until_somebody_wants_to_see_them(
+    site: Site, page: Page
+) -> None:
+    said: list[bytes] = []
+    page.on(
+        "websocket",
+        lambda socket: socket.on("framesent", lambda data: said.append(bytes(data))),
+    )
+    page.goto(site.url)
+    expect(page.get_by_test_id("workers-online")).to_have_text("2 / 2")
+    assert b"fleet/summary" in b"".join(said)
+    assert b"fleet/roster" not in b"".join(said)
+    page.get_by_test_id("workers-online").click()
+    expect(row_of(page, "w1")).to_be_visible()
+    expect(page.get_by_test_id("shown")).to_have_text("2 of 2 shown")
+    assert b"fleet/roster/+" in b"".join(said)
+
+
 @pytest.mark.parametrize("path", ["overview", "workers", "jobs", "playground", "models", "alerts"])
 def test_every_page_in_chinese_and_dark_on_a_phone(site: Site, browser: Browser, path: str) -> None:
     context = browser.new_context(

@@ -268,12 +268,21 @@ async def test_a_broker_that_is_away_for_all_ends_nobody(
 
 
 def test_the_overview_adds_up_what_can_be_added() -> None:
-    own = m.FleetSummary(at_ms=1, queued=2, finished={"ok": 3}, latency_ms=m.Quantiles(p99=9.0))
+    own = m.FleetSummary(
+        at_ms=1, queued=2, busy=1, tok_s=1.5, finished={"ok": 3}, latency_ms=m.Quantiles(p99=9.0)
+    )
     other = m.FleetSummary(
-        at_ms=1, queued=5, finished={"ok": 1, "failed": 1}, latency_ms=m.Quantiles(p99=30.0)
+        at_ms=1,
+        queued=5,
+        busy=2,
+        hot=1,
+        tok_s=2.0,
+        finished={"ok": 1, "failed": 1},
+        latency_ms=m.Quantiles(p99=30.0),
     )
     whole = merged(own, [other])
     assert (whole.queued, whole.finished) == (7, {"ok": 4, "failed": 1})
+    assert (whole.busy, whole.hot, whole.tok_s) == (3, 1, 3.5)
     assert whole.latency_ms.p99 == 30.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 
 import pytest
+from msgspec.structs import replace
 
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
@@ -392,3 +393,20 @@ def test_recovery_takes_back_what_the_worker_never_got(desk: Desk) -> None:
     desk.now_ms += 2_000
     desk.held()
     assert desk.job().status is m.JobStatus.QUEUED
+
+
+def test_the_overview_counts_who_works_who_is_hot_and_what_all_write(desk: Desk) -> None:
+    desk.worker("w2")
+    desk.worker("w3")
+    state = m.WorkerState(
+        ts=1, seq=1, status=m.Activity.HOT, cpu_pct=9.0, mem_pct=9.0, inflight=1, tok_s=2.5
+    )
+    for name, is_hot in (("w1", False), ("w2", True), ("w3", True)):
+        told = replace(state, throttled=is_hot)
+        desk.handle(e.StateReceived(worker=m.WorkerId(name), state=told))
+    desk.submit()
+    now = desk.engine.summary()
+    assert (now.busy, now.hot, now.tok_s) == (1, 2, 7.5)
+    desk.presence("w3", status=m.PresenceStatus.OFFLINE)
+    now = desk.engine.summary()
+    assert (now.hot, now.tok_s) == (1, 5.0)

@@ -1,11 +1,13 @@
-// What the page knows of the fleet. Hot data stays in plain maps; views get a new value at most
-// four times a second, and none while the page is hidden.
+// What the page knows of the fleet. Hot data stays in plain maps; views get the table of workers at
+// most five times a second, and nothing while the page is hidden.
 import { Bus, read, type Link } from './bus';
+import { Pace } from './pace';
 import { Rates } from './rates';
 import { merged, rowsOf, type Told } from './roster';
 import type { AdminReply, Alert, DispatcherPresence, Door, History, RosterShard, Session, Summary, Worker } from './types';
 
-const PAINT_MS = 250;
+const PAINT_MS = 200;
+const TICK_MS = 1_000;
 const SAMPLE_MS = 5_000;
 const KEPT_SAMPLES = 2_200;
 
@@ -30,10 +32,12 @@ class Fleet {
   readonly rates = new Rates();
 
   bus: Bus | null = null;
+  private wantsWorkers = false;
+  private leaveWorkers: (() => void) | null = null;
+  private readonly painting = new Pace(PAINT_MS, () => this.paint());
   private readonly shards = new Map<string, Told>();
   private readonly firing = new Map<string, Alert>();
   private newest: Summary | null = null;
-  private dirty = false;
 
   /** Opens the page: who it is, what was before, and what happens from now on. */
   async open(): Promise<void> {
@@ -60,15 +64,34 @@ class Fleet {
       if (summary) this.take(summary);
     });
     bus.hear('fleet/dispatcher', (_, payload) => (this.dispatcher = read<DispatcherPresence>(payload) ?? null));
-    bus.hear('fleet/roster/+', (topic, payload) => {
-      const shard = read<RosterShard>(payload);
-      if (!shard) return;
-      this.shards.set(topic, { at_ms: shard.at_ms, rows: rowsOf(shard) });
-      this.dirty = true;
-    });
     bus.hear('fleet/alerts/+', (topic, payload) => this.alert(topic.split('/')[2] ?? '', read<Alert>(payload)));
-    setInterval(() => this.paint(), PAINT_MS);
-    document.addEventListener('visibilitychange', () => this.paint());
+    this.follow();
+    setInterval(() => this.tick(), TICK_MS);
+    document.addEventListener('visibilitychange', () => {
+      this.follow();
+      this.tick();
+    });
+  }
+
+  /** Hears the table of workers from now on: views that show none do without most of what there is to hear. */
+  hearWorkers(): void {
+    this.wantsWorkers = true;
+    this.follow();
+  }
+
+  private follow(): void {
+    if (document.hidden) {
+      this.leaveWorkers?.();
+      this.leaveWorkers = null;
+    } else if (this.wantsWorkers && this.bus && !this.leaveWorkers) {
+      this.painting.rest(); // all shards are retained, come at once and are shown together
+      this.leaveWorkers = this.bus.hear('fleet/roster/+', (topic, payload) => {
+        const shard = read<RosterShard>(payload);
+        if (!shard) return;
+        this.shards.set(topic, { at_ms: shard.at_ms, rows: rowsOf(shard) });
+        this.painting.ask();
+      });
+    }
   }
 
   private onLink(link: Link): void {
@@ -90,7 +113,7 @@ class Fleet {
   private take(summary: Summary): void {
     this.newest = summary;
     this.heardAt = Date.now();
-    if (!document.hidden) this.summary = summary; // comes once a second: it need not wait for a painting
+    if (!document.hidden) this.summary = summary;
     const last = this.samples.at(-1);
     if (last && summary.at_ms - (last[0] ?? 0) < SAMPLE_MS) return;
     const named: Record<string, number | undefined> = {
@@ -109,16 +132,15 @@ class Fleet {
     this.alerts = [...this.firing.values()].sort((a, b) => b.since_at_ms - a.since_at_ms);
   }
 
-  private paint(): void {
+  private tick(): void {
     if (document.hidden) return;
-    const now = Date.now();
-    if (Math.floor(now / 1_000) !== Math.floor(this.now / 1_000)) this.now = now;
+    this.now = Date.now();
     this.summary = this.newest;
-    if (this.dirty) {
-      this.dirty = false;
-      this.workers = merged(this.shards.values());
-    }
-    if (this.link === 'online' && this.rates.sample(this.workers, now)) this.sampledAt = now;
+    if (this.link === 'online' && this.rates.sample(this.workers, this.now)) this.sampledAt = this.now;
+  }
+
+  private paint(): void {
+    if (!document.hidden) this.workers = merged(this.shards.values());
   }
 
   /** Asks the dispatcher as an operator does. */

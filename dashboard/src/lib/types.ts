@@ -27,6 +27,9 @@ export interface Summary {
   inflight: number;
   escalated: number;
   workers: Partial<Record<Presence, number>>;
+  busy: number;
+  hot: number;
+  tok_s: number;
   finished: Record<string, number>;
   answered_by: Record<string, number>;
   reasons: Record<string, number>;
