@@ -7,7 +7,7 @@ import gc
 import secrets
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from cloud_dispatcher.adapters.audit_file import AuditFile
 from cloud_dispatcher.adapters.clock_file import ClockFile
 from cloud_dispatcher.adapters.http.gateway import build_gateway, describe
 from cloud_dispatcher.adapters.http.inside import Inside
+from cloud_dispatcher.adapters.http.login_file import LoginFile
 from cloud_dispatcher.adapters.http.server import serving
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
@@ -92,6 +93,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
             courier = _courier(settings, store, clock)
             if courier is not None:
                 await running.enter_async_context(courier)
+            logins = await running.enter_async_context(_logins(settings))
             tracing = build_tracing(settings.tracing)
             if tracing is not None:  # What was not sent yet may take a while.
                 running.push_async_callback(asyncio.to_thread, tracing.close)
@@ -146,6 +148,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 history=service.history,
                 broker=settings.broker,
                 webhooks=courier,
+                logins=logins,
                 audit=audit.note,
                 root=settings.broker.root,
             )
@@ -206,6 +209,12 @@ def _courier(
         return None
     path = Path(settings.store.path).with_suffix(".webhooks")
     return WebhookCourier(webhooks, path, store, clock)
+
+
+def _logins(settings: DispatcherSettings) -> AbstractAsyncContextManager[LoginFile | None]:
+    if settings.gateway.port is None or settings.gateway.page.users_file is None:
+        return nullcontext()
+    return LoginFile(Path(settings.store.path).with_suffix(".logins"))
 
 
 def _library(settings: DispatcherSettings) -> FileLibrary:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
@@ -37,10 +38,32 @@ SECRET = "the code of the door is 4711"
 class Site:
     """A secured broker, a dispatcher with logins, and a worker."""
 
-    def __init__(self, broker: SecuredSite, host: str, folder: Path) -> None:
+    def __init__(self, broker: SecuredSite, host: str, environ: dict[str, str]) -> None:
         self.broker = broker
         self.host = host
-        self.folder = folder
+        self.folder = broker.keys.parent
+        self._environ = environ
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the dispatcher; wait until it serves."""
+        self.dispatcher = start(
+            self.folder, "cloud_dispatcher", "run", prefix="DISPATCHER", environ=self._environ
+        )
+        ends_at_s = time.monotonic() + PATIENCE_S
+        while not self.is_ready():
+            assert time.monotonic() < ends_at_s
+            assert self.dispatcher.poll() is None
+            time.sleep(0.05)
+
+    def is_ready(self) -> bool:
+        """Tell whether it is connected to the broker and answers."""
+        with closing(HTTPConnection(self.host, timeout=PATIENCE_S)) as connection:
+            try:
+                connection.request("GET", "/readyz")
+                return connection.getresponse().status == 200
+            except OSError:
+                return False
 
     def log_in(self, role: str) -> str:
         """Log in; return the cookie."""
@@ -136,14 +159,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         **identity(broker, "dispatcher", "BROKER"),
     }
     with broker:
+        site = Site(broker, host, pages)
         programs = [
-            start(folder, "cloud_dispatcher", "run", prefix="DISPATCHER", environ=pages),
             start(folder, "edge_worker", "run", "--engine", "echo", prefix="WORKER",
                   environ={"ID": "w1", **identity(broker, "w1", "BROKER")}),
         ]  # fmt: skip
         with AccessProbe(broker.settings("wall"), ("fleet/v1/fleet/summary",)) as wall:
             wall.wait_until(lambda heard: any(b'"online":1' in payload for _, payload in heard))
-        yield Site(broker, host, folder)
+        yield site
+        programs.append(site.dispatcher)
         for program in programs:
             program.send_signal(signal.SIGTERM)
         for program in programs:
@@ -165,7 +189,7 @@ def identity(broker: SecuredSite, name: str, table: str) -> dict[str, str]:
 def start(
     folder: Path, *words: str, prefix: str, environ: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    with (folder / f"{words[0]}.log").open("wb") as log:
+    with (folder / f"{words[0]}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *words, "--data", str(folder / words[0])],
             env={**os.environ, **{f"EDGEFLEET_{prefix}_{k}": v for k, v in environ.items()}},
@@ -251,6 +275,21 @@ def test_another_sites_page_does_not_get_in_with_the_cookie(site: Site) -> None:
     with pytest.raises(InvalidStatus) as refused:
         site.socket(cookie, origin="http://evil.example")
     assert refused.value.response.status_code == 403
+
+
+def test_a_login_survives_a_kill_of_the_dispatcher_and_a_logout_does_too(site: Site) -> None:
+    stays, leaves = site.log_in("operator"), site.log_in("operator")
+    site.log_out(leaves)
+    site.dispatcher.kill()
+    site.dispatcher.wait(30)
+    site.begin()
+    assert site.session(stays)["user"] == "operator"
+    assert "user" not in site.session(leaves)
+    with site.page(stays) as socket:
+        hear(socket, "fleet/dispatcher")
+        assert receive(socket, mqtt5.PublishPacket)
+    [kept] = (site.folder / "cloud_dispatcher").glob("*.logins")
+    assert kept.stat().st_mode & 0o077 == 0
 
 
 def test_nobodys_password_or_answer_is_in_the_log(site: Site) -> None:

@@ -11,6 +11,7 @@ from openai import AsyncOpenAI
 
 from cloud_dispatcher.adapters.http.gateway import build_gateway
 from cloud_dispatcher.adapters.http.inside import Inside
+from cloud_dispatcher.adapters.http.login_file import LoginFile
 from cloud_dispatcher.adapters.http.server import serving, url_of
 from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
@@ -30,6 +31,7 @@ async def gateway(
     has_cloud: bool = False,
     broker: BrokerSettings | None = None,
     webhooks: WebhookCourier | None = None,
+    logins: LoginFile | None = None,
     **settings: object,
 ) -> AsyncIterator[str]:
     """Run a dispatcher and its gateway; yield where it answers."""
@@ -55,6 +57,7 @@ async def gateway(
             history=service.history,
             broker=broker,
             webhooks=webhooks,
+            logins=logins,
             audit=lambda what, about: house.audited.append((what, about)),
         )
         chosen = msgspec.convert({"port": free_port(), "drain_s": 0, **settings}, GatewaySettings)

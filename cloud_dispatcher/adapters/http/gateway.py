@@ -81,7 +81,9 @@ def _gatekeeper(inside: Inside, settings: GatewaySettings) -> Gatekeeper:
     sessions = None
     if page.users_file is not None:
         users = watch_users(_path(page.users_file))
-        sessions = Sessions(users, inside.clock, idle_h=page.idle_h, most_h=page.login_h)
+        sessions = Sessions(
+            users, inside.clock, idle_h=page.idle_h, most_h=page.login_h, file=inside.logins
+        )
     return Gatekeeper(ring, inside.clock, sessions=sessions, home=HomeOrigin(page.url))
 
 

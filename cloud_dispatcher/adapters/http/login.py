@@ -73,6 +73,7 @@ class LoginDesk:
         # The one before ends, and the new one has a name that nobody knew before.
         self._sessions.end(request.cookies.get(self._gate.cookie, ""))
         secret, _ = self._sessions.begin(user)
+        await self._sessions.saved()
         request.state.caller = Caller(key=page_id(user.name), tenant=user.tenant)
         about = {"user": user.name, "role": user.role.value, "address": address}
         _log.info("login.done", **about)
@@ -126,6 +127,7 @@ class LoginDesk:
         if session is not None:
             self._gate.check_page(request, session)
             self._sessions.end(request.cookies.get(self._gate.cookie, ""))
+            await self._sessions.saved()
             _log.info("login.ended", user=session.user.name)
             self._audit("logout", {"user": session.user.name})
         answer = Response(status_code=204, headers={"cache-control": "no-store"})
