@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import Self
+from typing import NoReturn, Self
 
 from fleet_cli.context import DataFolder
 from fleet_cli.local_fleet import StartError
@@ -59,6 +59,16 @@ class FleetProcess:
 
     def __exit__(self, *exc: object) -> None:
         self._stop()
+
+    def serve(self) -> NoReturn:
+        """Wait for as long as it is up.
+
+        Raises:
+            StartError: It ended though nobody here told it to.
+        """
+        if self._process is not None:
+            self._process.wait()
+        raise StartError("the fleet has ended", hint="its own words are above; start it again")
 
     def _relay(self) -> None:
         """Pass on what it says: also later, that a worker crashed and is started again."""

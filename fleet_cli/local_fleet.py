@@ -45,7 +45,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
         engine: `onnx`, or `echo` for trying things without a model.
         threads: CPU threads of each worker.
         broker: A broker that runs already; None starts one.
-        kind: Which one to start; None: Mosquitto where it is installed, else the embedded one.
+        kind: Which one to start; None: the embedded one where it is installed, else Mosquitto.
         port: Where it shall listen; None: a free one, remembered in the folder.
         simulates_cloud: Answer escalations with a simulator.
         config: The dispatcher's settings, a TOML file; None: its defaults.
@@ -151,7 +151,7 @@ class LocalFleet:
             port_v3=self._port(f"{kind}_v3", ports),
         )
         self._start_surely(broker)
-        self._tell(f"broker ({kind}) listens on {broker.url}")
+        self._tell(f"broker ({kind}) listens on {_ports(broker)}")
         kept = {f"{kind}": broker.port, f"{kind}_v3": broker.port_v3}
         return FleetContext(
             broker=BrokerSettings(url=broker.url),
@@ -288,6 +288,13 @@ def _works(picture: FleetPicture, *, worker: str, since_ms: int) -> bool:
     if seen is None or not seen.is_online or seen.presence is None:
         return False
     return seen.presence.since_at_ms >= since_ms
+
+
+def _ports(broker: BrokerProcess) -> str:
+    """Say where which version is spoken: on the wrong port a client only sees a lost connection."""
+    if broker.port == broker.port_v3:
+        return broker.url
+    return f"{broker.url} for MQTT 5, {broker.url_v3} for MQTT 3.1.1"
 
 
 def _bare_url(broker: BrokerSettings) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fleet_cli.commands.workers import print_workers
 from fleet_cli.connection import DEFAULT_DATA, Connection
 from fleet_cli.context import DataFolder
 from fleet_cli.demo_jobs import DemoJob, demo_jobs
+from fleet_cli.device_commands import device_commands
 from fleet_cli.exits import ExitCode
 from fleet_cli.fleet_process import FleetProcess
 from fleet_cli.model import ensure_model
@@ -69,12 +69,13 @@ def command(
     show.begin(workers, cloud=_cloud(simulates=simulates, has_key=has_key))
     with FleetProcess(
         connection.data, [*words, *(["--simulated-cloud"] if simulates else [])], tell=say
-    ):
+    ) as fleet:
         is_good = show.jobs()
         show.workers()
         if not exits:
             show.farewell()
-            _wait_for_interrupt()
+            with contextlib.suppress(KeyboardInterrupt):
+                fleet.serve()
     return int(ExitCode.OK if is_good else ExitCode.JOB_FAILED)
 
 
@@ -86,11 +87,6 @@ def _cloud(*, simulates: bool, has_key: bool) -> str:
 
 def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _wait_for_interrupt() -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
 
 
 class _Show:
@@ -145,9 +141,6 @@ class _Show:
         if self._as_json:
             say("the fleet stays up; Ctrl-C stops it")
             return
-        plain = context.url_v3 or context.broker.url
-        host, _, port = plain.partition("://")[2].partition(":")
-        topic = f"{context.broker.root}/dev/kitchen"
         self._title("Where to look next")
         self._console.print(
             f"from another terminal, while this one stays open:\n"
@@ -155,8 +148,8 @@ class _Show:
             f"  fleet watch --data {data}\n"
             f"  fleet jobs ls --data {data}\n"
             f"from any MQTT client, here Mosquitto's:\n"
-            f"  mosquitto_sub -h {host} -p {port} -t {topic}/answer &\n"
-            f'  mosquitto_pub -h {host} -p {port} -t {topic}/ask -q 1 -m "Name a color."\n'
+            f"{device_commands(context)}"
+            f"on a page: {context.gateway}/\n"
             f"logs: {data.logs}\n"
             "Ctrl-C stops the fleet; its jobs stay in the data folder",
             markup=False,

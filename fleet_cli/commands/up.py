@@ -14,6 +14,7 @@ import click
 from fleet_cli.broker import BrokerKind
 from fleet_cli.connection import DEFAULT_DATA, Connection, connection_options
 from fleet_cli.context import DataFolder, FleetContext
+from fleet_cli.device_commands import device_commands
 from fleet_cli.local_fleet import FleetPlan, LocalFleet
 from fleet_cli.model import ensure_model
 from fleet_cli.output import print_json_line, say
@@ -49,7 +50,11 @@ from fleet_protocol.manifest import DEFAULT_MODEL
     type=click.Choice([str(k) for k in BrokerKind]),
     help="Broker to start.",
 )
-@click.option("--port", type=click.IntRange(1, 65_535), help="Its port.  [a free one, kept]")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    help="Its port; the embedded one takes another for MQTT 3.1.1.  [a free one, kept]",
+)
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -128,6 +133,7 @@ def _announce(
         f'  fleet ask{where} "What is the capital of France?"\n'
         f"  fleet workers ls{where}\n"
         f"  fleet watch{where}\n"
+        f"{device_commands(context)}"
         f"  an OpenAI-compatible API: {context.gateway}/v1\n"
         f"{_page(context)}"
         "Ctrl-C stops it"

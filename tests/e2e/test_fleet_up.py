@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import paho.mqtt.client as paho
 import pytest
 
 from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess
+from fleet_cli.context import DataFolder
+from fleet_cli.fleet_process import FleetProcess
+from fleet_cli.local_fleet import StartError
 from fleet_client import FleetClient
 
 PATIENCE_S = 60.0
@@ -149,6 +154,36 @@ def test_the_gateway_answers_where_it_says(up: Up) -> None:
     url = f"{up.facts['gateway']}/readyz"
     with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:  # noqa: S310 - loopback
         assert json.load(reply) == {"status": "ready", "workers_online": 2}
+
+
+@pytest.mark.parametrize(("version", "name"), [(5, "MQTT 5"), (4, "MQTT 3.1.1")])
+def test_the_port_that_is_named_for_a_version_of_mqtt_speaks_it(
+    up: Up, version: int, name: str
+) -> None:
+    (line,) = [line for line in up.said if "listens on" in line]
+    found = re.search(rf"mqtt://127\.0\.0\.1:(\d+) for {name}", line)
+    assert found, line
+    greeted = threading.Event()
+    client = paho.Client(
+        paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTProtocolVersion(version)
+    )
+    client.on_connect = lambda *_: greeted.set()
+    client.connect("127.0.0.1", int(found[1]))
+    client.loop_start()
+    try:
+        assert greeted.wait(PATIENCE_S)
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def test_who_waits_for_a_fleet_is_told_when_it_ends(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    words = ["--engine", "echo", "--workers", "0"]
+    with FleetProcess(folder, words, tell=lambda _: None) as fleet:
+        os.kill(folder.context().pid, signal.SIGTERM)
+        with pytest.raises(StartError, match="has ended"):
+            fleet.serve()
 
 
 def test_a_streamed_answer_is_the_answer(up: Up) -> None:
