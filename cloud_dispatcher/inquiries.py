@@ -24,6 +24,7 @@ from cloud_dispatcher.intake import (
     PurgeAsked,
     RequestRefused,
 )
+from cloud_dispatcher.keys import first_key
 from cloud_dispatcher.ports import CompletionProvider, JobQuery, JobStore
 from fleet_protocol import messages as m
 
@@ -73,14 +74,34 @@ class Inquiries:
                 assert_never(inquiry)
 
     async def _jobs(self, asked: m.AdminRequest) -> m.AdminReply:
-        query = JobQuery(
+        query = self._query(asked)
+        page = await self._insistence.on(lambda: self._store.select(query))
+        jobs = tuple(_row(job) for job in page.jobs)
+        return m.AdminReply(req=asked.req, ok=True, jobs=jobs, go_on=page.go_on)
+
+    def _query(self, asked: m.AdminRequest) -> JobQuery:
+        """Return what is asked of the store. Keys tell the time: a span of it is one of keys."""
+        whose, tenant_of = asked.of_tenant, self._engine.tenant_of
+        until = None if asked.until_ms is None else first_key(asked.until_ms)
+        # What begins a key is below it, and above all that are below the key.
+        since = None if asked.since_ms is None else first_key(asked.since_ms)[:-1]
+        before = min(filter(None, (asked.before, until)), default=None)
+        after = max(filter(None, (asked.after, since)), default=None)
+        return JobQuery(
             status=asked.status,
             device=None if asked.device is None else m.DeviceId(asked.device),
             dead=asked.dead,
             limit=asked.limit,
+            belongs=None if whose is None else lambda device: tenant_of(device) == whose,
+            worker=None if asked.worker is None else m.WorkerId(asked.worker),
+            route=asked.route,
+            code=asked.code,
+            text=asked.text,
+            keys=tuple(m.JobKey(key) for key in asked.jobs) or None,
+            before=None if before is None else m.JobKey(before),
+            after=None if after is None else m.JobKey(after),
+            upwards=asked.after is not None and asked.before is None,
         )
-        jobs = await self._insistence.on(lambda: self._store.select(query))
-        return m.AdminReply(req=asked.req, ok=True, jobs=tuple(_row(job) for job in jobs))
 
     async def _purge(self, asked: m.AdminRequest) -> m.AdminReply:
         """Forget a dead letter. The device's id for it is free again."""

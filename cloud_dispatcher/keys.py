@@ -12,6 +12,12 @@ _LOW_BITS: Final = 20
 _LOW_MASK: Final = (1 << _LOW_BITS) - 1
 
 
+def first_key(at_ms: int) -> str:
+    """Return the least ULID of a moment: keys minted from then on are not below it."""
+    number = at_ms << _RANDOM_BITS
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+
 class KeyMint:
     """Mints ULIDs that only ever grow, within a millisecond and when the clock steps back."""
 

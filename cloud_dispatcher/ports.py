@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Protocol, Self, TypeAlias
 
 import msgspec
@@ -16,6 +16,7 @@ from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.library import LibraryAnswer
 from fleet_protocol.messages import (
     AlertView,
+    AnsweredBy,
     CacheRow,
     DeviceId,
     EndpointView,
@@ -24,6 +25,7 @@ from fleet_protocol.messages import (
     JobStatus,
     JobSubmit,
     Usage,
+    WorkerId,
 )
 
 
@@ -34,13 +36,49 @@ class StoreUnavailableError(RetryableError):
 
 
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs to list, newest first; `before`: only those older than this one."""
+    """Which jobs to list, newest first.
+
+    Attributes:
+        belongs: Whether a device is of those whose jobs are wanted; None: all are.
+        worker: It has the job, or answered it.
+        route: What answered the job, or has it now.
+        code: Why there is no answer, why it is degraded, or why the job left its board.
+        text: A part of the device's id for the job or of its key, in small letters or capitals.
+        keys: Only these; None: all.
+        before: Only those older than this one.
+        after: Only those newer.
+        upwards: Of those that fit the ones next to `after`, not the newest.
+        looks: So many jobs at most are looked at for what no column says: `belongs`, `worker`,
+            `route`, `code`, `text`.
+    """
 
     status: JobStatus | None = None
     device: DeviceId | None = None
     dead: bool = False
     limit: int = 50
+    belongs: Callable[[DeviceId], bool] | None = None
+    worker: WorkerId | None = None
+    route: AnsweredBy | None = None
+    code: str | None = None
+    text: str | None = None
+    keys: tuple[JobKey, ...] | None = None
     before: JobKey | None = None
+    after: JobKey | None = None
+    upwards: bool = False
+    looks: int = 20_000
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs that a query found.
+
+    Attributes:
+        jobs: Newest first.
+        go_on: Where the looking ended while there may be more: `before` of the next query, or
+            `after` upwards. None: that was all.
+    """
+
+    jobs: tuple[Job, ...]
+    go_on: JobKey | None = None
 
 
 class JobStore(Protocol):
@@ -82,7 +120,7 @@ class JobStore(Protocol):
         """Return all jobs without a result, and those whose result was not told: the outbox."""
         ...
 
-    async def select(self, query: JobQuery) -> list[Job]:
+    async def select(self, query: JobQuery) -> JobPage:
         """List jobs, newest first."""
         ...
 

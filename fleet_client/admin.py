@@ -20,6 +20,7 @@ from fleet_protocol.messages import (
     AdminOp,
     AdminReply,
     AdminRequest,
+    AnsweredBy,
     JobStatus,
     PrewarmAnswer,
 )
@@ -41,6 +42,15 @@ class AdminFields(TypedDict, total=False):
     device: str
     status: JobStatus
     dead: bool
+    route: AnsweredBy
+    code: str
+    text: str
+    of_tenant: str
+    since_ms: int
+    until_ms: int
+    jobs: tuple[str, ...]
+    before: str
+    after: str
     limit: int
     days: int
     answers: tuple[PrewarmAnswer, ...]

@@ -142,6 +142,23 @@ def read_job(row: Sequence[Any], blobs: Blobs = PLAIN) -> Job:
     )
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """What is asked of results: the fields of a `JobResult` without its texts."""
+
+    answered_by: str | None = None
+    worker: str | None = None
+    code: str = ""
+    reason: str | None = None
+
+
+_decode_outcome: Final = msgspec.msgpack.Decoder(Outcome).decode
+
+
+def read_outcome(key: str, result: bytes, blobs: Blobs) -> Outcome:
+    """Read how a job ended; raises as `read_job` does."""
+    return _decode_outcome(blobs.opened(result, key, "result"))
+
+
 def read_question(row: Sequence[Any], blobs: Blobs) -> tuple[DeviceId, JobSubmit]:
     """Read a row of device, submission and key; raises as `read_job` does."""
     device, submit, key = row

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from msgspec.structs import asdict
 
+from cloud_dispatcher.adapters.job_search import Traits, search, traits_of
 from cloud_dispatcher.core.commands import AnswerChange, ForgetAnswers, UseAnswer
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
-from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
+from cloud_dispatcher.ports import JobPage, JobQuery, StoreUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import CacheRow, DeviceId, JobId, JobKey, JobSubmit
 
@@ -139,18 +141,29 @@ class MemoryJobStore:
         """Return open jobs and the outbox, oldest first."""
         return [self._jobs[key] for key in sorted(self._jobs) if not self._jobs[key].told]
 
-    async def select(self, query: JobQuery) -> list[Job]:
+    async def select(self, query: JobQuery) -> JobPage:
         """List jobs, newest first."""
-        newest = (self._jobs[key] for key in sorted(self._jobs, reverse=True))
-        chosen = [
+        return await search(query, jobs=self._read, traits=self._traits, by_keys=self._by_keys)
+
+    async def _by_keys(self, keys: Sequence[JobKey]) -> list[Job]:
+        return [self._jobs[key] for key in sorted(keys, reverse=True) if key in self._jobs]
+
+    async def _traits(self, query: JobQuery) -> list[Traits]:
+        return [traits_of(job) for job in await self._read(query)]
+
+    async def _read(self, query: JobQuery) -> list[Job]:
+        """Return the first jobs, in the order of the query, that it narrows them down to."""
+        ordered = (self._jobs[key] for key in sorted(self._jobs, reverse=not query.upwards))
+        chosen = (
             job
-            for job in newest
+            for job in ordered
             if (query.status is None or job.status is query.status)
             and (query.device is None or job.device == query.device)
             and (job.dead or not query.dead)
             and (query.before is None or job.key < query.before)
-        ]
-        return chosen[: query.limit]
+            and (query.after is None or job.key > query.after)
+        )
+        return list(itertools.islice(chosen, query.limit))
 
     async def purge(self, key: JobKey) -> bool:
         """Forget a dead letter; return whether it was one, and told."""

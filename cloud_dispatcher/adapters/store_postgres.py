@@ -17,12 +17,12 @@ import psycopg
 from cloud_dispatcher.adapters.connection_postgres import Conn, Cursor, Link
 from cloud_dispatcher.adapters.job_rows import (
     PLAIN,
-    RARE,
     Blobs,
     read_answer,
     read_job,
     read_question,
 )
+from cloud_dispatcher.adapters.job_search import Traits, narrowed, order_of, read_traits, search
 from cloud_dispatcher.adapters.schema_postgres import look, migrate, statements
 from cloud_dispatcher.adapters.turn_postgres import (
     SPEND_COLUMNS,
@@ -35,7 +35,7 @@ from cloud_dispatcher.core.commands import AnswerChange
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
 from cloud_dispatcher.membership import MemberFencedError
-from cloud_dispatcher.ports import JobQuery, StoreUnavailableError
+from cloud_dispatcher.ports import JobPage, JobQuery, StoreUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import CacheRow, DeviceId, JobId, JobKey, JobSubmit
 
@@ -178,20 +178,20 @@ class PostgresJobStore:
 
     async def get(self, key: JobKey) -> Job | None:
         """Return a job by its key."""
-        rows = await self._read_where((("where_key", key),), "oldest")
+        rows = await self._read_where("select", (("where_key", key),), "oldest")
         return self._jobs(rows)[0] if rows else None
 
     async def load_open(self) -> list[Job]:
         """Return open jobs and the outbox, oldest first."""
-        rows = await self._read_where((("where_untold", None),), "oldest", patience_s=_LOADING_S)
+        untold = (("where_untold", None),)
+        rows = await self._read_where("select", untold, "oldest", patience_s=_LOADING_S)
         jobs = self._jobs(rows)
         self._saved = {job.key: job for job in jobs}
         return jobs
 
-    async def select(self, query: JobQuery) -> list[Job]:
+    async def select(self, query: JobQuery) -> JobPage:
         """List jobs, newest first."""
-        rows = await self._read_where(_filters(query), "newest", query.limit)
-        return self._jobs(rows)
+        return await search(query, jobs=self._listed, traits=self._traits, by_keys=self._by_keys)
 
     async def spending(self, *, since_day: int) -> list[Spend]:
         """Return what was spent from that UTC day on, oldest first."""
@@ -325,14 +325,28 @@ class PostgresJobStore:
     async def _read(self, name: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         return await self._others.run(lambda conn: _rows(conn, statements()[name], values))
 
+    async def _listed(self, query: JobQuery) -> list[Job]:
+        order = order_of(query)
+        return self._jobs(await self._read_where("select", narrowed(query), order, query.limit))
+
+    async def _traits(self, query: JobQuery) -> list[Traits]:
+        order = order_of(query)
+        rows = await self._read_where("select_traits", narrowed(query), order, query.limit)
+        return [read_traits(row, self._blobs) for row in rows]
+
+    async def _by_keys(self, keys: Sequence[JobKey]) -> list[Job]:
+        named = (("where_keys", list(keys)),)
+        return self._jobs(await self._read_where("select", named, "newest", len(keys)))
+
     async def _read_where(
         self,
+        what: str,
         filters: Iterable[tuple[str, object]],
         order: str,
         *values: object,
         patience_s: float = 60.0,
     ) -> list[tuple[Any, ...]]:
-        names, found = ["select"], list[object]()
+        names, found = [what], list[object]()
         for name, value in filters:
             names.append(name)
             found += [] if value is None else [value]
@@ -357,24 +371,6 @@ async def probe(url: str, *, password: Callable[[], str | None] = lambda: None) 
         return await look(link)
     finally:
         await link.close()
-
-
-def _filters(query: JobQuery) -> list[tuple[str, object]]:
-    """Name the conditions, each with its value where it has one."""
-    found: list[tuple[str, object]] = []
-    if query.device is not None:
-        found.append(("where_device", query.device))
-    if query.dead:
-        found.append(("where_dead", None))
-    if query.status is not None:
-        found.append(("where_status", query.status.value))
-        if query.status in RARE:
-            found.append(("where_trouble", None))
-        elif not query.status.is_final:
-            found.append(("where_untold", None))
-    if query.before is not None:
-        found.append(("where_before", query.before))
-    return found
 
 
 async def _nothing(conn: Conn) -> None:

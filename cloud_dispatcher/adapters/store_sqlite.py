@@ -5,6 +5,7 @@ All SQL is in `queries/jobs.sql`. One connection, used by one named thread.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,13 +18,13 @@ from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, 
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
 from cloud_dispatcher.adapters.job_rows import (
     PLAIN,
-    RARE,
     Blobs,
     is_trouble,
     read_job,
     read_question,
     state_of,
 )
+from cloud_dispatcher.adapters.job_search import Traits, narrowed, order_of, read_traits, search
 from cloud_dispatcher.adapters.name_filter import NameFilter
 from cloud_dispatcher.adapters.schema_sqlite import check_history, migrate, statements
 from cloud_dispatcher.adapters.space_sqlite import allow_shrinking, give_back
@@ -31,7 +32,7 @@ from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
 from cloud_dispatcher.core.commands import AnswerChange
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
-from cloud_dispatcher.ports import JobQuery
+from cloud_dispatcher.ports import JobPage, JobQuery
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError
 from fleet_protocol.messages import (
@@ -50,6 +51,10 @@ _WRITE_ORDER: Final = (
     "upsert_job", "step", "finish_ok", "tell", "insert_prompt", "forget_answer", "upsert_answer",
     "upsert_result",
 )  # fmt: skip
+
+
+_MANY: Final = 5_000
+"""With so many jobs a device is no longer looked up by its name to have them sorted by age."""
 
 
 class SqliteJobStore:
@@ -159,10 +164,9 @@ class SqliteJobStore:
         self._saved = {job.key: job for job in jobs}
         return jobs
 
-    async def select(self, query: JobQuery) -> list[Job]:
+    async def select(self, query: JobQuery) -> JobPage:
         """List jobs, newest first."""
-        rows = await self._reader.run(lambda conn: _select(conn, query))
-        return [read_job(row, self._blobs) for row in rows]
+        return await search(query, jobs=self._listed, traits=self._traits, by_keys=self._by_keys)
 
     async def purge(self, key: JobKey) -> bool:
         """Forget a dead letter; return whether it was one, and told."""
@@ -181,6 +185,20 @@ class SqliteJobStore:
         if self._names.is_full:
             await self._writer.run(self._learn_names)
         return pruned
+
+    async def _listed(self, query: JobQuery) -> list[Job]:
+        rows = await self._reader.run(lambda conn: _read(conn, "select", query))
+        return [read_job(row, self._blobs) for row in rows]
+
+    async def _traits(self, query: JobQuery) -> list[Traits]:
+        rows = await self._reader.run(lambda conn: _read(conn, "select_traits", query))
+        return [read_traits(row, self._blobs) for row in rows]
+
+    async def _by_keys(self, keys: Sequence[JobKey]) -> list[Job]:
+        sql = "\n".join(statements()[part] for part in ("select", "where_keys", "newest"))
+        values = (json.dumps(keys), len(keys))
+        rows = await self._reader.run(lambda conn: conn.execute(sql, values).fetchall())
+        return [read_job(row, self._blobs) for row in rows]
 
     # ------------------------------------------------------------ in the writer's thread
 
@@ -268,24 +286,17 @@ def _delete(conn: sqlite3.Connection, name: str, values: Sequence[object]) -> in
         return conn.execute(statements()[name], values).rowcount
 
 
-def _select(conn: sqlite3.Connection, query: JobQuery) -> list[Any]:
-    parts, values = ["select"], list[object]()
-    if query.device is not None:
-        parts.append("where_device")
-        values.append(query.device)
-    if query.dead:
-        parts.append("where_dead")
-    if query.status is not None:
-        parts.append("where_status")
-        values.append(query.status.value)
-        if query.status in RARE:
-            parts.append("where_trouble")
-        elif not query.status.is_final:
-            parts.append("where_untold")
-    if query.before is not None:
-        parts.append("where_before")
-        values.append(query.before)
-    sql = "\n".join(statements()[part] for part in [*parts, "newest"])
+def _has_many(conn: sqlite3.Connection, device: DeviceId) -> bool:
+    return bool(_rows(conn, "has_many", (_MANY, device, _MANY))[0][0])
+
+
+def _read(conn: sqlite3.Connection, what: str, query: JobQuery) -> list[Any]:
+    conditions = narrowed(query)
+    names = [what, *(name for name, _ in conditions), order_of(query)]
+    if query.device is not None and _has_many(conn, query.device):
+        names[names.index("where_device")] = "where_device_met"
+    values = [value for _, value in conditions if value is not None]
+    sql = "\n".join(statements()[name] for name in names)
     return conn.execute(sql, (*values, query.limit)).fetchall()
 
 

@@ -183,6 +183,10 @@ class Engine:
         """Return a job that is open or whose result is not confirmed."""
         return self._ledger.jobs.get(key)
 
+    def tenant_of(self, device: DeviceId) -> str:
+        """Return who a device belongs to."""
+        return self._ledger.budget.tenant_of(device)
+
     def answer_key(self, device: DeviceId, submit: JobSubmit) -> bytes | None:
         """Return what the question has in common with equal ones; None: no answer to it is kept."""
         return self._answers.key_of(device, submit)

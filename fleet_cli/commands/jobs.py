@@ -12,7 +12,7 @@ from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, age, print_json, print_json_line, print_table, say
 from fleet_client.admin import AdminClient
 from fleet_protocol.errors import RejectedError
-from fleet_protocol.messages import AdminOp, JobStatus, JobView
+from fleet_protocol.messages import AdminOp, AnsweredBy, JobStatus, JobView
 
 _device_option = click.option("--device", metavar="ID", help="Only this device's jobs.")
 _all_option = click.option("--all", "every", is_flag=True, help="All there are, 1,000 at a time.")
@@ -39,12 +39,20 @@ def command() -> None:
     Examples:
       fleet jobs ls
       fleet jobs ls --status queued --limit 200
+      fleet jobs ls --worker pi-7 --route cloud
+      fleet jobs ls --before 01JD0000000000000000000000    older ones than that
       fleet jobs ls --dead        dead letters: `fleet jobs retry JOB` runs one again
     """
 )
 @connection_options
 @click.option("--status", type=click.Choice([str(s) for s in JobStatus]))
 @click.option("--device", metavar="ID", help="Only this device's jobs.")
+@click.option("--tenant", "of_tenant", metavar="NAME", help="Only this tenant's devices' jobs.")
+@click.option("--worker", metavar="ID", help="Only what it has, or answered.")
+@click.option("--route", type=click.Choice([str(x) for x in AnsweredBy]), help="What answered.")
+@click.option("--code", metavar="CODE", help="Why there is no answer, or why a job left its board.")
+@click.option("--id", "text", metavar="TEXT", help="A part of the device's id for the job.")
+@click.option("--before", metavar="JOB", help="Only jobs older than this one.")
 @click.option("--dead", is_flag=True, help="Only dead letters: failed for good.")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help='Print one object: {"jobs": [..]}.')
@@ -55,9 +63,11 @@ def ls(
     """List jobs."""
     if status is not None:
         how["status"] = JobStatus(status)
+    if how["route"] is not None:
+        how["route"] = AnsweredBy(how["route"])
     chosen = {name: value for name, value in how.items() if value is not None}
     with AdminClient(connection.broker, connection.admin) as admin:
-        jobs = admin.request(AdminOp.JOBS_LIST, **chosen).jobs
+        jobs = _found(admin, chosen)
     if as_json:
         print_json({"jobs": [_fields(job) for job in jobs]})
     elif jsonl:
@@ -218,6 +228,17 @@ def replay(connection: Connection, /, **which: Any) -> None:
 def purge(connection: Connection, /, **which: Any) -> None:
     """Purge dead letters."""
     _for_each(connection, AdminOp.JOB_PURGE, "forgotten", **which)
+
+
+def _found(admin: AdminClient, chosen: dict[str, Any]) -> tuple[JobView, ...]:
+    """Return jobs, asking on where the dispatcher looked at many and found less than wanted."""
+    jobs, wanted = tuple[JobView, ...](), chosen["limit"]
+    while True:
+        reply = admin.request(AdminOp.JOBS_LIST, **{**chosen, "limit": wanted - len(jobs)})
+        jobs += reply.jobs
+        if len(jobs) >= wanted or reply.go_on is None:
+            return jobs
+        chosen = {**chosen, "before": reply.go_on}
 
 
 def _for_each(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from fleet_protocol.messages.jobs import JobResult, JobStatus, JobSubmit
+from fleet_protocol.messages.jobs import AnsweredBy, JobResult, JobStatus, JobSubmit
 from fleet_protocol.messages.words import (
     TEXT_MAX_CHARS,
     Code,
@@ -261,10 +261,21 @@ class AdminRequest(Message, frozen=True, kw_only=True):
     Attributes:
         req: Names the request; the reply carries it.
         job: A job key, for the `jobs.*` operations on one job.
-        worker: A worker id, for the `workers.*` operations on one worker.
+        worker: A worker id, for the `workers.*` operations on one worker. Filter of `jobs.ls`: it
+            has the job, or answered it.
         alert: The name of an alert, for `alerts.ack`.
-        status: Filter of `jobs.ls`.
-        dead: Filter of `jobs.ls`: only dead letters.
+        device: Filter of `jobs.ls`, as are those that follow.
+        status: Where the job stands.
+        dead: Only dead letters.
+        route: What answered the job, or has it now.
+        code: Why there is no answer, why it is degraded, or why the job left its board.
+        text: A part of the device's id for the job or of its key, in small letters or capitals.
+        of_tenant: Jobs of this tenant's devices.
+        since_ms: Taken in then or later.
+        until_ms: Taken in before then.
+        jobs: Only these, by their keys; no other filter counts.
+        before: Only those older than this one: the `go_on` of the page before.
+        after: Only those newer, the ones next to it; likewise where no `before` is named.
         limit: Most rows to return; of `cache.ask-again`: most questions to ask.
         days: UTC days that `costs` goes back, today included.
         answers: What `cache.prewarm` puts into the answer cache.
@@ -281,6 +292,15 @@ class AdminRequest(Message, frozen=True, kw_only=True):
     device: Id | None = None
     status: JobStatus | None = None
     dead: bool = False
+    route: AnsweredBy | None = None
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=36)] | None = None
+    of_tenant: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    since_ms: InstantMs | None = None
+    until_ms: InstantMs | None = None
+    jobs: Annotated[tuple[Id, ...], msgspec.Meta(max_length=1_000)] = ()
+    before: Id | None = None
+    after: Id | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 50
     days: Annotated[int, msgspec.Meta(ge=1, le=366)] = 7
     answers: Annotated[tuple[PrewarmAnswer, ...], msgspec.Meta(max_length=1_000)] = ()
@@ -412,6 +432,8 @@ class AdminReply(Message, frozen=True, kw_only=True):
         message: For people: what happened and what to do next.
         kept: Of each of the request's `answers`, whether it was; others no job would be given.
         members: So many dispatchers answer this request, each for its own part; 0: only this one.
+        go_on: Of `jobs.ls`: where the looking ended while there may be more, also where fewer than
+            `limit` were found: as `before`, or `after`, it goes on. None: that was all.
     """
 
     MAX_BYTES: ClassVar[int] = 4_194_304
@@ -428,4 +450,5 @@ class AdminReply(Message, frozen=True, kw_only=True):
     cache: CacheView | None = None
     kept: tuple[bool, ...] = ()
     members: Count = 0
+    go_on: Id | None = None
     alerts: tuple[AlertView, ...] = ()

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core.job import Job, PartOf, ReplyTo
 from cloud_dispatcher.core.spending import Payer
+from cloud_dispatcher.ports import JobQuery, JobStore
 from fleet_protocol import messages as m
 from fleet_protocol.answer_cache import CachedAnswer
 
@@ -95,3 +96,8 @@ def cached(name: str, *, chars: int = 9, at_ms: int = 5, until_at_ms: int = 100)
         usage=m.Usage(prompt_tokens=3),
     )
     return c.KeepAnswer(answer=answer, tenant="t")
+
+
+async def listed(store: JobStore, query: JobQuery | None = None) -> list[Job]:
+    """Return the jobs of a query's page, without where it goes on."""
+    return list((await store.select(query or JobQuery())).jobs)

@@ -28,7 +28,7 @@ from cloud_dispatcher.ports import JobQuery, JobStore, StoreUnavailableError
 from fleet_pki.sealing import new_key
 from fleet_protocol import messages as m
 from fleet_protocol.errors import ConfigError
-from tests.contract.job_samples import FULL, cached, finished, make_job
+from tests.contract.job_samples import FULL, cached, finished, listed, make_job
 
 STORES = ["memory", "sqlite", "postgres", "sqlite sealed", "postgres sealed"]
 
@@ -118,7 +118,7 @@ async def test_a_dead_letter_that_starts_over_has_no_result_and_is_open_again(
     await store.commit([again])
     assert await store.get(job.key) == again
     assert await store.load_open() == [again]
-    assert await store.select(JobQuery(dead=True)) == []
+    assert await listed(store, JobQuery(dead=True)) == []
 
 
 async def test_a_dead_letter_may_have_an_answer(store: JobStore) -> None:
@@ -127,7 +127,7 @@ async def test_a_dead_letter_may_have_an_answer(store: JobStore) -> None:
     dead = finished(job, told=False, dead=True)
     await store.commit([dead])
     assert await store.get(job.key) == dead
-    assert await store.select(JobQuery(dead=True)) == [dead]
+    assert await listed(store, JobQuery(dead=True)) == [dead]
 
 
 async def test_jobs_are_found_by_their_devices_names_open_or_finished(store: JobStore) -> None:
@@ -168,7 +168,7 @@ async def test_lists_are_newest_first_and_filtered(store: JobStore) -> None:
         (JobQuery(dead=True), [failed]),
         (JobQuery(dead=True, status=m.JobStatus.EXPIRED), []),
     ]:
-        assert await store.select(query) == expected, query
+        assert await listed(store, query) == expected, query
 
 
 def dead_letter(at_ms: int, *, told: bool = True) -> Job:
@@ -191,7 +191,7 @@ async def test_pruning_takes_the_oldest_told_results_and_nothing_else(store: Job
     assert await store.get(oldest.key) is None
     assert await prune(store, 300) == 1
     assert await prune(store, 300) == 0
-    assert await store.select(JobQuery()) == [still_open, untold, young]
+    assert await listed(store) == [still_open, untold, young]
     assert await store.find([(old.device, old.id)]) == {}
     await store.commit([replace(old, key=make_job().key, result=None, told=False)])
 
@@ -203,9 +203,9 @@ async def test_dead_letters_are_pruned_by_a_limit_of_their_own(store: JobStore) 
     assert await prune(store, 1_000) == 1
     assert await store.get(ok.key) is None
     assert await prune(store, 0, dead_before_ms=200, limit=1) == 1
-    assert await store.select(JobQuery()) == [answered, untold, young_dead]
+    assert await listed(store) == [answered, untold, young_dead]
     assert await prune(store, 0, dead_before_ms=200) == 1
-    assert await store.select(JobQuery()) == [untold, young_dead]
+    assert await listed(store) == [untold, young_dead]
 
 
 async def test_one_limit_holds_for_all_that_is_pruned_at_once(store: JobStore) -> None:
@@ -213,14 +213,14 @@ async def test_one_limit_holds_for_all_that_is_pruned_at_once(store: JobStore) -
     await store.commit(jobs)
     assert await prune(store, 200, dead_before_ms=200, limit=4) == 4
     assert await prune(store, 200, dead_before_ms=200, limit=4) == 2
-    assert await store.select(JobQuery()) == []
+    assert await listed(store) == []
 
 
 async def test_to_give_space_back_takes_no_job(store: JobStore) -> None:
     kept = [finished(make_job(), at_ms=9_000), make_job()]
     await store.commit(kept)
     assert await store.give_back(most_bytes=1_000_000) == 0
-    assert await store.select(JobQuery()) == kept[::-1]
+    assert await listed(store) == kept[::-1]
 
 
 async def test_only_a_dead_letter_that_was_told_is_purged(store: JobStore) -> None:
@@ -232,7 +232,7 @@ async def test_only_a_dead_letter_that_was_told_is_purged(store: JobStore) -> No
     assert await store.purge(dead.key)
     assert not await store.purge(dead.key)
     assert await store.get(dead.key) is None
-    assert len(await store.select(JobQuery())) == 3
+    assert len(await listed(store)) == 3
     again = replace(dead, key=make_job().key, result=None, dead=False, told=False)
     await store.commit([again])
     assert await store.find([(dead.device, dead.id)]) == {(dead.device, dead.id): again}
@@ -438,7 +438,7 @@ async def test_a_store_of_the_release_before_keeps_its_dead_letters_longer(tmp_p
         conn.execute("DELETE FROM _sqlite_migrations WHERE name = '004_dead'")
     async with SqliteJobStore(path) as store:
         assert await prune(store, 9_999) == 1
-        assert await store.select(JobQuery()) == [dead]
+        assert await listed(store) == [dead]
     with closing(sqlite3.connect(path)) as conn:
         plan = conn.execute(
             "EXPLAIN QUERY PLAN SELECT key FROM jobs WHERE told = 1 AND dead = 0 "

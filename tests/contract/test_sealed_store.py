@@ -12,11 +12,10 @@ from cloud_dispatcher.adapters.sealed_blobs import SealedBlobs
 from cloud_dispatcher.adapters.store_sqlite import SqliteJobStore
 from cloud_dispatcher.adapters.stores import StoreSettings, build_store
 from cloud_dispatcher.core.job import Job
-from cloud_dispatcher.ports import JobQuery
 from fleet_pki.sealing import SealError, new_key
 from fleet_protocol import messages as m
 from fleet_protocol.errors import ConfigError
-from tests.contract.job_samples import cached, finished, make_job
+from tests.contract.job_samples import cached, finished, listed, make_job
 
 SECRET = "the vault opens at noon"
 ANSWER = "then we come at one"
@@ -84,7 +83,7 @@ async def test_a_store_that_was_plain_goes_on_sealed(tmp_path: Path) -> None:
     async with sealed(tmp_path, OLD) as store:
         await store.commit([after])
         assert await store.load_open() == [before, after]
-        assert await store.select(JobQuery()) == [after, before]
+        assert await listed(store) == [after, before]
 
 
 async def test_without_its_key_a_sealed_store_says_what_it_needs(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cloud_dispatcher.presence import session_of
 from fleet_protocol import codec
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
+from tests.contract.job_samples import listed
 from tests.unit.service_house import QUESTION, TOPICS, House, Peer, Worker
 
 
@@ -31,7 +32,7 @@ async def test_a_job_is_accepted_assigned_answered_and_settled(
         settled = await worker.read(m.Settled, t.SETTLED, "w1")
     assert (result.status, result.text, result.worker) == ("ok", "It is so.", "w1")
     assert settled.jobs == (m.AttemptRef(job=got.job, attempt=1),)
-    assert [job.told for job in await house.store.select(JobQuery())] == [True]
+    assert [job.told for job in await listed(house.store)] == [True]
     assert house.unacknowledged == 0
 
 
@@ -398,7 +399,7 @@ async def test_many_who_ask_the_same_at_once_are_one_generation(
     assert [answer.answered_by for answer in answers] == ["edge", *["cache"] * 49]
     assert sum(1 for heard in worker.heard if heard.topic == TOPICS.name(t.ASSIGN, "w1")) == 1
     assert TOPICS.name(t.ASSIGN, "w1") not in worker.unheard()
-    jobs = await house.store.select(JobQuery(limit=100))
+    jobs = await listed(house.store, JobQuery(limit=100))
     assert len(jobs) == 50
     assert all(job.told for job in jobs)
 

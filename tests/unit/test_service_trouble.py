@@ -6,12 +6,12 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from cloud_dispatcher.ports import JobQuery
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import BusClosedError
 from fleet_protocol.memory import MemoryBus
+from tests.contract.job_samples import listed
 from tests.unit.service_house import QUESTION, TOPICS, House, Peer, Worker
 
 ALERT = TOPICS.name(t.ALERTS, "store")
@@ -250,7 +250,7 @@ async def test_a_job_let_go_in_the_very_turn_it_is_submitted_again_is_still_the_
         # The broker's confirmation and this repetition are taken in one turn.
         device.say(t.SUBMIT, QUESTION, "d1", "j1")
         await device.result("j1", after=1)
-    assert len(await house.store.select(JobQuery())) == 1
+    assert len(await listed(house.store)) == 1
     assert len([d for d in worker.heard if d.topic.endswith("/assign")]) == 1
 
 
@@ -281,7 +281,7 @@ async def test_a_result_that_was_not_confirmed_is_told_by_the_next_run(
         device.say(t.SUBMIT, QUESTION, "d1", "j1")
         worker.done(await worker.assignment())
         await device.result("j1")
-    (job,) = await house.store.select(JobQuery())
+    (job,) = await listed(house.store)
     await house.store.commit([replace(job, told=False)])
     async with house.dispatcher():
         await device.result("j1", after=1)

@@ -161,8 +161,7 @@ class JobDesk:
             status=page.status, device=device, dead=page.dead, limit=page.limit, before=before
         )
         found = await self._inside.store.select(query)
-        last = found[-1].key if len(found) == page.limit else None
-        return JSONResponse({"jobs": [_row(job) for job in found], "next": last})
+        return JSONResponse({"jobs": [_row(job) for job in found.jobs], "next": found.go_on})
 
     async def _show(self, request: Request) -> Response:
         device = self._gate.admit(request).device

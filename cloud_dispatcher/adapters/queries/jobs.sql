@@ -128,8 +128,21 @@ SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.at
 FROM jobs j JOIN prompts p ON p.key = j.key LEFT JOIN answers a ON a.key = j.key
 WHERE 1
 
+-- What is looked at of a job that no column tells of; the same conditions and orders follow.
+-- name: select_traits
+SELECT j.key, j.device, j.id, j.status, j.worker, a.result
+FROM jobs j LEFT JOIN answers a ON a.key = j.key
+WHERE 1
+
 -- name: where_device
 AND j.device = ?
+
+-- The same of a device with many jobs, met often along the keys: to sort all of them would take seconds.
+-- name: where_device_met
+AND +j.device = ?
+
+-- name: has_many
+SELECT count(*) = ? FROM (SELECT 1 FROM jobs WHERE device = ? LIMIT ?)
 
 -- name: where_dead
 AND j.dead = 1 AND j.trouble = 1
@@ -146,8 +159,17 @@ AND j.trouble = 1
 -- name: where_before
 AND j.key < ?
 
+-- name: where_after
+AND j.key > ?
+
+-- name: where_keys
+AND j.key IN (SELECT value FROM json_each(?))
+
 -- name: newest
 ORDER BY j.key DESC LIMIT ?
+
+-- name: oldest_first
+ORDER BY j.key LIMIT ?
 
 -- name: recent_questions
 SELECT j.device, p.submit, j.key FROM jobs j JOIN prompts p ON p.key = j.key

@@ -192,6 +192,11 @@ SELECT j.key, j.device, j.id, j.status, j.received_at_ms, j.finished_at_ms, j.at
     j.dead, j.told, j.state, j.submit, j.kept, j.result
 FROM jobs j WHERE true
 
+-- What is looked at of a job that no column tells of; the same conditions and orders follow.
+-- name: select_traits
+SELECT j.key, j.device, j.id, j.status, j.worker, j.result
+FROM jobs j WHERE true
+
 -- name: where_key
 AND j.key = %s
 
@@ -213,8 +218,17 @@ AND j.trouble
 -- name: where_before
 AND j.key < %s
 
+-- name: where_after
+AND j.key > %s
+
+-- name: where_keys
+AND j.key = ANY (%s)
+
 -- name: newest
 ORDER BY j.key DESC LIMIT %s
+
+-- name: oldest_first
+ORDER BY j.key LIMIT %s
 
 -- name: oldest
 ORDER BY j.key

@@ -1,0 +1,78 @@
+"""What those who look after a fleet are told of its jobs, by the service as a whole."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.core.spending import BudgetSettings, TenantSettings
+from fleet_protocol import messages as m
+from fleet_protocol import topics as t
+from tests.unit.service_house import House, Peer, Worker
+
+QUESTION: Final = m.JobSubmit(prompt="Is it safe?", cache=m.Caching.OFF)
+
+
+async def ask(admin: Peer, op: m.AdminOp, **fields: Any) -> m.AdminReply:
+    """Ask as the admin a1, and wait for the reply."""
+    after = sum(1 for heard in admin.heard if heard.topic.endswith("admin/a1/res"))
+    admin.say(t.ADMIN_REQUEST, m.AdminRequest(req=f"r{after}", op=op, **fields), "a1")
+    return await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=after)
+
+
+def names(reply: m.AdminReply) -> list[str]:
+    assert reply.ok, reply
+    return [job.id for job in reply.jobs]
+
+
+async def test_jobs_are_listed_page_by_page_and_by_what_became_of_them(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    async with house.dispatcher():
+        began_ms = house.clock.now_ms
+        for number in range(4):
+            device.say(t.SUBMIT, QUESTION, "d1", f"job-{number}")
+            worker.done(await worker.assignment(after=number))
+            await device.result(f"job-{number}")
+            house.clock.now_ms += 1_000
+        ls = m.AdminOp.JOBS_LIST
+        first = await ask(admin, ls, limit=3)
+        assert names(first) == ["job-3", "job-2", "job-1"]
+        assert first.go_on == first.jobs[-1].job
+        rest = await ask(admin, ls, limit=3, before=first.go_on)
+        assert (names(rest), rest.go_on) == (["job-0"], None)
+        newer = await ask(admin, ls, limit=2, after=rest.jobs[0].job)
+        assert (names(newer), newer.go_on) == (["job-2", "job-1"], first.jobs[1].job)
+        assert names(await ask(admin, ls, since_ms=began_ms + 1_000)) == names(first)
+        assert names(await ask(admin, ls, until_ms=began_ms + 1_000)) == ["job-0"]
+        span = {"since_ms": began_ms + 1_000, "until_ms": began_ms + 3_000}
+        assert names(await ask(admin, ls, **span)) == ["job-2", "job-1"]
+        assert names(await ask(admin, ls, after=rest.jobs[0].job, **span, limit=1)) == ["job-1"]
+        assert len((await ask(admin, ls, worker="w1", route=m.AnsweredBy.EDGE)).jobs) == 4
+        assert names(await ask(admin, ls, worker="w2")) == []
+        assert names(await ask(admin, ls, text="B-2")) == ["job-2"]
+        assert names(await ask(admin, ls, jobs=(rest.jobs[0].job, "none"))) == ["job-0"]
+
+
+async def test_a_tenants_jobs_are_those_of_its_devices(
+    house: House, device: Peer, admin: Peer
+) -> None:
+    north = TenantSettings(name="north", devices=("d*",))
+    house.settings = EngineSettings(budget=BudgetSettings(tenants=(north,)))
+    async with house.dispatcher():
+        device.say(t.SUBMIT, QUESTION, "d1", "mine")
+        await device.ack("mine")
+        assert names(await ask(admin, m.AdminOp.JOBS_LIST, of_tenant="north")) == ["mine"]
+        assert names(await ask(admin, m.AdminOp.JOBS_LIST, of_tenant="default")) == []
+        # What an older client says of itself with every request is no filter.
+        assert names(await ask(admin, m.AdminOp.JOBS_LIST, tenant="default")) == ["mine"]
+
+
+async def test_a_request_that_names_no_such_route_is_refused_with_the_reason(
+    house: House, admin: Peer
+) -> None:
+    async with house.dispatcher():
+        admin.throw("fleet/v1/admin/a1/req", b'{"req":"r1","op":"jobs.ls","route":"moon"}')
+        reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")
+    assert (reply.ok, reply.req) == (False, "r1")
+    assert "route" in reply.message
