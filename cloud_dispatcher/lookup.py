@@ -73,6 +73,31 @@ class LookUp:
             return events
         return [_informed(event, known, given, found) for event in events]
 
+    def again(
+        self, event: e.AnyEvent, turn: Turn, unsaved: Sequence[Mapping[m.JobKey, Job]]
+    ) -> e.AnyEvent:
+        """Add what was not to be found: a job that was let go since we looked, or is not saved yet.
+
+        Args:
+            event: What the engine hears of next.
+            turn: What was decided in this turn so far.
+            unsaved: Values that earlier turns decided and the store may not have, the latest first.
+        """
+        if isinstance(event, e.AdminAsked):
+            key = m.JobKey(event.request.job or "")
+            if not key or self._engine.get(key) is not None:
+                return event
+            latest = (saves[key] for saves in (turn.saves, *unsaved) if key in saves)
+            found = next(latest, event.found)
+            return event if found is event.found else replace(event, found=found)
+        if not turn.were_open or not isinstance(event, NAMING):
+            return event
+        name = (event.device, event.id)
+        if name not in turn.were_open or self._engine.find_open(*name) is not None:
+            return event
+        known = next((job for job in turn.saves.values() if (job.device, job.id) == name), None)
+        return event if known is None else replace(event, known=known)
+
     async def _claim(self, cluster: Cluster, events: Sequence[e.AnyEvent], turn: Turn) -> None:
         """Hold new names before the store is asked for them: nobody else can then save one."""
         names = {

@@ -44,7 +44,7 @@ from cloud_dispatcher.keys import KeyMint
 from cloud_dispatcher.library_watch import LibraryWatch
 from cloud_dispatcher.load_watch import LoadWatch
 from cloud_dispatcher.local_devices import LocalDevices
-from cloud_dispatcher.lookup import NAMING, LookUp
+from cloud_dispatcher.lookup import LookUp
 from cloud_dispatcher.membership import MemberFencedError
 from cloud_dispatcher.observers import FleetFigures
 from cloud_dispatcher.outside import Outside
@@ -171,6 +171,7 @@ class DispatcherService:
         self._inbox = Arrivals()
         self._failure: BusClosedError | MemberFencedError | None = None
         self._saving: asyncio.Task[None] | None = None
+        self._under_way: dict[m.JobKey, Job] = {}
         self._told: dict[m.JobKey, Job] = {}
         self._told_due_at_ms = 0
 
@@ -295,7 +296,7 @@ class DispatcherService:
         if engine_at_ms is not None and engine_at_ms <= now_ms:
             events.append(e.TimePassed())
         for event in await self._lookup.inform(events, turn):
-            current = self._with_known(event, turn) if turn.were_open else event
+            current = self._lookup.again(event, turn, (self._told, self._under_way))
             turn.decide(current, self._engine.handle(current, now_ms), now_ms)
         if self._cluster is not None:
             self._cluster.forget(turn.released)
@@ -339,16 +340,6 @@ class DispatcherService:
             turn.requests.append(meaning)
         return None
 
-    def _with_known(self, event: e.AnyEvent, turn: Turn) -> e.AnyEvent:
-        """A job that was open when we looked may have been let go earlier in this turn."""
-        if not isinstance(event, NAMING):
-            return event
-        name = (event.device, event.id)
-        if name not in turn.were_open or self._engine.find_open(*name) is not None:
-            return event
-        known = next((job for job in turn.saves.values() if (job.device, job.id) == name), None)
-        return event if known is None else replace(event, known=known)
-
     def _put_off_told(self, turn: Turn, now_ms: int) -> None:
         """Nothing waits for the word that results were told: let it share the next commit.
 
@@ -375,6 +366,7 @@ class DispatcherService:
             work = self._save_and_tell(turn)
             self._saving = asyncio.create_task(work, name="save-and-tell")
             self._saving.add_done_callback(lambda _: self._inbox.call())
+            self._under_way = turn.saves
         else:
             self._tell(turn)
 
@@ -383,6 +375,7 @@ class DispatcherService:
         if self._saving is not None:
             await self._saving
             self._saving = None
+            self._under_way = {}
 
     async def _finish(self, turn: Turn) -> None:
         """Save and tell what was decided before the stop."""

@@ -25,6 +25,22 @@ def names(reply: m.AdminReply) -> list[str]:
     return [job.id for job in reply.jobs]
 
 
+async def test_a_job_is_shown_though_its_result_is_confirmed_in_the_same_turn(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    """The broker's word waits for a turn; what begins it may be the question for that very job."""
+    async with house.dispatcher():
+        for number in range(5):
+            name = f"job-{number}"
+            device.say(t.SUBMIT, QUESTION, "d1", name)
+            got = await worker.assignment(after=number)
+            worker.done(got)
+            await device.result(name)
+            shown = await ask(admin, m.AdminOp.JOB_SHOW, job=got.job)
+            assert (shown.code, names(shown)) == ("", [name])
+            assert shown.jobs[0].status is m.JobStatus.OK
+
+
 async def test_jobs_are_listed_page_by_page_and_by_what_became_of_them(
     house: House, device: Peer, worker: Worker, admin: Peer
 ) -> None:
