@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from typing import Final, TypeAlias
 
 import structlog
@@ -156,6 +156,7 @@ class DispatcherService:
             )
             self._watches += (described,)
         self._stopping = asyncio.Event()
+        self._connecting: asyncio.Timeout | None = None
         self._insistence = Insistence(
             self._publisher, clock=outside.clock, stopping=self._stopping, alive=outside.alive
         )
@@ -194,8 +195,21 @@ class DispatcherService:
         spends = await self._store.spending(since_day=day_of(now_ms))
         recovered.decide(e.TimePassed(), self._engine.recover(jobs, now_ms, spends=spends), now_ms)
         _log.info("dispatcher.recovered", jobs=len(jobs), epoch=self._outside.epoch)
-        shared = self._cluster or nullcontext()
-        async with self._outside.bus, shared, asyncio.TaskGroup() as tasks:
+        async with AsyncExitStack() as connected:
+            patience_s = 0 if self._stopping.is_set() else None
+            try:
+                async with asyncio.timeout(patience_s) as self._connecting:
+                    await connected.enter_async_context(self._outside.bus)
+            except TimeoutError:
+                return
+            finally:
+                self._connecting = None
+            await self._live(recovered)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _live(self, recovered: Turn) -> None:
+        async with self._cluster or nullcontext(), asyncio.TaskGroup() as tasks:
             self._lane = CompletionLane(self._outside.provider, tasks, self._report)
             pump = tasks.create_task(self._pump(), name="bus-pump")
             beats = tasks.create_task(self._beat(), name="cluster-beat")
@@ -213,8 +227,6 @@ class DispatcherService:
                     self._saving.cancel()
                 self._lane.stop_all()
                 self._say_goodbye()
-        if self._failure is not None:
-            raise self._failure
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -227,9 +239,11 @@ class DispatcherService:
         return self._outside.bus.is_connected and not self._stopping.is_set()
 
     def stop(self) -> None:
-        """Finish the turn at hand, then end `run`."""
+        """Finish the turn at hand, then end `run`; while it still connects, end it at once."""
         self._stopping.set()
         self._inbox.call()
+        if self._connecting is not None:
+            self._connecting.reschedule(0)
 
     async def _pump(self) -> None:
         """Take from the bus while there is room."""

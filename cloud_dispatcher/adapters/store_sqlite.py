@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Self
 
 from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, read_usage
 from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
+from cloud_dispatcher.adapters.file_lock import FileLock
 from cloud_dispatcher.adapters.job_rows import (
     PLAIN,
     Blobs,
@@ -82,6 +83,7 @@ class SqliteJobStore:
         self._saved: dict[JobKey, Job] = {}
         """What the file holds of jobs that are not told yet: so only what changed is written."""
         self._names = NameFilter()
+        self._lock = FileLock(path)
 
     def __repr__(self) -> str:
         return f"SqliteJobStore({str(self.path)!r}, synchronous={self._synchronous!r})"
@@ -90,7 +92,7 @@ class SqliteJobStore:
         """Open and migrate.
 
         Raises:
-            StoreUnavailableError: It cannot be opened now.
+            StoreUnavailableError: It cannot be opened now; `store_in_use`: by another dispatcher.
             ConfigError: The file is no database, or a newer release wrote it.
         """
         try:
@@ -107,6 +109,7 @@ class SqliteJobStore:
         """Close."""
         await self._reader.close()
         await self._writer.close()
+        self._lock.let_go()
 
     async def commit(
         self,
@@ -204,6 +207,7 @@ class SqliteJobStore:
 
     def _make_and_connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.take()
         if not self.path.exists():
             # Never while a connection is open: to close any descriptor of the file drops the locks
             # of the whole process on it, and then another program may delete the log under us.

@@ -7,6 +7,7 @@ the dispatcher gives it to another board.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -248,6 +249,8 @@ class SqliteSpool:
             self._database = None
 
     def _connect(self) -> Database:
+        if not self._path.exists():  # It will hold prompts: nobody else may read it.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         # The service opens and uses the spool in one executor thread, but a test or a program that
         # ends may close it from another: never two threads at once.
         connection = sqlite3.connect(self._path, timeout=1.0, check_same_thread=False)

@@ -374,3 +374,12 @@ def test_the_settings_name_the_key_file(tmp_path: Path) -> None:
     assert open_sealer(str(tmp_path / "key")) is not None
     with pytest.raises(ConfigError):
         open_sealer(str(tmp_path / "none"))
+
+
+def test_prompts_in_the_spool_are_its_owners_to_read(tmp_path: Path) -> None:
+    spool = SqliteSpool(tmp_path / "spool.sqlite")
+    spool.open()
+    spool.commit(keep=[spooled()], forget=())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    spool.close()
+    assert set(modes.values()) == {0o600}, modes

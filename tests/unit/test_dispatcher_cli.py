@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,48 @@ def test_a_check_of_a_sound_setting_says_so(tmp_path: Path, mosquitto: BrokerPro
     assert said.exit_code == 0, said.output
     assert "DEEPSEEK_API_KEY is not set" in said.stdout
     assert "FAILED" not in said.stdout
+
+
+def test_a_dispatcher_without_a_broker_ends_at_once_when_told(tmp_path: Path, nowhere: str) -> None:
+    with running(nowhere, tmp_path) as program:
+        program.send_signal(signal.SIGTERM)
+        _out, log = program.communicate(timeout=5)  # It would try for half a minute.
+    assert program.returncode == 0, log
+    assert b"Traceback" not in log
+
+
+def test_a_second_dispatcher_on_the_same_store_is_told_who_has_it(
+    tmp_path: Path, nowhere: str
+) -> None:
+    with running(nowhere, tmp_path) as program:
+        said = call("run", "--broker", nowhere, "--data", tmp_path)
+        assert said.exit_code == Exit.FAILED
+        assert "store_in_use" in said.stderr
+        assert f"process {program.pid}" in said.stderr
+        program.kill()
+        program.wait()
+        with running(nowhere, tmp_path):
+            """The lock of one that was killed is nobody's."""
+
+
+@contextmanager
+def running(broker: str, data: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a dispatcher that has its store and looks for its broker."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "cloud_dispatcher", "run", "--broker", broker, "--data", data],
+        env={"PATH": ""},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert program.stderr is not None
+        while b"link.retry" not in (line := program.stderr.readline()):
+            assert line, "it ended"
+        yield program
+    finally:
+        program.kill()
+        program.wait()
+        if program.stderr is not None:
+            program.stderr.close()
 
 
 @pytest.mark.broker
