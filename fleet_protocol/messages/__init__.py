@@ -10,29 +10,31 @@ may be added within a version. `topics.py` says which message travels where.
 
 from __future__ import annotations
 
-from fleet_protocol.messages.fleet import (
+from fleet_protocol.messages.admin import (
     AdminOp,
     AdminReply,
     AdminRequest,
-    Alert,
-    AlertView,
     BudgetView,
     CacheRow,
     CacheView,
     CostRow,
+    JobView,
+    PrewarmAnswer,
+    WorkerView,
+)
+from fleet_protocol.messages.fleet import (
+    Alert,
+    AlertView,
     DispatcherPresence,
     DispatcherStatus,
     EndpointView,
     FleetEvent,
     FleetEvents,
     FleetSummary,
-    JobView,
     LoadView,
-    PrewarmAnswer,
     Quantiles,
     RosterShard,
     Severity,
-    WorkerView,
 )
 from fleet_protocol.messages.identities import CertificateReply, CertificateRequest
 from fleet_protocol.messages.jobs import (
