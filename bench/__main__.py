@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 BENCHES = (
     "dispatch",
     "fleet",
+    "page",
     "inference",
     "cloud_lane",
     "escalation",

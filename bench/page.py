@@ -3,22 +3,24 @@
 Broker, dispatcher with its gateway and the boards (`bench/swarm.py`, each with a connection of its
 own) are processes; the page is the shipped one in the distribution's headless chromium. A device
 submits jobs, so that figures change. In each round somebody looks at the overview, then scrolls,
-sorts and filters the table of workers. Everything runs on one machine: what the boards take, the
-browser does not get, so a machine that is busy shows in every figure.
+sorts and filters the table of workers; at the end the nodes of the other pages are counted.
+Everything runs on one machine: what the boards take, the browser does not get, so a machine that
+is busy shows in every figure.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 from playwright.async_api import Browser, CDPSession, Page, async_playwright
@@ -26,65 +28,31 @@ from playwright.async_api import Browser, CDPSession, Page, async_playwright
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.browser import FLAGS
-from bench.fleet import Load, Watcher, allow_files, swarms
-from bench.own_fleet import Device, device_session, dispatcher_process
+from bench.crowd import allow_files, crowd, under_load
 from bench.processes import free_port
 from bench.report import Aim, report
 from fleet_cli.broker import BrokerKind, BrokerProcess
 from fleet_protocol.log import set_up_logging
-from fleet_protocol.mqtt import MqttBus
-from fleet_protocol.settings import BrokerSettings
 
 ROUNDS = 3
 JOBS_PER_S = 50
-SETTLE_S = 5.0
+SETTLE_S = 2.0
 STEP_S = 0.1
+READ_S = 1.0
 PATIENCE_MS = 120_000
+WATCH = Path(__file__).with_name("page_watch.js")
+OTHER_PAGES = {
+    "workers/board00007": "main dl",
+    "jobs": "main tbody tr",
+    "models": "main li",
+    "alerts": "main tbody tr",
+    "playground": "main textarea",
+}
+"""And what stands there once all is loaded."""
+_READ_BYTES = 65_536
 
-WATCH = """
-(() => {
-  const seen = { tasks: [], lags: [], paints: [], bytes: 0, waiting: null, unseen: 0 };
-  window.seen = seen;
-  new PerformanceObserver((list) => {
-    for (const task of list.getEntries()) seen.tasks.push(task.duration);
-  }).observe({ type: 'longtask' });
-  const decoder = new TextDecoder('latin1');
-  const Native = window.WebSocket;
-  window.WebSocket = class extends Native {
-    constructor(...words) {
-      super(...words);
-      this.addEventListener('message', ({ data }) => {
-        seen.bytes += data.byteLength;
-        const told = /fleet\\/summary[^]*?"at_ms":(\\d+)/.exec(decoder.decode(data));
-        if (!told) return;
-        if (seen.waiting) seen.unseen += 1;
-        seen.waiting = { told: Number(told[1]), heard: Date.now() };
-      });
-    }
-  };
-  new MutationObserver((changes) => {
-    if (!seen.waiting) return;
-    const isTile = ({ target }) =>
-      (target.nodeType === 1 ? target : target.parentElement)?.closest('.tile, [data-testid]');
-    if (!changes.some(isTile)) return;
-    const { told, heard } = seen.waiting;
-    seen.waiting = null;
-    requestAnimationFrame(() => setTimeout(() => {
-      seen.lags.push(Date.now() - told);
-      seen.paints.push(Date.now() - heard);
-    }));
-  }).observe(document, { subtree: true, childList: true, characterData: true });
-})();
-"""
-"""Notes tasks that block the page, and what passes from a summary's stamp to its being painted."""
-
-NODES = """() => {
-  const all = document.createNodeIterator(document);
-  let nodes = 0;
-  while (all.nextNode()) nodes += 1;
-  return [document.querySelectorAll('*').length, nodes];
-}"""
-"""Elements, as every audit of pages counts; then all nodes, texts and comments among them."""
+Nodes = tuple[int, int]
+"""Elements, and all nodes."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +63,8 @@ class Plan:
     seconds: float
 
 
-WHOLE = Plan(boards=10_000, seconds=30.0)
-QUICK = Plan(boards=2_000, seconds=8.0)
+WHOLE = Plan(boards=10_000, seconds=9.0)
+QUICK = Plan(boards=2_000, seconds=4.0)
 
 
 @dataclass(kw_only=True)
@@ -105,53 +73,105 @@ class Look:
 
     Attributes:
         tasks_ms: Tasks that blocked the page for 50 ms or more.
-        lags_ms: From a summary's stamp to its figures on the screen.
-        paints_ms: The page's own part of it, from when the browser has the message.
-        unseen: Summaries after which no figure differed: nothing can be said of these.
-        nodes: Most elements at any moment, and most nodes of any kind.
+        lags_ms: From the dispatcher's stamp to the figures on the screen: of a summary, on the
+            overview; of a shard of workers, on theirs.
+        paints_ms: The page's own part of it, from when it has read the message.
+        unseen: What was told of nothing in view, or changed nothing there: nothing is known of it.
+        nodes: Most at any moment.
         cpu_pct: Of one core, all processes of the browser.
+        kb_per_s: From the gateway, as it was on the wire.
     """
 
     tasks_ms: list[float]
     lags_ms: list[float]
     paints_ms: list[float]
     unseen: int
-    nodes: tuple[int, int]
+    nodes: Nodes
     cpu_pct: float
     kb_per_s: float
+
+
+@dataclass
+class Wire:
+    """Passes on what a browser and the gateway say to each other.
+
+    Attributes:
+        to_browser: Bytes, so far.
+    """
+
+    to_browser: int = 0
+
+    @contextlib.asynccontextmanager
+    async def before(self, port: int) -> AsyncIterator[int]:
+        """Stand before the gateway at a port; yield the port to use instead."""
+        here = free_port()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+            pumps = (self._pump(reader, up_writer), self._pump(up_reader, writer, counts=True))
+            with contextlib.suppress(OSError):
+                await asyncio.gather(*pumps)
+
+        async with await asyncio.start_server(serve, "127.0.0.1", here):
+            yield here
+
+    async def _pump(
+        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, counts: bool = False
+    ) -> None:
+        try:
+            while data := await source.read(_READ_BYTES):
+                if counts:
+                    self.to_browser += len(data)
+                to.write(data)
+                await to.drain()
+        finally:
+            to.close()
 
 
 class Visitor:
     """Somebody who looks at the page."""
 
-    def __init__(self, page: Page, seconds: float) -> None:
+    def __init__(self, page: Page, wire: Wire, seconds: float) -> None:
         self.filter_ms: list[float] = []
         self._page = page
+        self._wire = wire
         self._seconds = seconds
 
     async def overview(self) -> Look:
-        """Look, and touch nothing."""
-        await self._page.evaluate("location.hash = '#/overview'")
+        """Come anew, look, and touch nothing."""
+        await self._go("overview")
+        await self._page.reload()
         await self._page.get_by_test_id("workers-online").wait_for()
         return await self._look(self._rest)
 
     async def workers(self) -> Look:
-        """Scroll, sort and filter without a pause."""
-        await self._page.evaluate("location.hash = '#/workers'")
+        """Scroll, read for a moment, sort and filter, again and again."""
+        await self._go("workers")
         await self._page.get_by_test_id("shown").wait_for()
         return await self._look(self._use)
 
-    async def _look(self, act: Any) -> Look:
+    async def elsewhere(self) -> Nodes:
+        """Open each of the other pages; return the most nodes."""
+        counts = []
+        for path, part in OTHER_PAGES.items():
+            await self._go(path)
+            await self._page.locator(part).first.wait_for()
+            await asyncio.sleep(SETTLE_S)
+            counts.append(await self._nodes())
+            _say(f"{path}: {counts[-1]} nodes")
+        return most(counts)
+
+    async def _go(self, path: str) -> None:
+        await self._page.evaluate(f"location.hash = '#/{path}'")
+
+    async def _look(self, act: Callable[[float], Awaitable[Nodes]]) -> Look:
         await asyncio.sleep(SETTLE_S)
-        await self._page.evaluate(
-            "Object.assign(window.seen,"
-            "{tasks: [], lags: [], paints: [], bytes: 0, waiting: null, unseen: 0})"
-        )
-        begun, before = time.monotonic(), browser_cpu_s()
+        await self._page.evaluate("window.seen.begin()")
+        begun, cpu_s, sent = time.monotonic(), browser_cpu_s(), self._wire.to_browser
         nodes = await act(begun + self._seconds)
         span_s = time.monotonic() - begun
-        cpu_pct = (browser_cpu_s() - before) / span_s * 100
-        seen = await self._page.evaluate("window.seen")
+        cpu_pct = (browser_cpu_s() - cpu_s) / span_s * 100
+        seen = await self._page.evaluate("({...window.seen})")
         return Look(
             tasks_ms=seen["tasks"],
             lags_ms=seen["lags"],
@@ -159,58 +179,41 @@ class Visitor:
             unseen=seen["unseen"],
             nodes=nodes,
             cpu_pct=cpu_pct,
-            kb_per_s=seen["bytes"] / span_s / 1e3,
+            kb_per_s=(self._wire.to_browser - sent) / span_s / 1e3,
         )
 
-    async def _rest(self, until: float) -> tuple[int, int]:
+    async def _rest(self, until: float) -> Nodes:
         counts = [await self._nodes()]
         while time.monotonic() < until:
-            await asyncio.sleep(2)
+            await asyncio.sleep(1)
             counts.append(await self._nodes())
         return most(counts)
 
-    async def _nodes(self) -> tuple[int, int]:
-        elements, nodes = await self._page.evaluate(NODES)
+    async def _nodes(self) -> Nodes:
+        elements, nodes = await self._page.evaluate("window.seen.nodes()")
         return elements, nodes
 
-    async def _use(self, until: float) -> tuple[int, int]:
-        """Scroll through the table; now and then sort it anew and search it."""
+    async def _use(self, until: float) -> Nodes:
         counts, turn = [await self._nodes()], 0
         await self._page.mouse.move(600, 500)
         columns = self._page.get_by_role("columnheader").get_by_role("button")
         while time.monotonic() < until:
-            for _ in range(20):
+            for _ in range(10):
                 await self._page.mouse.wheel(0, 900)
                 await asyncio.sleep(STEP_S)
             counts.append(await self._nodes())
+            await asyncio.sleep(READ_S)
             await columns.nth(turn % 6).click()
-            await self._filter(str(10 + turn % 90))  # some boards have these digits in their names
-            counts.append(await self._nodes())
-            await self._filter("")
+            # Some boards have these digits in their names.
+            for words in (str(10 + turn % 90), ""):
+                took_ms = await self._page.evaluate("(words) => window.seen.search(words)", words)
+                self.filter_ms.append(took_ms)
+                counts.append(await self._nodes())
             turn += 1
         return most(counts)
 
-    async def _filter(self, words: str) -> None:
-        """Type into the search and note what passes until the count on the page differs."""
-        shown = self._page.get_by_test_id("shown")
-        before = await shown.inner_text()
-        took_ms = await self._page.evaluate(
-            """async ([words, before]) => {
-                const field = document.querySelector('[data-testid=search]');
-                const shown = document.querySelector('[data-testid=shown]');
-                const begun = performance.now();
-                field.value = words;
-                field.dispatchEvent(new Event('input', { bubbles: true }));
-                while (shown.innerText === before && performance.now() - begun < 5000)
-                    await new Promise(requestAnimationFrame);
-                return performance.now() - begun;
-            }""",
-            [words, before],
-        )
-        self.filter_ms.append(took_ms)
 
-
-def most(counts: list[tuple[int, int]]) -> tuple[int, int]:
+def most(counts: list[Nodes]) -> Nodes:
     """Return the most elements and the most nodes that were counted."""
     elements, nodes = zip(*counts, strict=True)
     return max(elements), max(nodes)
@@ -232,7 +235,7 @@ def browser_cpu_s() -> float:
 async def opened(browser: Browser, url: str) -> tuple[Page, dict[str, float]]:
     """Open the page as somebody who was never there; say what was loaded and how soon it stood."""
     context = await browser.new_context(viewport={"width": 1360, "height": 860}, locale="en-GB")
-    await context.add_init_script(WATCH)
+    await context.add_init_script(path=WATCH)
     page = await context.new_page()
     page.set_default_timeout(PATIENCE_MS)
     session = await context.new_cdp_session(page)
@@ -260,7 +263,7 @@ async def _loaded(session: CDPSession) -> dict[str, float]:
     return sizes
 
 
-async def visit(plan: Plan, url: str) -> dict[str, float]:
+async def visit(plan: Plan, wire: Wire, url: str) -> dict[str, float]:
     """Look in turn at both pages, round after round."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
@@ -269,13 +272,15 @@ async def visit(plan: Plan, url: str) -> dict[str, float]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=found, args=FLAGS)
         page, figures = await opened(browser, url)
-        visitor = Visitor(page, plan.seconds)
+        visitor = Visitor(page, wire, plan.seconds)
         for number in range(ROUNDS):
             rounds.append((await visitor.overview(), await visitor.workers()))
             _say(f"round {number + 1}: {rounds[-1]}")
+        elements, nodes = await visitor.elsewhere()
         heap = await page.evaluate("performance.memory ? performance.memory.usedJSHeapSize : 0")
         await browser.close()
-    return figures | summed(rounds, visitor.filter_ms) | {"heap_mb": heap / 1e6}
+    figures |= {"elsewhere_elements": elements, "elsewhere_nodes": nodes, "heap_mb": heap / 1e6}
+    return figures | summed(rounds, visitor.filter_ms)
 
 
 def summed(rounds: list[tuple[Look, Look]], filter_ms: list[float]) -> dict[str, float]:
@@ -283,23 +288,23 @@ def summed(rounds: list[tuple[Look, Look]], filter_ms: list[float]) -> dict[str,
     figures: dict[str, float] = {}
     for name, looks in zip(("overview", "workers"), zip(*rounds, strict=True), strict=True):
         tasks = [task for look in looks for task in look.tasks_ms]
+        lags = [lag for look in looks for lag in look.lags_ms]
+        paints = [paint for look in looks for paint in look.paints_ms]
         figures |= {
             f"{name}_longest_task_ms": max(tasks, default=0.0),
             f"{name}_tasks_over_50_ms": float(len(tasks)),
+            f"{name}_lag_p50_ms": quantile(lags, 0.5),
+            f"{name}_lag_p95_ms": quantile(lags, 0.95),
+            f"{name}_paint_p50_ms": quantile(paints, 0.5),
+            f"{name}_paint_p95_ms": quantile(paints, 0.95),
+            f"{name}_lags": float(len(lags)),
+            f"{name}_unseen": float(sum(look.unseen for look in looks)),
             f"{name}_elements": float(max(look.nodes[0] for look in looks)),
             f"{name}_nodes": float(max(look.nodes[1] for look in looks)),
             f"{name}_cpu_pct": statistics.median(look.cpu_pct for look in looks),
             f"{name}_kb_per_s": statistics.median(look.kb_per_s for look in looks),
         }
-    lags = [lag for look, _ in rounds for lag in look.lags_ms]
-    paints = [paint for look, _ in rounds for paint in look.paints_ms]
     return figures | {
-        "paint_p50_ms": quantile(paints, 0.5),
-        "paint_p95_ms": quantile(paints, 0.95),
-        "lag_p50_ms": quantile(lags, 0.5),
-        "lag_p95_ms": quantile(lags, 0.95),
-        "lags": float(len(lags)),
-        "lags_unseen": float(sum(look.unseen for look, _ in rounds)),
         "filter_p50_ms": quantile(filter_ms, 0.5),
         "filter_p95_ms": quantile(filter_ms, 0.95),
     }
@@ -311,29 +316,25 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
+def worst(figures: dict[str, float], name: str) -> float:
+    """Return the largest of a figure's values, one for each page."""
+    return max(value for key, value in figures.items() if key.endswith(f"_{name}"))
+
+
 async def run(plan: Plan, broker: BrokerProcess, folder: Path) -> dict[str, float]:
     """Let the boards come, load them, look."""
-    port = free_port()
+    port, wire = free_port(), Wire()
     environ = {"EDGEFLEET_DISPATCHER_GATEWAY__PORT": str(port)}
-    watcher = Watcher()
-    watching = asyncio.create_task(watcher.run(broker.url), name="watch")
-    with dispatcher_process(broker.url, folder, environ=environ):
-        _say(f"{plan.boards} boards come")
-        async with swarms(broker.url, plan.boards):
-            await watcher.until(online=plan.boards)
-            async with MqttBus(BrokerSettings(url=broker.url), device_session()) as bus:
-                device = Device(bus)
-                load = Load(device, JOBS_PER_S)
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(load.submit(), name="submit")
-                    tasks.create_task(load.collect(), name="collect")
-                    psutil.cpu_percent()  # what it returns next is the share since now
-                    figures = await visit(plan, f"http://127.0.0.1:{port}")
-                    busy = psutil.cpu_percent()
-                    load.stop()
-    watching.cancel()
+    async with (
+        crowd(broker.url, folder, plan.boards, environ=environ),
+        under_load(broker.url, JOBS_PER_S) as load,
+        wire.before(port) as here,
+    ):
+        psutil.cpu_percent()  # what it returns next is the share since now
+        figures = await visit(plan, wire, f"http://127.0.0.1:{here}")
+        busy = psutil.cpu_percent()
     figures["machine_busy_pct"] = busy
-    figures["jobs_without_answer"] = float(sum(device.failed.values()))
+    figures["jobs_without_answer"] = float(sum(load.device.failed.values()))
     return figures
 
 
@@ -344,7 +345,7 @@ def _say(what: str) -> None:
 def main() -> None:
     """Run it and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="2,000 boards, two minutes")
+    parser.add_argument("--quick", action="store_true", help="2,000 boards, a minute")
     parser.add_argument("--boards", type=int, help="another number of boards")
     parser.add_argument("--json", action="store_true", help="only the JSON object")
     options = parser.parse_args()
@@ -357,18 +358,16 @@ def main() -> None:
         tempfile.TemporaryDirectory() as at,
         BrokerProcess(BrokerKind.MOSQUITTO, Path(at) / "broker") as broker,
     ):
-        figures = asyncio.run(run(plan, broker, Path(at)))
-    longest = max(figures["overview_longest_task_ms"], figures["workers_longest_task_ms"])
-    elements = max(figures["overview_elements"], figures["workers_elements"])
+        figures = {"boards": float(plan.boards)} | asyncio.run(run(plan, broker, Path(at)))
     report(
         "page",
         ours=figures,
         peers={},
         ratios={},
         aims={
-            "longest_task_ms": Aim(longest, at_most=200.0),
-            "lag_p95_ms": Aim(figures["lag_p95_ms"], at_most=500.0),
-            "elements": Aim(elements, at_most=999.0),
+            "longest_task_ms": Aim(worst(figures, "longest_task_ms"), at_most=200.0),
+            "lag_p95_ms": Aim(worst(figures, "lag_p95_ms"), at_most=500.0),
+            "nodes": Aim(worst(figures, "nodes"), at_most=999.0),
             "page_kb": Aim(figures["page_kb"], at_most=160.0),
         },
         as_json=options.json,

@@ -112,10 +112,11 @@ class Board:
             ts=int(time.time() * 1_000),
             seq=self._seq,
             status=busy,
-            cpu_pct=12.5,
+            cpu_pct=self._chance.uniform(5, 90),
             mem_pct=40.0,
             inflight=len(self.held),
-            temp_c=51.0,
+            tok_s=self._chance.uniform(5, 90) if self.held else 0.0,
+            temp_c=self._chance.uniform(45, 75),
             throttled=False,
         )
         self._say(topics.STATE, state)

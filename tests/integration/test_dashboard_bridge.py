@@ -13,6 +13,12 @@ from urllib.parse import urlsplit
 import mqtt5
 import pytest
 from websockets.exceptions import InvalidStatus
+from websockets.extensions import ClientExtensionFactory, Extension
+from websockets.extensions.permessage_deflate import (
+    ClientPerMessageDeflateFactory,
+    PerMessageDeflate,
+)
+from websockets.frames import Frame
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
@@ -33,13 +39,20 @@ class Site:
         self.url = f"http://{self.host}"
 
     def open(
-        self, *, origin: str | None = None, speaks: Sequence[Subprotocol] | None = (MQTT,)
+        self,
+        *,
+        origin: str | None = None,
+        speaks: Sequence[Subprotocol] | None = (MQTT,),
+        extensions: Sequence[ClientExtensionFactory] | None = None,
+        compression: str | None = "deflate",
     ) -> ClientConnection:
         """Open the bridge as a page of that origin does."""
         return connect(
             f"ws://{self.host}/mqtt",
             origin=Origin(origin or self.url),
             subprotocols=speaks,
+            extensions=extensions,
+            compression=compression,
             open_timeout=PATIENCE_S,
         )
 
@@ -67,6 +80,45 @@ def test_a_page_hears_the_fleet_though_its_connect_comes_in_pieces(site: Site) -
         assert isinstance(heard, mqtt5.PublishPacket)
         # Under its own name of "dispatcher" it would have thrown the dispatcher off the broker.
         assert json.loads(bytes(heard.payload or b""))["status"] == "online"
+
+
+class Weighing(ClientPerMessageDeflateFactory):
+    """Adds up what is on the wire before it is unpacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed_bytes = 0
+
+    def process_response_params(
+        self, params: Sequence[tuple[str, str | None]], accepted: Sequence[Extension]
+    ) -> PerMessageDeflate:
+        deflate = super().process_response_params(params, accepted)
+        unpack = deflate.decode
+
+        def decode(frame: Frame, *, max_size: int | None = None) -> Frame:
+            self.packed_bytes += len(frame.data)
+            return unpack(frame, max_size=max_size)
+
+        deflate.decode = decode  # type: ignore[method-assign]
+        return deflate
+
+
+def test_the_table_of_workers_is_packed_for_pages_that_can_unpack_it(site: Site) -> None:
+    row = ["board", "online", 0.5, 0.5, 0.5, 0, 2, 1_763_847_000_000, False, None, "echo"]
+    table = json.dumps({"rows": [[f"{row[0]}{number}", *row[1:]] for number in range(600)]})
+    topic = f"{ROOT}/fleet/roster/15"
+    site.device.publish("fleet/roster/15", table.encode(), retain=True)
+    weighing = Weighing()
+    for opened in (site.open(extensions=[weighing]), site.open(compression=None)):
+        with opened as socket:
+            socket.send(mqtt5.ConnectPacket(client_id="x", keep_alive=30).write())
+            receive(socket, mqtt5.ConnAckPacket)
+            socket.send(mqtt5.SubscribePacket(1, [mqtt5.TopicFilter(topic)]).write())
+            heard = receive(socket, mqtt5.PublishPacket)
+            assert isinstance(heard, mqtt5.PublishPacket)
+            assert bytes(heard.payload or b"").decode() == table
+    assert 0 < weighing.packed_bytes < len(table) / 4
+    site.device.publish("fleet/roster/15", b"", retain=True)
 
 
 def test_a_page_leaves_no_will(site: Site) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import fleet, parts, queue_peers, soak
+from bench import crowd, parts, queue_peers, soak
 from bench.dispatch import Comparison, medians
 from bench.peers import producer
 from bench.sides import Run
@@ -57,9 +57,9 @@ def test_a_missing_server_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPat
 
 
 def test_too_few_open_files_are_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.fleet.resource.getrlimit", lambda _: (1_024, 1_024))
+    monkeypatch.setattr("bench.crowd.resource.getrlimit", lambda _: (1_024, 1_024))
     with pytest.raises(SystemExit, match="10500 open files are needed and 1024 allowed"):
-        fleet.allow_files(10_000)
+        crowd.allow_files(10_000)
 
 
 def test_a_peer_is_compared_with_our_figures_of_the_same_round() -> None:
