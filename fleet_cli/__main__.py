@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
@@ -10,10 +9,12 @@ import click
 from fleet_cli.exits import ExitCode, exit_code_of
 from fleet_cli.root import root
 from fleet_protocol.errors import FleetError
+from fleet_protocol.terminal import complain_of, end_of_output, ensure_streams
 
 
 def main() -> None:
     """Run the command line and exit."""
+    ensure_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -27,17 +28,13 @@ def run(args: list[str]) -> int:
         error.show()
         return int(ExitCode.USAGE)
     except FleetError as error:
-        click.echo(f"fleet: {error}", err=True)
-        if error.hint:
-            click.echo(f"next:  {error.hint}", err=True)
+        complain_of("fleet", error)
         return int(exit_code_of(error))
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader went away (`| head`): nothing is wrong, and nothing more may be flushed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.OK)
+    except OSError as error:
+        return end_of_output("fleet", error)
     return outcome if isinstance(outcome, int) else int(ExitCode.OK)
 
 

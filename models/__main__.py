@@ -11,8 +11,8 @@ def main() -> None:
         from models.cli import cli  # noqa: PLC0415 - its libraries are an extra and may be missing
     except ModuleNotFoundError as error:
         sys.stderr.write(
-            f"error[missing_extra]: the model factory needs {error.name}\n"
-            "  next: pip install 'edgefleet[factory]'\n"
+            f"models: the model factory needs {error.name} [missing_extra]\n"
+            "next: pip install 'edgefleet[factory]'\n"
         )
         sys.exit(3)
     cli(prog_name="python -m models")

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
-import click
-
 from fleet_protocol.errors import ConfigError, FleetError
+from fleet_protocol.terminal import complain_of
+
+NAME: Final = "cloud-dispatcher"
 
 
 class Exit(IntEnum):
@@ -47,7 +48,5 @@ def told_errors() -> Iterator[None]:
     try:
         yield
     except FleetError as error:
-        click.echo(f"error [{error.code}]: {error}", err=True)
-        if error.hint:
-            click.echo(f"next: {error.hint}", err=True)
+        complain_of(NAME, error)
         raise SystemExit(exit_of(error)) from error

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import importlib
-from typing import Final
+import sys
+from typing import Any, Final, NoReturn
 
 import click
 
+from cloud_dispatcher.cli.exits import NAME
 from fleet_protocol import __version__
+from fleet_protocol.terminal import end_of_output, ensure_streams
 
 _COMMANDS: Final = ("check", "keys", "run", "simulate", "simulate-cloud", "users")
 
 
 class _LazyGroup(click.Group):
     """A group whose commands live in modules of their own, as functions of the same name."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and exit."""
+        ensure_streams()
+        try:
+            super().main(*args, **kwargs)
+        except OSError as error:
+            sys.exit(end_of_output(NAME, error))
+        sys.exit()
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names."""
@@ -33,6 +45,6 @@ class _LazyGroup(click.Group):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="cloud-dispatcher")
+@click.version_option(__version__, prog_name=NAME)
 def main() -> None:
     """Store each job, pick the best board, escalate what is too hard."""

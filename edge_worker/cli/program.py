@@ -17,8 +17,10 @@ from edge_worker.config import EngineName, WorkerSettings, load_settings
 from fleet_protocol import __version__
 from fleet_protocol.errors import FleetError
 from fleet_protocol.log import set_up_logging
+from fleet_protocol.terminal import complain, complain_of, end_of_output, ensure_streams
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_NAME = "edge-worker"
 _JOB_FLAGS = ("max_tokens", "escalate", "privacy", "deadline_ms")
 """What `route` is told of the job, and not of the worker."""
 
@@ -28,8 +30,12 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command line and exit."""
+        ensure_streams()
         kwargs["standalone_mode"] = False
-        sys.exit(self._run(*args, **kwargs))
+        try:
+            sys.exit(self._run(*args, **kwargs))
+        except OSError as error:
+            sys.exit(end_of_output(_NAME, error))
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
         try:
@@ -40,21 +46,15 @@ class Program(click.Group):
             error.show()
             return ExitCode.USAGE
         except FleetError as error:
-            _complain(f"{error} [{error.code}]", error.hint)
+            complain_of(_NAME, error)
             return exit_code_of(error)
         except ModuleNotFoundError as error:
-            _complain(f"{error.name} is not installed", "pip install 'edgefleet[edge]'")
+            complain(_NAME, f"{error.name} is not installed", "pip install 'edgefleet[edge]'")
             return ExitCode.FAILED
         except (click.Abort, KeyboardInterrupt):
-            _complain("interrupted", "")
+            complain(_NAME, "interrupted")
             return ExitCode.INTERRUPTED
         return outcome if isinstance(outcome, int) else ExitCode.OK
-
-
-def _complain(what: str, next_step: str) -> None:
-    click.echo(f"edge-worker: {what}", err=True)
-    if next_step:
-        click.echo(f"next: {next_step}", err=True)
 
 
 @click.group(

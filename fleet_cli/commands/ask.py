@@ -96,6 +96,8 @@ def command(
         not_before_ms=limits.get("not_before_ms", 0),
     )
     text = sys.stdin.read() if question == "-" else question
+    if not text.strip():
+        raise click.UsageError("there is no question")
     turns = [{"role": "user", "content": text}]
     if system:
         turns.insert(0, {"role": "system", "content": system})

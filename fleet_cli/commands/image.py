@@ -243,7 +243,7 @@ def _tell(rendered: Rendered) -> None:
     say(f"wrote {rendered.folder}: whoever reads it can join as {rendered.host}, so keep it so")
     if rendered.expires_at_ms is not None:
         say(f"{rendered.host} must have joined by {_utc(rendered.expires_at_ms)}")
-    say("next:  let the broker know, on its host: fleet pki broker FOLDER --reload")
+    say("next: let the broker know, on its host: fleet pki broker FOLDER --reload")
     if rendered.board is BoardKind.RPI:
         say(f"then:  copy all of it onto the card's partition `bootfs`: {rendered.folder}/.")
     else:

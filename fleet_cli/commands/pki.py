@@ -86,7 +86,7 @@ def init(*, pki: PkiFolder, name: str, root_passphrase_file: Path | None) -> Non
         passphrase = read_secret(root_passphrase_file).encode()
     found(pki, name, now_ms=now_ms(), passphrase=passphrase)
     say(f"made {pki}")
-    say(f"next:  put {pki.root_key.parent} away, then `fleet enroll dispatcher dispatcher`")
+    say(f"next: put {pki.root_key.parent} away, then `fleet enroll dispatcher dispatcher`")
 
 
 @command.command(

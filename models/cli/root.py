@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from fleet_protocol import __version__
 from fleet_protocol.errors import FleetError
+from fleet_protocol.terminal import complain_of, end_of_output, ensure_streams
 from models.cli.shelves import encrypt, list_models, publish_artefact, show, verify
 from models.cli.steps import build, export, fetch_source, optimize, pack_artefact, quantize
 from models.difficulty.cli import difficulty
@@ -23,6 +25,15 @@ from models.terminal import print_json
 
 class _FleetGroup(click.Group):
     """Prints our errors as code, message and next step, and ends with their exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and exit."""
+        ensure_streams()
+        try:
+            super().main(*args, **kwargs)
+        except OSError as error:
+            sys.exit(end_of_output("models", error))
+        sys.exit()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = "--json" in args
@@ -42,7 +53,8 @@ class _FleetGroup(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_FleetGroup)
+@click.group(cls=_FleetGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgefleet models")
 def cli() -> None:
     """Build INT8 ONNX language models for the boards.
 
@@ -70,7 +82,5 @@ def _fail(error: FleetError, *, as_json: bool) -> NoReturn:
     if as_json:
         print_json({"error": {"code": error.code, "message": str(error), "hint": error.hint}})
     else:
-        click.echo(f"error[{error.code}]: {error}", err=True)
-        if error.hint:
-            click.echo(f"  next: {error.hint}", err=True)
+        complain_of("models", error)
     sys.exit(exit_code_of(error))

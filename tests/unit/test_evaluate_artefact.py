@@ -201,7 +201,7 @@ def test_the_command_names_a_suite_that_is_not_one(artefact: Path, tmp_path: Pat
     path.write_text("{}", "utf-8")
     ended = CliRunner().invoke(cli, ["evaluate", str(artefact), "--suite", str(path)])
     assert ended.exit_code == ExitCode.CONFIG
-    assert "error[bad_suite]: bad.jsonl line 1" in ended.stderr
+    assert "models: bad.jsonl line 1" in ended.stderr
 
 
 def test_the_command_asks_only_for_models_that_are_built(

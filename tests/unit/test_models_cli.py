@@ -69,7 +69,7 @@ def test_show_names_source_and_licence(run: Run) -> None:
 def test_an_unknown_model_lists_the_known_ones(run: Run, command: str) -> None:
     result = run(command, "gpt-9")
     assert result.exit_code == ExitCode.CONFIG
-    assert "error[unknown_model]" in result.stderr
+    assert "[unknown_model]" in result.stderr
     assert DEFAULT_MODEL in result.stderr
     assert result.stdout == ""
 
@@ -134,7 +134,7 @@ def test_a_recipe_that_is_none_says_where(run: Run, tmp_path: Path, line: str, w
     )
     result = run("show", str(path))
     assert result.exit_code == ExitCode.CONFIG
-    assert "error[bad_recipe]" in result.stderr
+    assert "[bad_recipe]" in result.stderr
     assert re.search(why, result.stderr)
 
 
