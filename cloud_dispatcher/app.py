@@ -135,7 +135,6 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 service=service,
                 provider=provider,
                 clock=clock,
-                by_worker=settings.gateway.worker_metrics,
             )
             inside = Inside(
                 local=service.local,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -27,7 +27,6 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         budget: Today's, of all tenants together.
         dropped: Messages that could not be used since the start, by code.
         firing: Alerts of the product's own that fire, by severity.
-        workers: Each by itself, where that is wanted: a series a worker and figure.
     """
 
     version: str
@@ -38,12 +37,11 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     budget: m.BudgetView | None = None
     dropped: Mapping[str, int] = msgspec.field(default_factory=dict)
     firing: Mapping[m.Severity, int] = msgspec.field(default_factory=dict)
-    workers: Sequence[m.WorkerView] = ()
 
 
 def families(now: Standing) -> list[Family]:
-    """Return all gauges, those of single workers last."""
-    return [*_of_the_program(now), *_of_jobs(now), *_of_the_cloud(now), *_of_workers(now.workers)]
+    """Return all gauges but those of single workers: `worker_gauges`."""
+    return [*_of_the_program(now), *_of_jobs(now), *_of_the_cloud(now)]
 
 
 def _of_the_program(now: Standing) -> Iterable[Family]:
@@ -123,36 +121,6 @@ def _of_the_cloud(now: Standing) -> Iterable[Family]:
         "What may be spent today; no sample without a limit.",
         {} if limit_usd is None else {(): limit_usd},
     )
-
-
-_OF_A_WORKER: Final[Sequence[tuple[str, str, Callable[[m.WorkerView], float]]]] = (
-    ("online", "1 while it takes jobs.", lambda w: w.status is m.PresenceStatus.ONLINE),
-    ("inflight", "Leases that it holds.", lambda w: w.inflight),
-    ("weight", "What the scheduler takes it for, 0 to 1.", lambda w: w.weight),
-)
-_OF_ITS_STATE: Final[Sequence[tuple[str, str, Callable[[m.WorkerState], float | None]]]] = (
-    ("temperature_celsius", "Of its processor.", lambda state: state.temp_c),
-    ("throttled", "1 while its firmware holds its clock down.", lambda state: state.throttled),
-    ("cpu_used_ratio", "Of its processors.", lambda state: state.cpu_pct / 100),
-    ("memory_used_ratio", "Of its memory.", lambda state: state.mem_pct / 100),
-    ("tokens_per_second", "All its requests together.", lambda state: state.tok_s),
-)
-
-
-def _of_workers(workers: Sequence[m.WorkerView]) -> Iterable[Family]:
-    """Yield a series for each worker, of what it says."""
-    if not workers:
-        return
-    for name, text, figure in _OF_A_WORKER:
-        yield _by_worker(name, text, {worker.worker: figure(worker) for worker in workers})
-    states = {worker.worker: worker.state for worker in workers if worker.state is not None}
-    for name, text, reading in _OF_ITS_STATE:
-        yield _by_worker(name, text, {worker: reading(state) for worker, state in states.items()})
-
-
-def _by_worker(name: str, text: str, values: Mapping[str, float | None]) -> Family:
-    known = {worker: value for worker, value in values.items() if value is not None}
-    return _by(f"edgefleet_worker_{name}", text, "worker", known)
 
 
 def _by(name: str, text: str, label: str, values: Mapping[str, float]) -> Family:

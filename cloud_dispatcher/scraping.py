@@ -21,7 +21,6 @@ class Scrape:
         service: The same.
         provider: For the endpoints of the cloud.
         clock: UTC epoch milliseconds.
-        by_worker: Tell of each worker, too: eight series for each.
     """
 
     def __init__(
@@ -32,18 +31,16 @@ class Scrape:
         service: DispatcherService,
         provider: CompletionProvider,
         clock: Callable[[], int],
-        by_worker: bool = False,
     ) -> None:
         self._counts = counts
         self._engine = engine
         self._service = service
         self._provider = provider
         self._clock = clock
-        self._by_worker = by_worker
         self._started_at_ms = clock()
 
     def families(self) -> list[Family]:
-        """Return all metrics."""
+        """Return all metrics but those of single workers."""
         return [*self._counts.families(), *gauges.families(self._standing())]
 
     def _standing(self) -> gauges.Standing:
@@ -57,5 +54,4 @@ class Scrape:
             budget=engine.budgets(self._clock())[0],
             dropped=service.dropped,
             firing=service.alerts.firing,
-            workers=engine.workers() if self._by_worker else (),
         )

@@ -6,9 +6,12 @@ import ast
 import inspect
 from collections.abc import Iterator
 
+import msgspec
+
 from cloud_dispatcher import gauges, metrics
 from cloud_dispatcher.core.engine import EngineSummary
 from cloud_dispatcher.metrics import BUCKETS_S, Family, FleetCounts
+from cloud_dispatcher.worker_gauges import WORKER_GAUGES
 from fleet_protocol import messages as m
 
 _INTRODUCTION = """# Every metric
@@ -22,10 +25,11 @@ on them. Counters run from the start of the dispatcher. Those of a single worker
 
 def render_metrics() -> str:
     """Return the page."""
-    labels = counted_labels()
+    labels, of_workers = counted_labels(), [gauge.family for gauge in WORKER_GAUGES]
     lines = [_INTRODUCTION, "| metric | kind | labels | |", "|---|---|---|---|"]
     for family in told_families():
         names = sorted(labels.get(family.name, set()) | _labels(family))
+        names += ["worker"] if family in of_workers else []
         listed = ", ".join(f"`{name}`" for name in names)
         lines.append(f"| `{family.name}` | {family.kind} | {listed} | {family.help} |")
     buckets = ", ".join(f"{bound:g}" for bound in BUCKETS_S)
@@ -36,37 +40,20 @@ def render_metrics() -> str:
 def told_families() -> Iterator[Family]:
     """Yield every family that a scrape may have."""
     yield from FleetCounts().families()
-    state = m.WorkerState(
-        ts=1,
-        seq=1,
-        status=m.Activity.IDLE,
-        cpu_pct=1,
-        mem_pct=1,
-        inflight=0,
-        temp_c=50,
-        throttled=False,
-    )
-    worker = m.WorkerView(
-        worker=m.WorkerId("pi-1"),
-        status=m.PresenceStatus.ONLINE,
-        weight=0.5,
-        compute=0.5,
-        bandwidth=0.5,
-        inflight=0,
-        slots=2,
-        state=state,
-    )
-    engine = EngineSummary(queued=0, inflight=0, escalated=0, untold=0, workers={})
-    standing = gauges.Standing(
-        version="1",
-        started_at_ms=0,
-        connected=True,
-        engine=engine,
-        budget=m.BudgetView(tenant="", spent_usd=0.0, daily_usd=1.0),
-        dropped={"invalid_json": 1},
-        workers=(worker,),
-    )
-    yield from gauges.families(standing)
+    budget = m.BudgetView(tenant="", spent_usd=0.0, daily_usd=1.0)
+    yield from gauges.families(at_rest(budget=budget, dropped={"invalid_json": 1}))
+    yield from (gauge.family for gauge in WORKER_GAUGES)
+
+
+def at_rest(**changes: object) -> gauges.Standing:
+    """Return how a dispatcher stands to which nothing has happened yet, but for what is given."""
+    fields: dict[str, object] = {
+        "version": "9.0.0",
+        "started_at_ms": 1_700_000_000_500,
+        "connected": True,
+        "engine": EngineSummary(queued=0, inflight=0, escalated=0, untold=0, workers={}),
+    }
+    return msgspec.convert({**fields, **changes}, gauges.Standing)
 
 
 def counted_labels() -> dict[str, set[str]]:

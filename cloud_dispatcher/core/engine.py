@@ -6,6 +6,7 @@ transaction before it carries out the rest, so nobody is told what is not on the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -202,11 +203,11 @@ class Engine:
 
     def summary(self) -> EngineSummary:
         """Count what is going on now."""
-        counts, workers = self._ledger.counts, dict[str, int]()
+        counts, workers = self._ledger.counts, Counter[PresenceStatus]()
         busy, hot, tok_s = 0, 0, 0.0
         for worker in self._exchange.our_workers():
             status = worker.status
-            workers[status.value] = workers.get(status.value, 0) + 1
+            workers[status] += 1
             if worker.leases:
                 busy += 1
             if worker.state is not None and status is not PresenceStatus.OFFLINE:
@@ -219,7 +220,7 @@ class Engine:
             inflight=sum(counts[status] for status in LEASED),
             escalated=counts[JobStatus.ESCALATED],
             untold=len(self._outbox),
-            workers=workers,
+            workers={status.value: count for status, count in workers.items()},
             busy=busy,
             hot=hot,
             tok_s=tok_s,

@@ -44,7 +44,6 @@ async def gateway(
             service=service,
             provider=house.provider,
             clock=house.clock,
-            by_worker=True,
         )
         inside = Inside(
             local=service.local,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 import urllib.request
+from itertools import groupby
 
 import pytest
+from msgspec.structs import replace
 
 from cloud_dispatcher import gauges
-from cloud_dispatcher.adapters.http.exposition import render
+from cloud_dispatcher.adapters.http.exposition import render, render_workers
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.commands import SaveJob, Send
 from cloud_dispatcher.core.engine import EngineSummary
 from cloud_dispatcher.core.job import Job, PartOf
 from cloud_dispatcher.metrics import BUCKETS_S, Family, FleetCounts
+from docs.metrics_page import at_rest
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from tests.unit.gateway_house import gateway
@@ -133,13 +137,7 @@ def test_what_objectives_hang_on_is_there_before_the_first_job() -> None:
 
 def shown(**changes: object) -> dict[tuple[str, str], float]:
     """Return the gauges of a dispatcher at rest, but for some."""
-    fields: dict[str, object] = {
-        "version": "9.0.0",
-        "started_at_ms": 1_700_000_000_500,
-        "connected": True,
-        "engine": EngineSummary(queued=0, inflight=0, escalated=0, untold=0, workers={}),
-    }
-    return parse(render(gauges.families(gauges.Standing(**{**fields, **changes}))))
+    return parse(render(gauges.families(at_rest(**changes))))
 
 
 def test_a_dispatcher_at_rest_shows_noughts_not_gaps() -> None:
@@ -183,12 +181,9 @@ def test_gauges_show_load_cloud_and_budget() -> None:
     assert found["edgefleet_alerts_firing", 'severity="critical"'] == 1
 
 
-def test_a_worker_has_series_of_its_own_only_where_that_is_wanted() -> None:
-    state = m.WorkerState(
-        ts=1, seq=1, status=m.Activity.BUSY, cpu_pct=50, mem_pct=25, inflight=2, temp_c=71.5
-    )
-    view = m.WorkerView(
-        worker=m.WorkerId("pi-1"),
+def board(name: str, state: m.WorkerState | None = None) -> m.WorkerView:
+    return m.WorkerView(
+        worker=m.WorkerId(name),
         status=m.PresenceStatus.ONLINE,
         weight=0.5,
         compute=0.5,
@@ -197,14 +192,79 @@ def test_a_worker_has_series_of_its_own_only_where_that_is_wanted() -> None:
         slots=2,
         state=state,
     )
-    found = shown(workers=[view])
+
+
+STATE = m.WorkerState(
+    ts=1, seq=1, status=m.Activity.BUSY, cpu_pct=50, mem_pct=25, inflight=2, temp_c=71.5
+)
+
+
+async def test_a_worker_has_series_of_its_own() -> None:
+    found = parse(await render_workers([board("pi-1", STATE)]))
     of_pi = 'worker="pi-1"'
     assert found["edgefleet_worker_temperature_celsius", of_pi] == 71.5
     assert found["edgefleet_worker_cpu_used_ratio", of_pi] == 0.5
     assert found["edgefleet_worker_online", of_pi] == 1
     # It cannot say whether it is throttled.
     assert ("edgefleet_worker_throttled", of_pi) not in found
-    assert not any(name.startswith("edgefleet_worker_") for name, _ in shown())
+
+
+async def test_a_metric_of_many_workers_is_in_one_piece_and_leaves_out_what_nobody_said() -> None:
+    readings = [None, STATE, replace(STATE, temp_c=None), replace(STATE, throttled=True)]
+    boards = [board(f"pi-{number}", readings[number % 4]) for number in range(1_001)]
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    having_turns = asyncio.create_task(others())
+    text = await render_workers(boards)
+    having_turns.cancel()
+    assert turns >= 5
+    found = parse(text)
+    for number, each in enumerate(boards):
+        label, state = f'worker="{each.worker}"', readings[number % 4]
+        assert found["edgefleet_worker_inflight", label] == 2
+        told = {name for name, whose in found if whose == label}
+        assert ("edgefleet_worker_memory_used_ratio" in told) == (state is not None)
+        assert found.get(("edgefleet_worker_throttled", label)) == (1 if number % 4 == 3 else None)
+        has_heat = state is not None and state.temp_c is not None
+        assert ("edgefleet_worker_temperature_celsius" in told) == has_heat
+    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    told_names = [line.partition("{")[0] for line in text.splitlines() if line[0] != "#"]
+    assert [name for name, _ in groupby(told_names)] == names
+
+
+async def test_workers_have_series_of_their_own_only_where_that_is_wanted_packed_or_not(
+    house: House, worker: Worker
+) -> None:
+    names = [f"pi-{number}" for number in range(300)]
+    for name in names:
+        worker.say(t.PRESENCE, m.Presence(status=m.PresenceStatus.ONLINE, boot="b1"), name)
+    for is_wanted in (False, True):
+        async with gateway(house, worker_metrics=is_wanted) as url:
+            found = dict[tuple[str, str], float]()
+            while found.get(("edgefleet_workers", 'status="online"')) != 1 + len(names):
+                found = await asyncio.to_thread(scrape, url)
+            packed = await asyncio.to_thread(scrape, url, packed=is_wanted)
+        assert packed == found
+        told = {label for name, label in found if name == "edgefleet_worker_online"}
+        wanted = {f'worker="{name}"' for name in ("w1", *names)}
+        assert told == (wanted if is_wanted else set())
+
+
+def scrape(url: str, *, packed: bool = False) -> dict[tuple[str, str], float]:
+    """Look as Prometheus does."""
+    headers = {"Accept-Encoding": "gzip"} if packed else {}
+    request = urllib.request.Request(f"{url}/metrics", headers=headers)  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:  # noqa: S310 - loopback
+        assert reply.headers.get_content_type() == "text/plain"
+        assert (reply.headers["content-encoding"] == "gzip") == packed
+        body = reply.read()
+    return parse((gzip.decompress(body) if packed else body).decode())
 
 
 async def test_a_scrape_shows_what_the_fleet_did(
@@ -215,13 +275,7 @@ async def test_a_scrape_shows_what_the_fleet_did(
         worker.done(await worker.assignment())
         await device.result("j1")
 
-        def scrape() -> str:
-            with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE_S) as reply:  # noqa: S310 - loopback
-                assert reply.headers.get_content_type() == "text/plain"
-                text: str = reply.read().decode()
-                return text
-
-        found = parse(await asyncio.to_thread(scrape))
+        found = await asyncio.to_thread(scrape, url)
     assert found["edgefleet_jobs_submitted_total", ""] == 1
     assert found["edgefleet_assignments_total", ""] == 1
     assert found["edgefleet_jobs_finished_total", 'status="ok",answered_by="edge"'] == 1

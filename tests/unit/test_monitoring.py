@@ -130,7 +130,7 @@ def fetch(url: str) -> str:
 
 async def served_by_a_gateway(house: House, device: Peer, worker: Worker) -> str:
     """Let a fleet do a job; return what Prometheus would be told."""
-    async with gateway(house, has_cloud=True) as url:
+    async with gateway(house, has_cloud=True, worker_metrics=True) as url:
         device.say(t.SUBMIT, QUESTION, "d1", "j1")
         worker.done(await worker.assignment())
         await device.result("j1")

@@ -64,7 +64,7 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
     gate = _gatekeeper(inside, settings)
     routes: list[BaseRoute] = [
         *health_routes(inside),
-        *metrics_routes(inside.metrics, gate),
+        *metrics_routes(inside, gate, by_worker=settings.worker_metrics),
         *ChatDesk(inside, gate, settings).routes(),
         *JobDesk(inside, gate, settings).routes(),
         *document_routes(inside.root),
