@@ -17,8 +17,9 @@ import msgspec
 
 from fleet_cli.broker import BrokerKind, BrokerProcess, choose_broker
 from fleet_cli.context import DataFolder, FleetContext
+from fleet_cli.exits import ExitCode
 from fleet_cli.gateway import PORT_VARIABLE, configured_url
-from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, program, tail
+from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, program
 from fleet_client.credentials import password_of
 from fleet_client.watch import FleetPicture, FleetWatcher
 from fleet_protocol.errors import ConfigError, FleetError, RetryableError
@@ -111,7 +112,7 @@ class LocalFleet:
         """Start everything and wait until it answers; None if told to stop meanwhile.
 
         Raises:
-            StartError: A part keeps crashing or does not answer; its last words are in the text.
+            StartError: A part keeps crashing or does not answer; its last words were told.
         """
         context = self._start_broker()
         self._folder.write(context)
@@ -238,12 +239,19 @@ class LocalFleet:
             if watcher.wait_until(is_up, timeout_s=_TICK_S):
                 self._tell(f"{name} is online")
                 return
+            if self._supervisor.exit_code(name) == ExitCode.USAGE:
+                # To start it again with the same settings would change nothing.
+                raise self._failure(name, "cannot start")
             self._supervisor.tick()
-            crashed = self._supervisor.crashes(name) >= _CRASHES_MOST
-            if crashed or time.monotonic() > give_up_at_s:
-                log = self._folder.logs / f"{name}.log"
-                what = "keeps crashing" if crashed else f"says nothing for {_START_S:g} s"
-                raise StartError(f"{name} {what}; its last words:\n{tail(log)}", hint=f"read {log}")
+            if self._supervisor.crashes(name) >= _CRASHES_MOST:
+                raise self._failure(name, "keeps crashing")
+            if time.monotonic() > give_up_at_s:
+                raise self._failure(name, f"says nothing for {_START_S:g} s")
+
+    def _failure(self, name: str, what: str) -> StartError:
+        log = self._folder.logs / f"{name}.log"
+        self._tell(f"the last words of {name}:\n{self._supervisor.last_words(name)}")
+        return StartError(f"{name} {what}", hint=f"its last words are above, all of them in {log}")
 
 
 def free_port(wanted: int | None = None) -> int:

@@ -86,6 +86,7 @@ class Child:
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_begins_at = 0
 
     @property
     def pid(self) -> int | None:
@@ -96,6 +97,7 @@ class Child:
         """Start the process; call it from the main thread, whose death the tether watches."""
         _shorten(self.spec.log)
         with self.spec.log.open("ab") as log:
+            self._log_begins_at = log.tell()
             self._process = _spawn(self.spec, log)
 
     def exit_code(self) -> int | None:
@@ -119,8 +121,14 @@ class Child:
             self._process.wait()
 
     def last_words(self) -> str:
-        """Return the end of its log."""
-        return tail(self.spec.log)
+        """Return the end of what this run of it has logged."""
+        try:
+            with self.spec.log.open("rb") as log:
+                log.seek(self._log_begins_at)
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-_TAIL_LINES:])
 
 
 class _Watched(msgspec.Struct, kw_only=True):
@@ -152,7 +160,18 @@ class Supervisor:
 
     def crashes(self, name: str) -> int:
         """Return how often in a row a service has crashed."""
-        return next((w.crashes for w in self._watched if w.name == name), 0)
+        return self._of(name).crashes
+
+    def exit_code(self, name: str) -> int | None:
+        """Return how a service ended; None while it runs."""
+        return self._of(name).service.exit_code()
+
+    def last_words(self, name: str) -> str:
+        """Return the end of what a service logged since it was started last."""
+        return self._of(name).service.last_words()
+
+    def _of(self, name: str) -> _Watched:
+        return next(watched for watched in self._watched if watched.name == name)
 
     def stop_all(self) -> None:
         """Stop what was started last first: workers, dispatcher, broker.
@@ -195,15 +214,6 @@ class Supervisor:
         pause_s = self._policy.pause_s(watched.crashes)
         watched.restart_at_s = now_s + pause_s
         self._tell(f"{watched.name} {what}; starting it again in {pause_s:g} s")
-
-
-def tail(path: Path) -> str:
-    """Return the last lines of a log; empty if there is none."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(lines[-_TAIL_LINES:])
 
 
 def _spawn(spec: ChildSpec, log: IO[bytes]) -> subprocess.Popen[bytes]:

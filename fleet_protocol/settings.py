@@ -5,9 +5,11 @@ This module reads no file and no environment itself: it is given both.
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -108,15 +110,43 @@ def parse_settings(
         tree: dict[str, Any] = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is not TOML: {error}", hint="fix that line") from error
+    variables: dict[tuple[str, ...], str] = {}
     for name, text in environ.items():
         if name.startswith(f"{prefix}_"):
-            _put(tree, name.removeprefix(f"{prefix}_").lower().split("__"), text, name)
+            path = name.removeprefix(f"{prefix}_").lower().split("__")
+            _put(tree, path, text, name)
+            variables[tuple(path)] = name
     try:
         return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"{origin}: {error}", hint="compare with the example file beside the program's docs"
-        ) from error
+        setting, meant = _fault(kind, str(error))
+        variable = variables.get(setting)
+        where = origin if variable is None else f"{origin}, {variable}"
+        hint = f"did you mean `{meant}`?" if meant else "docs/configuration.md lists every setting"
+        raise ConfigError(f"{where}: {error}", hint=hint) from error
+
+
+def _fault(kind: type[msgspec.Struct], text: str) -> tuple[tuple[str, ...], str | None]:
+    """Return which setting msgspec complains of, and what an unknown one was meant to be."""
+    at = re.search(r"at `\$\.(.*?)`$", text)
+    tables = tuple(re.sub(r"\[.*?\]", "", at[1]).split(".")) if at else ()
+    unknown = re.search(r"unknown field `(.*?)`", text)
+    if unknown is None:
+        return tables, None
+    table: type[msgspec.Struct] | None = kind
+    for name in tables:
+        fields = msgspec.structs.fields(table) if table is not None else ()
+        table = next((_struct_in(f.type) for f in fields if f.encode_name == name), None)
+    known = [f.encode_name for f in msgspec.structs.fields(table)] if table is not None else []
+    meant = difflib.get_close_matches(unknown[1], known, n=1)
+    return (*tables, unknown[1]), meant[0] if meant else None
+
+
+def _struct_in(annotation: Any) -> type[msgspec.Struct] | None:
+    """Return the struct of a field's type, also in an optional or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    return next(filter(None, map(_struct_in, get_args(annotation))), None)
 
 
 def _put(tree: dict[str, Any], path: list[str], text: str, name: str) -> None:

@@ -121,7 +121,7 @@ def resolve_model(name: str, cache: Path) -> Path:
         raise ModelError(
             f"there is no model {name!r} in {cache / 'models'} ({_what_is_there(cache)})",
             code="model_unknown",
-            hint=f"build it: python -m models build {name}",
+            hint=f"name another one, or build it: python -m models build {name}",
         )
     return versions[-1]
 

@@ -27,6 +27,7 @@ _BY_CODE = {
     "timeout": ExitCode.TIMEOUT,
     "not_authorized": ExitCode.DENIED,
     "token_refused": ExitCode.DENIED,
+    "model_unknown": ExitCode.USAGE,
     "session_taken_over": ExitCode.TAKEN_OVER,
 }
 

@@ -387,12 +387,34 @@ def test_a_fleet_that_is_killed_leaves_no_orphans_and_comes_back(tmp_path: Path)
 
 
 def test_a_part_that_keeps_crashing_is_named_with_its_last_words(tmp_path: Path) -> None:
-    words = ("--engine", "onnx", "--model", "no-such-model", "--workers", "1")
+    damaged = tmp_path / "model"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{")
+    words = ("--engine", "onnx", "--model", str(damaged), "--workers", "1")
     done = Up(tmp_path / "data").fleet("up", *words)
     assert done.returncode == 1
     assert "w1 keeps crashing" in done.stderr
-    assert "python -m models build no-such-model" in done.stderr
+    assert done.stderr.count("[model_damaged]") == 1
     assert running(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "words", "cause"),
+    [
+        ("w1", "", ("--workers", "1", "--engine", "onnx", "--model", "none"), "model_unknown"),
+        ("dispatcher", "no-such-setting = 1", ("--workers", "0"), "config"),
+    ],
+)
+def test_a_part_whose_settings_are_wrong_is_not_started_again(
+    tmp_path: Path, part: str, settings: str, words: tuple[str, ...], cause: str
+) -> None:
+    config = tmp_path / "dispatcher.toml"
+    config.write_text(settings)
+    done = Up(tmp_path / "data").fleet("up", *words, "--config", str(config))
+    assert done.returncode == 1
+    assert f"{part} cannot start" in done.stderr
+    assert done.stderr.count(f"[{cause}]") == 1
+    assert "again in" not in done.stderr
 
 
 def test_the_dispatcher_takes_settings_of_ones_own(tmp_path: Path) -> None:

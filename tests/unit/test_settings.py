@@ -127,3 +127,35 @@ def test_a_password_of_digits_stays_a_text() -> None:
     environ = {"X_PASSWORD": "0123", "X_PORT": "8", "X_IS_OPEN": "true"}
     door = parse_settings(Door, toml="", environ=environ, prefix="X")
     assert (door.password, door.port, door.is_open) == ("0123", 8, True)
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    base_url: str = ""
+
+
+class Nested(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    lease_ms: int = 1
+    first: Endpoint | None = None
+    backup: tuple[Endpoint, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("toml", "hint"),
+    [
+        ("lease = 3", "did you mean `lease_ms`?"),
+        ('[first]\nbase_ulr = "x"', "did you mean `base_url`?"),
+        ('[[backup]]\nbase-url = "x"', "did you mean `base_url`?"),
+        ("nothing_like_it = 3", "docs/configuration.md lists every setting"),
+        ('lease_ms = "soon"', "docs/configuration.md lists every setting"),
+    ],
+)
+def test_a_setting_that_is_not_one_is_told_what_it_was_meant_to_be(toml: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(Nested, toml=toml, environ={}, prefix="X")
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("name", ["X_LEASE_MS", "X_BACKUP_URL", "X_FIRST__URL"])
+def test_a_wrong_setting_from_the_environment_names_its_variable(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^d.toml, {name}: "):
+        parse_settings(Nested, toml="", environ={name: "soon"}, prefix="X", origin="d.toml")

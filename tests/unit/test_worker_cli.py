@@ -120,7 +120,7 @@ def test_selftest_prints_one_json_object() -> None:
 
 def test_an_unknown_model_says_how_to_get_it() -> None:
     outcome = run("selftest", "--model", "no-such-model")
-    assert outcome.returncode == 1
+    assert outcome.returncode == 2
     assert "next: " in outcome.stderr
     assert "python -m models build" in outcome.stderr
 
