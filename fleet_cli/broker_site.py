@@ -230,6 +230,9 @@ def _config(site: Site, *, has_passwords: bool) -> str:
             *tls,
             *_password_tls(site),
         ]
+    elif (tls := _password_tls(site)) != [_TLS_1_3]:
+        lines += ["", "# Nobody has a password yet. The port for them will have:"]
+        lines += [f"# {line}" for line in tls]
     return "\n".join(lines) + "\n"
 
 

@@ -146,11 +146,11 @@ def test_microcontrollers_get_in_with_tls_1_2_where_the_operator_said_so(
 ) -> None:
     one = SecuredSite(tmp_path)
     one.enrol(Role.DISPATCHER, "dispatcher")
-    one.enrol(Role.DEVICE, "p1", secret=Secret.PASSWORD)
     one.site = msgspec.structs.replace(one.site, password_tls=asked)
     one.write()
     # What was said once holds until something else is said.
     one.site = msgspec.structs.replace(one.site, password_tls=None)
+    one.enrol(Role.DEVICE, "p1", secret=Secret.PASSWORD)
     with one:
         context = ssl.create_default_context(cafile=str(one.pki.ca))
         context.maximum_version = ssl.TLSVersion.TLSv1_2
