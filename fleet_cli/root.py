@@ -17,8 +17,10 @@ root = LazyGroup(
     Begin here:
       fleet demo                 see it all once, on this machine
       fleet up                   start a fleet and keep it
-      fleet ask "Name a color."  put a question to it
+      fleet ask "Is 85 over 80?" put a question to it
     """,
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 cannot connect, 4 timeout, 5 denied, "
+    "7 a drill lost a job, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     lazy={
         "demo": (f"{_AT}.demo", "Start a fleet on this machine and put real questions to it."),

@@ -16,7 +16,7 @@ from cloud_dispatcher.config import load_settings
 from fleet_protocol.log import set_up_logging
 
 
-@click.command("check")
+@click.command("check", short_help="Say whether the dispatcher would run.")
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(config: Path | None, broker: str | None, data: Path | None, *, as_json: bool) -> None:

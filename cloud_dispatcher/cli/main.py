@@ -44,7 +44,16 @@ class _LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 cannot connect, 4 timeout, 5 denied, "
+    "6 another dispatcher has this identity.",
+)
 @click.version_option(__version__, prog_name=NAME)
 def main() -> None:
-    """Store each job, pick the best board, escalate what is too hard."""
+    """Store each job, pick the best board, escalate what is too hard.
+
+    Settings come from --config, then from variables EDGEFLEET_DISPATCHER_..., then from the
+    options.
+    """

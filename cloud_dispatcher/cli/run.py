@@ -15,7 +15,7 @@ from cloud_dispatcher.config import load_settings
 from fleet_protocol.log import set_up_logging
 
 
-@click.command("run")
+@click.command("run", short_help="Run the dispatcher until it is told to stop.")
 @settings_options
 @click.option(
     "--log-level",

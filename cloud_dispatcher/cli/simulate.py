@@ -37,7 +37,7 @@ def _boards(_context: click.Context, _option: click.Parameter, value: str | None
         raise click.BadParameter(f"{value!r} is not of the form pi4=50,pi5=30") from error
 
 
-@click.command("simulate")
+@click.command("simulate", short_help="Compare scheduling policies on a modelled fleet.")
 @click.argument("scenario", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--policy",

@@ -23,7 +23,7 @@ class _Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     fallback: Step = Step()
 
 
-@click.command("simulate-cloud")
+@click.command("simulate-cloud", short_help="Run a simulated DeepSeek API.")
 @click.option(
     "--port",
     default=0,

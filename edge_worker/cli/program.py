@@ -100,7 +100,7 @@ def _environ() -> Mapping[str, str]:
     return os.environ
 
 
-@main.command()
+@main.command(short_help="Run the worker until it is told to stop, then drain.")
 @_with_settings
 def run(config: Path | None, **flags: str | int | None) -> None:
     """Run the worker until SIGTERM or Ctrl-C; running jobs get time to finish."""
@@ -108,7 +108,7 @@ def run(config: Path | None, **flags: str | int | None) -> None:
     import_module("edge_worker.app").run_worker(settings, _environ())
 
 
-@main.command()
+@main.command(short_help="Get this board's first certificate with a token.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file; see example.toml.")
 @click.option("--id", help="Name and MQTT identity; default: the host's name.")
 @click.option("--broker", metavar="URL", help="mqtts://HOST:PORT, as the worker will use it.")
@@ -134,7 +134,7 @@ def join(config: Path | None, *, as_json: bool, **flags: Any) -> None:
     import_module("edge_worker.cli.join").join(settings, as_json=as_json, **how)
 
 
-@main.command()
+@main.command(short_help="Say whether the worker would run, without taking jobs.")
 @_with_settings
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def check(config: Path | None, *, as_json: bool, **flags: str | int | None) -> int:
@@ -143,7 +143,7 @@ def check(config: Path | None, *, as_json: bool, **flags: str | int | None) -> i
     return int(import_module("edge_worker.cli.check").check(settings, _environ(), as_json=as_json))
 
 
-@main.command()
+@main.command(short_help="Measure this board and prove the model on it.")
 @_with_settings
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def selftest(config: Path | None, *, as_json: bool, **flags: str | int | None) -> int:
@@ -153,7 +153,7 @@ def selftest(config: Path | None, *, as_json: bool, **flags: str | int | None) -
     return int(module.selftest(settings, _environ(), as_json=as_json))
 
 
-@main.command()
+@main.command(short_help="Explain where PROMPT would be answered, and why.")
 @click.argument("prompt")
 @_with_settings
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)

@@ -56,6 +56,7 @@ def render(file: Path, *, root: str) -> None:
 
 
 @command.command(
+    short_help="Try the access list out on a real broker.",
     help="""Try the access list out: every role says and listens to every topic, on a real broker.
 
     Starts a Mosquitto of its own on this machine, in MQTT 3.1.1 and 5, and prints who may do what

@@ -38,6 +38,7 @@ def command() -> None:
 
 @command.command(
     "verify",
+    short_help="Look whether every line is what was written.",
     help="""Look whether every line is what was written, and where it was written.
 
     Exit code 1 if any is not; the first one is named. Note the seal it prints somewhere else, and
@@ -82,6 +83,7 @@ def verify_command(folder: Path, *, key_file: Path | None, noted: str, as_json: 
 
 @command.command(
     "export",
+    short_help="Print the log as JSON lines, without its seals.",
     help="""Print the log as JSON lines, for other programs; without its seals.
 
     `verify` first: this command believes what it reads.

@@ -37,13 +37,14 @@ def command() -> None:
 
 
 @command.command(
+    short_help="Show what is kept, and how often it was given.",
     help="""Show how many answers are kept for equal questions, and how often they were given.
 
     \b
     Examples:
       fleet cache stats
       fleet cache stats --json | jq .given
-    """
+    """,
 )
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
@@ -62,6 +63,7 @@ def stats(connection: Connection, /, *, as_json: bool) -> None:
 
 
 @command.command(
+    short_help="Forget all answers, the boards' too.",
     help="""Forget all answers, of all tenants: the dispatcher's, and those of the boards, which are
     told to. A board that is away for longer than the broker keeps messages keeps its own until
     their time is over.
@@ -69,7 +71,7 @@ def stats(connection: Connection, /, *, as_json: bool) -> None:
     \b
     Examples:
       fleet cache clear --yes
-    """
+    """,
 )
 @connection_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -84,6 +86,7 @@ def clear(connection: Connection, /, *, yes: bool, as_json: bool) -> None:
 
 
 @command.command(
+    short_help="Put answers into the cache before anybody asks.",
     help="""Put answers into the cache before anybody asks: one JSON object a line, with `prompt`
     (or `messages`) and whatever else the job will say (`max_tokens`, `output`, `escalate`, ...),
     and with `text`, the answer; where wanted `by`, the model it is from, and `cache_ttl_ms`, how
@@ -98,7 +101,7 @@ def clear(connection: Connection, /, *, yes: bool, as_json: bool) -> None:
       fleet cache prewarm answers.jsonl
       fleet cache prewarm --frequent 50
       echo '{"prompt": "Opening hours?", "text": "8 to 17."}' | fleet cache prewarm - --tenant north
-    """
+    """,
 )
 @connection_options
 @click.argument("file", type=click.File(encoding="utf-8"), required=False)

@@ -35,7 +35,8 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command(
-    help="""Enrol a worker, device, viewer, operator, admin or dispatcher, after `fleet pki init`.
+    help="""Enrol a device, worker, viewer, operator, admin, dispatcher or authority, once there is
+    a `fleet pki init`.
 
     Writes a folder ID with ca.pem and, for their owner alone: key.pem and cert.pem; or with
     --token a one-time token, with which a board gets a certificate for a key that never leaves
@@ -54,7 +55,9 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
       fleet enroll --list fleet.csv --out ./keys --json
     """
 )
-@click.argument("role", type=click.Choice([str(role) for role in Role]), required=False)
+@click.argument(
+    "role", metavar="ROLE", type=click.Choice([str(role) for role in Role]), required=False
+)
 @click.argument("name", metavar="ID", required=False)
 @click.option("--list", "file", type=click.Path(path_type=Path), help="Enrol many at once.")
 @click.option("--token", is_flag=True, help="A one-time token instead of key and certificate.")

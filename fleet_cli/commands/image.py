@@ -67,6 +67,7 @@ def command() -> None:
 
 
 @command.command(
+    short_help="Write the files of a board's first boot.",
     help="""Write the files of a board's first boot: cloud-init's, and Raspberry Pi OS Bookworm's.
 
     They name the board, let you in by your SSH key, install edgefleet and its service, and have the
@@ -84,7 +85,7 @@ def command() -> None:
         --ssh-key ~/.ssh/id_ed25519.pub --model ~/.cache/edgefleet/models/NAME/VERSION
       fleet image render --board rpi --host pi-8 --broker mqtts://broker.example:8883 \\
         --wheels wheelhouse/edgefleet-0.1.0-edge-3.13-aarch64.tar --engine echo --valid 7d --json
-    """
+    """,
 )
 @click.option("--board", type=click.Choice([str(kind) for kind in BoardKind]), required=True)
 @click.option("--host", required=True, help="The board's name, and its id in the fleet.")

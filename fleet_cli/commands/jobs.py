@@ -144,6 +144,7 @@ def retry(connection: Connection, /, *, job: str) -> None:
 
 
 @command.group(
+    short_help="Deal with dead letters: jobs that failed for good.",
     help="""Deal with dead letters: jobs that failed for good, kept to be looked at.
 
     \b
@@ -151,7 +152,7 @@ def retry(connection: Connection, /, *, job: str) -> None:
       fleet jobs dead ls
       fleet jobs dead replay --all --device cam-7
       fleet jobs dead purge 01JD0000000000000000000000
-    """
+    """,
 )
 def dead() -> None:
     """Group the verbs."""
@@ -195,13 +196,14 @@ dead.add_command(show, "show")
 
 
 @dead.command(
+    short_help="Run dead letters again; devices get the new result.",
     help="""Run dead letters again, from the beginning; their devices get the new result.
 
     \b
     Examples:
       fleet jobs dead replay 01JD0000000000000000000000
       fleet jobs dead replay --all --device cam-7
-    """
+    """,
 )
 @connection_options
 @click.argument("job", nargs=-1)

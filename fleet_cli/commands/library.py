@@ -52,6 +52,7 @@ def command() -> None:
 
 
 @command.command(
+    short_help="Say whether a library file is good.",
     help="""Say whether a library file is good, what is in it, and which examples mislead.
 
     Exit code 0 if it can be used, 2 if not. Remarks are no faults.
@@ -60,7 +61,7 @@ def command() -> None:
     Examples:
       fleet library check library.toml
       fleet library check library.toml --json
-    """
+    """,
 )
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -86,6 +87,7 @@ def check(file: Path, *, as_json: bool) -> None:
 
 
 @command.command(
+    short_help="Ask a library: which entry answers, and why.",
     help="""Ask a library: which entry answers, by which kind of match, and what comes close.
 
     Exit code 1 if it would say nothing. Whether an answer fits a job's form is not looked at.
@@ -94,7 +96,7 @@ def check(file: Path, *, as_json: bool) -> None:
     Examples:
       fleet library ask library.toml "What is the boiling point of water?"
       fleet library ask library.toml "Turn off the pump" --json | jq .near
-    """
+    """,
 )
 @_FILE
 @click.argument("question")

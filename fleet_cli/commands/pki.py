@@ -60,6 +60,7 @@ def command() -> None:
 
 
 @command.command(
+    short_help="Make the authority of a new fleet.",
     help="""Make the authority of a new fleet: a root, and an issuing authority that it signs.
 
     Only this needs the root's key: put the folder `root` away on a medium of its own. Everybody
@@ -69,7 +70,7 @@ def command() -> None:
     Examples:
       fleet pki init
       fleet pki init --pki /etc/edgefleet/pki --name hall-7 --root-passphrase-file pass
-    """
+    """,
 )
 @pki_option
 @click.option("--name", default="edgefleet", show_default=True, help="Stands in certificates.")
@@ -121,6 +122,7 @@ def ls(*, pki: PkiFolder, as_json: bool) -> None:
 
 
 @command.command(
+    short_help="Take everything from an identity.",
     help="""Take everything from an identity: certificates, password and token.
 
     It gets no new certificate from now on. The broker turns it away after `fleet pki broker`.
@@ -128,7 +130,7 @@ def ls(*, pki: PkiFolder, as_json: bool) -> None:
     \b
     Examples:
       fleet pki revoke pi-3
-    """
+    """,
 )
 @click.argument("name", metavar="ID")
 @pki_option
@@ -195,6 +197,7 @@ def key(file: Path) -> None:
 
 
 @command.command(
+    short_help="Write what a Mosquitto in production reads.",
     help="""Write what a Mosquitto in production reads: configuration, access list, certificates.
 
     TLS 1.3, a certificate asked of everybody (port 8883; its common name is the user), passwords
@@ -207,7 +210,7 @@ def key(file: Path) -> None:
       fleet pki broker /etc/mosquitto/fleet --host broker.example --user mosquitto
       mosquitto -c /etc/mosquitto/fleet/mosquitto.conf
       fleet pki broker /etc/mosquitto/fleet --user mosquitto --reload
-    """
+    """,
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--host", "hosts", multiple=True, help="Name or address of the broker; repeatable.")

@@ -23,7 +23,7 @@ import click
     context_settings={"ignore_unknown_options": True},
 )
 @click.argument("prompt")
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.argument("options", metavar="", nargs=-1, type=click.UNPROCESSED)
 def command(prompt: str, options: tuple[str, ...]) -> int:
     """Let the worker's own program explain: it holds the model and the rule."""
     words = [sys.executable, "-m", "edge_worker", "route", *options, "--", prompt]

@@ -23,7 +23,7 @@ import click
     """,
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.argument("options", metavar="[SCENARIO]", nargs=-1, type=click.UNPROCESSED)
 def command(options: tuple[str, ...]) -> int:
     """Let the dispatcher's own program simulate: it holds the engine."""
     words = [sys.executable, "-m", "cloud_dispatcher", "simulate", *options]

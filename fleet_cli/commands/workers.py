@@ -42,13 +42,14 @@ def command() -> None:
 
 
 @command.command(
+    short_help="List workers with their weights.",
     help="""List workers with their weights: 0.6 x compute + 0.4 x bandwidth by default.
 
     \b
     Examples:
       fleet workers ls
       fleet workers ls --json
-    """
+    """,
 )
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help='Print one object: {"workers": [..]}.')

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 import msgspec
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from models.artefacts.publish import publish
 from models.artefacts.shelf import open_shelf
@@ -44,15 +45,16 @@ def list_models(*, as_json: bool) -> None:
     if as_json:
         print_json({"models": rows})
         return
-    table = Table("name", "version", "built", "licence", "summary")
+    name_column = Column("name", no_wrap=True)
+    table = Table(name_column, "version", "built", "summary", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         built = "yes" if row["is_built"] else "no"
         name, version = str(row["name"]), str(row["version"])
-        table.add_row(name, version, built, str(row["licence"]), str(row["summary"]))
+        table.add_row(name, version, built, str(row["summary"]))
     Console().print(table)
 
 
-@click.command()
+@click.command(short_help="Show what is known about a model.")
 @click.argument("name")
 @json_option
 def show(name: str, *, as_json: bool) -> None:
@@ -70,7 +72,7 @@ def show(name: str, *, as_json: bool) -> None:
     click.echo(f"  {'artefact':<11} {built}")
 
 
-@click.command("publish")
+@click.command("publish", short_help="Copy a model to a folder or a server.")
 @click.argument("target")
 @click.argument("place")
 @json_option
@@ -92,7 +94,7 @@ def publish_artefact(target: str, place: str, *, as_json: bool) -> None:
     click.echo(f"  {report.sent_bytes / 1e6:.1f} MB sent")
 
 
-@click.command()
+@click.command(short_help="Seal a model with a key of the fleet's.")
 @click.argument("target")
 @click.option(
     "--key-file",
@@ -121,7 +123,7 @@ def encrypt(target: str, *, key_file: Path, out: Path, as_json: bool) -> None:
     click.echo(f"{manifest.name} {manifest.version}, sealed: {out}")
 
 
-@click.command()
+@click.command(short_help="Check hashes, graphs and golden prompts here.")
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def verify(path: Path, *, as_json: bool) -> None:

@@ -40,7 +40,7 @@ def fetch_source(name: str, *, as_json: bool) -> None:
         click.echo(str(fetched.path))
 
 
-@click.command()
+@click.command(short_help="Up to the weights: prune, merge, smooth.")
 @click.argument("name")
 @source_option
 @force_option
@@ -57,7 +57,7 @@ def optimize(name: str, source: str | None, *, force: bool, as_json: bool) -> No
     _print_step(folder, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Up to the graphs: one for each variant.")
 @click.argument("name")
 @source_option
 @variant_option
@@ -92,7 +92,7 @@ def pack_artefact(
         click.echo(report.path)
 
 
-@click.command()
+@click.command(short_help="Build a model: every step that is not done yet.")
 @click.argument("name", default=DEFAULT_MODEL)
 @source_option
 @variant_option
@@ -121,7 +121,7 @@ def build(
         _print_report(report)
 
 
-@click.command()
+@click.command(short_help="Export a checkpoint with optimum, to compare.")
 @click.argument("checkpoint")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
 @json_option

@@ -20,7 +20,7 @@ from models.terminal import factory_cache, json_option, print_json, show_progres
 _BATCH = 16
 
 
-@click.command()
+@click.command(short_help="Fit how likely a prompt is to be answered wrongly.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

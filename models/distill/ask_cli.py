@@ -43,7 +43,7 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     at_once: int
 
 
-@click.command("ask-teacher")
+@click.command("ask-teacher", short_help="Let a better model answer; that makes examples.")
 @click.argument("questions", type=_FILE)
 @click.option("--out", type=_FILE, required=True, help="File of examples; new ones are added.")
 @click.option("--teacher", help="A built model's name, or an artefact's folder.")

@@ -18,6 +18,7 @@ _SHOWN: int = 12
 
 
 @click.command(
+    short_help="Teach a recipe's checkpoint its task families.",
     help="""Teach a recipe's checkpoint its task families; the outcome is a small LoRA adapter.
 
     RECIPE is the name of one that ships, or the path of your own. Families of your own join with
@@ -31,7 +32,7 @@ _SHOWN: int = 12
       python -m models distill smollm2-135m-device-int8 --out my-adapter
       python -m models distill smollm2-135m-device-int8 --family my_devices.toml --steps 150 \\
           --out my-adapter
-    """
+    """,
 )
 @click.argument("recipe")
 @click.option(

@@ -22,7 +22,7 @@ _SHOWN: int = 5
 _SEED: int = 1_000
 
 
-@click.command("rank-layers")
+@click.command("rank-layers", short_help="Find the layers that a student can do without.")
 @click.argument("recipe")
 @click.option("--drop", type=click.IntRange(min=1), required=True, help="Layers to leave out.")
 @click.option(

@@ -15,7 +15,7 @@ from models.terminal import factory_cache, json_option, print_json, show_progres
 _DEFAULT = "all-minilm-l6-v2-int8"
 
 
-@click.group()
+@click.group(short_help="Build, verify and use sentence embeddings.")
 def embedding() -> None:
     """Sentence embeddings: texts to vectors, for likeness between prompts."""
 
@@ -32,7 +32,7 @@ def list_embeddings(*, as_json: bool) -> None:
         click.echo(f"{recipe.name} {recipe.version} ({recipe.licence}): {recipe.summary}")
 
 
-@embedding.command()
+@embedding.command(short_help="Build an embedding model.")
 @click.argument("name", default=_DEFAULT)
 @click.option("--from", "source", help="Other weights: a folder as file:PATH, or hf:ORG/NAME.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the artefact.")
@@ -52,7 +52,7 @@ def build(name: str, source: str | None, out: Path | None, *, force: bool, as_js
         _print_report(report)
 
 
-@embedding.command()
+@embedding.command(short_help="Check hashes, graph and golden embeddings here.")
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def verify(path: Path, *, as_json: bool) -> None:

@@ -31,7 +31,7 @@ from models.terminal import factory_cache, json_option, print_json, show_progres
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+@click.command(short_help="Ask a model the held-out suite.")
 @click.argument("target")
 @click.option("--suite", type=_FILE, help="Ask these items instead (JSON lines).")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N of each family.")

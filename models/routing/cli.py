@@ -34,7 +34,7 @@ _error_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Write which prompts a model gets right.")
 @click.argument("target")
 @click.option("--out", type=_FILE, required=True, help="JSON lines, one an answer.")
 @click.option("--suite", type=_EXISTING, help="Put these items instead of the project's.")
@@ -58,7 +58,7 @@ def label(target: str, *, out: Path, suite: Path | None, as_json: bool) -> None:
         click.echo(f"{out}: {len(answers)} answers, {right} of them right")
 
 
-@click.command("calibrate")
+@click.command("calibrate", short_help="Fit a model's thresholds on labelled answers.")
 @click.argument("target")
 @_data_option
 @_error_option
@@ -85,7 +85,7 @@ def calibrate_command(
         _print_routing(routing)
 
 
-@click.command("evaluate-router")
+@click.command("evaluate-router", short_help="Compare the rules of escalation.")
 @_data_option
 @_error_option
 @click.option("--right-column", default="right", show_default=True, help="Of the edge model.")

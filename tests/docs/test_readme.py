@@ -108,3 +108,30 @@ def test_every_command_in_the_documents_is_one_and_has_its_options(
     known = {name for option in command.params for name in option.opts + option.secondary_opts}
     given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
     assert given <= known, given - known
+
+
+def groups(name: str, group: click.Group) -> Iterator[tuple[str, click.Group]]:
+    yield name, group
+    context = click.Context(group)
+    for word in group.list_commands(context):
+        below = group.get_command(context, word)
+        if isinstance(below, click.Group):
+            yield from groups(f"{name} {word}", below)
+
+
+ALL_GROUPS = [
+    found
+    for name, program in programs().items()
+    if isinstance(program, click.Group)
+    for found in groups(name, program)
+]
+
+
+@pytest.mark.parametrize(("name", "group"), ALL_GROUPS, ids=[name for name, _ in ALL_GROUPS])
+def test_no_command_is_summed_up_in_half_a_sentence(name: str, group: click.Group) -> None:
+    shown = group.get_help(click.Context(group, info_name=name, terminal_width=80))
+    assert [line for line in shown.splitlines() if line.endswith("...")] in ([], [usage(shown)])
+
+
+def usage(shown: str) -> str:
+    return shown.splitlines()[0]
