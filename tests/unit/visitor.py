@@ -59,13 +59,16 @@ class Visitor:
         found: dict[str, Any] = json.loads((await self.get("/page/session")).body)
         return found
 
+    def connection(self) -> HTTPConnection:
+        """Return a new connection to the page's address."""
+        return HTTPConnection(urlsplit(self.url).netloc, timeout=PATIENCE_S)
+
     def send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Answer:
         """Send a request and keep the cookies of the answer; an empty header is left out."""
         given = {"Content-Type": "application/json", **headers}
         if self.cookies:
             given["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        connection = HTTPConnection(urlsplit(self.url).netloc, timeout=PATIENCE_S)
-        with closing(connection):
+        with closing(self.connection()) as connection:
             data = None if body is None else json.dumps(body)
             connection.request(
                 method, path, body=data, headers={k: v for k, v in given.items() if v}
