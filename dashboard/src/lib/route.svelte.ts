@@ -15,12 +15,21 @@ class Route {
     this.query = new URLSearchParams(query);
   }
 
-  /** Changes the query in place: a filter is no step back. */
+  /** Changes the query in place: what is typed is no step back. */
   keep(values: Record<string, string>): void {
+    history.replaceState(null, '', this.link(values));
+    this.query = new URLSearchParams(location.hash.split('?')[1] ?? '');
+  }
+
+  /** Changes the query as a link does: the browser goes back to what was before. */
+  go(values: Record<string, string>): void {
+    location.hash = this.link(values);
+  }
+
+  /** Returns the address of this place with another query. */
+  link(values: Record<string, string>): string {
     const query = new URLSearchParams(Object.entries(values).filter(([, value]) => value !== ''));
-    const tail = query.size ? `?${query}` : '';
-    history.replaceState(null, '', `#/${this.path.map(encodeURIComponent).join('/')}${tail}`);
-    this.query = query;
+    return `#/${this.path.map(encodeURIComponent).join('/')}${query.size ? `?${query}` : ''}`;
   }
 }
 

@@ -154,6 +154,7 @@ export interface AdminReply {
   jobs?: Job[];
   alerts?: Alert[];
   members?: number;
+  go_on?: string | null;
   budgets?: { tenant: string; spent_usd: number; daily_usd?: number | null }[];
 }
 
