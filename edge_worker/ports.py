@@ -13,7 +13,7 @@ from edge_worker.core.health import HostReading
 from edge_worker.core.renewal import Validity
 from edge_worker.core.sampling import Float32Array
 from fleet_protocol.answer_cache import CachedAnswer
-from fleet_protocol.errors import FleetError, RetryableError
+from fleet_protocol.errors import BusClosedError, FleetError, RetryableError
 from fleet_protocol.messages import ChatMessage, JobKey, ModelInfo, OutputFormat
 
 # The core's values that cross these ports, under one roof for the adapters.
@@ -37,7 +37,21 @@ __all__ = [
     "Spool",
     "SpoolUnavailableError",
     "SpooledJob",
+    "StrangerError",
 ]
+
+
+class StrangerError(BusClosedError):
+    """The broker takes us in, and does not let us speak under this id."""
+
+    code = "not_authorized"
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(
+            f"the broker lets this certificate or user not speak as worker {worker!r}",
+            hint="set `id` (or --id) to the name that it was enrolled by; "
+            "where that is right, the broker's list is old: fleet pki broker FOLDER --reload",
+        )
 
 
 class SpoolUnavailableError(RetryableError):

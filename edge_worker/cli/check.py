@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import click
 import msgspec
@@ -15,10 +16,13 @@ from edge_worker.cli.exits import ExitCode, exit_code_of
 from edge_worker.config import WorkerSettings, broker_password
 from edge_worker.core.tuning import cpu_class_of
 from edge_worker.loading import Measuring, load_engine
-from edge_worker.ports import SpoolUnavailableError
-from fleet_protocol.bus import Session
+from edge_worker.ports import SpoolUnavailableError, StrangerError
+from fleet_protocol.bus import Confirmed, Publication, Refused, Session
+from fleet_protocol.codec import encode
 from fleet_protocol.errors import FleetError
+from fleet_protocol.messages import Probe
 from fleet_protocol.mqtt import BusLimits, MqttBus
+from fleet_protocol.topics import PROBE, Topics
 
 _CONNECT_S = 3.0
 
@@ -107,8 +111,23 @@ async def _broker(settings: WorkerSettings) -> str:
     broker = settings.broker
     session = Session(client_id=f"{settings.worker}-check")
     limits = BusLimits(connect_timeout_s=_CONNECT_S, handshake_timeout_s=_CONNECT_S)
-    async with MqttBus(broker, session, password=broker_password(broker), limits=limits):
+    async with MqttBus(broker, session, password=broker_password(broker), limits=limits) as bus:
+        await _say_something(bus, settings)
         return f"{broker.host}:{broker.port}{' with TLS' if broker.uses_tls else ''}"
+
+
+async def _say_something(bus: MqttBus, settings: WorkerSettings) -> None:
+    """Publish what changes nothing: the broker may let us in and not let us speak."""
+    topic = Topics(settings.broker.root).name(PROBE, settings.worker)
+    bus.publish(Publication(topic=topic, payload=encode(Probe(id="check")), token=PROBE.name))
+    with suppress(TimeoutError):  # A broker that is slow to confirm is no reason to complain.
+        async with asyncio.timeout(_CONNECT_S):
+            while True:
+                for event in await bus.receive():
+                    if isinstance(event, Refused):
+                        raise StrangerError(settings.worker)
+                    if isinstance(event, Confirmed):
+                        return
 
 
 def _board() -> str:

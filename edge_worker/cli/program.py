@@ -140,6 +140,7 @@ def join(config: Path | None, *, as_json: bool, **flags: Any) -> None:
 def check(config: Path | None, *, as_json: bool, **flags: str | int | None) -> int:
     """Check settings, model, broker, spool and board without taking jobs."""
     settings = _settings(config, **flags)
+    set_up_logging(level="warning")  # What it finds is told, not how it went about it.
     return int(import_module("edge_worker.cli.check").check(settings, _environ(), as_json=as_json))
 
 

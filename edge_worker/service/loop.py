@@ -16,7 +16,7 @@ import structlog
 from edge_worker.core import commands as c
 from edge_worker.core import events as e
 from edge_worker.core.session import Session
-from edge_worker.ports import Host, Spool, SpoolUnavailableError
+from edge_worker.ports import Host, Spool, SpoolUnavailableError, StrangerError
 from edge_worker.service.bandwidth import BandwidthMeter
 from edge_worker.service.intake import Intake
 from edge_worker.service.renewing import CertificateKeeper
@@ -114,7 +114,7 @@ class WorkerService:
             LinkUp: lambda _: e.LinkRestored(),
             LinkDown: lambda _: e.LinkLost(),
             Refused: self._note_refusal,
-            Confirmed: lambda _: None,
+            Confirmed: self._note_confirmation,
         }
         self._carriers: dict[type, Callable[[Any], None]] = {
             c.KeepJob: turn.add_keep,
@@ -137,6 +137,7 @@ class WorkerService:
         # Deletions are not worth a transaction of their own: they wait for one, or for the clock.
         self._is_tidying = False
         self._is_over = False
+        self._is_known = False
         self._failure: BusClosedError | None = None
         self._measuring: asyncio.Task[None] | None = None
 
@@ -153,6 +154,7 @@ class WorkerService:
         Raises:
             SpoolUnavailableError: The spool cannot be opened.
             BusClosedError: The broker closed us for good, e.g. `session_taken_over`.
+            StrangerError: It never let us speak as this worker.
         """
         parts = self._parts
         loop = asyncio.get_running_loop()
@@ -222,6 +224,12 @@ class WorkerService:
 
     def _note_refusal(self, refused: Refused) -> None:
         _log.error("publication.refused", code=refused.code, topic=refused.topic)
+        if refused.token is not None and refused.code == "not_authorized" and not self._is_known:
+            self._fail(StrangerError(self._parts.worker))
+
+    def _note_confirmation(self, confirmed: Confirmed) -> None:
+        """Once it was let in, a refusal is the broker's list being changed: that may pass."""
+        self._is_known |= confirmed.token is not None
 
     def _carry_out(self, commands: list[c.AnyCommand]) -> None:
         carriers = self._carriers

@@ -166,3 +166,33 @@ def test_a_viewer_sees_the_fleet_and_may_not_ask(site: SecuredSite) -> None:
     assert checks["dispatcher"]["ok"]
     assert checks["workers"]["ok"]
     assert fleet(site, "wall", "ask", "hello", "--timeout", "5").returncode != 0
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_worker_under_another_name_than_its_certificates_is_told(
+    site: SecuredSite, tmp_path: Path, command: str
+) -> None:
+    keys = site.keys / "w1"
+    tls = {f"{name.upper()}_FILE": str(keys / f"{name}.pem") for name in ("ca", "cert", "key")}
+    environ = {f"EDGEFLEET_WORKER_BROKER__TLS__{name}": path for name, path in tls.items()}
+    words = ["--engine", "echo", "--id", "raspberrypi", "--data", str(tmp_path)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "edge_worker", command, "--broker", site.url, *words],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 5, ended.stderr
+    assert "not speak as worker 'raspberrypi' [not_authorized]" in ended.stderr
+
+
+def test_a_check_under_its_own_name_does_not_disturb_a_worker_at_work(site: SecuredSite) -> None:
+    folder = site.keys.parent / "w1-check"
+    folder.mkdir()
+    program = start(
+        site, folder, "EDGEFLEET_WORKER", "w1", "edge_worker", "check", "--engine", "echo"
+    )
+    assert program.wait(60) == 0, (folder / "w1.log").read_text()
+    assert fleet(site, "d1", "ask", "still there?").returncode == 0

@@ -19,7 +19,13 @@ from edge_worker.adapters.spool_memory import MemorySpool
 from edge_worker.core import commands as c
 from edge_worker.core.rules import SessionRules
 from edge_worker.core.session import STARTED_AFTER_MS, Session
-from edge_worker.ports import EngineEvent, GenerationRequest, Grew, InferenceEngine
+from edge_worker.ports import (
+    EngineEvent,
+    GenerationRequest,
+    Grew,
+    InferenceEngine,
+    StrangerError,
+)
 from edge_worker.service import (
     EngineRunner,
     Pace,
@@ -360,6 +366,27 @@ async def test_a_worker_whose_id_is_taken_stops_with_a_code(lab: Lab) -> None:
             with pytest.raises(BusClosedError) as caught:
                 await asyncio.wait_for(running, PATIENCE_S)
             assert caught.value.code == "session_taken_over"
+
+
+async def test_a_worker_that_may_not_speak_under_its_id_stops_and_says_why(lab: Lab) -> None:
+    lab.broker.deny(WORKER, NAMES.filter(t.PRESENCE, WORKER))
+    lab.broker.deny(WORKER, NAMES.filter(t.INFO, WORKER))
+    async with lab.worker() as running:
+        with pytest.raises(StrangerError, match=WORKER) as caught:
+            await asyncio.wait_for(running, PATIENCE_S)
+        assert caught.value.code == "not_authorized"
+
+
+async def test_a_worker_that_was_let_in_outlives_a_refusal(lab: Lab) -> None:
+    async with lab.dispatcher() as dispatcher, lab.worker() as running:
+        await dispatcher.hear(t.HELD)
+        lab.broker.deny(WORKER, NAMES.filter(t.PRESENCE, WORKER))
+        with capture_logs() as logs:
+            dispatcher.tell(t.COMMAND, m.WorkerCommand(id="1", op=m.WorkerOp.DRAIN))
+            async with asyncio.timeout(PATIENCE_S):
+                while "publication.refused" not in {line["event"] for line in logs}:
+                    await asyncio.sleep(0)
+        assert not running.done()
 
 
 class CountingEngine(EchoEngine):
