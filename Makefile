@@ -62,13 +62,15 @@ clients: $(STAMP) $(CLIENTS)/.installed  ## Ask a fleet with LiteLLM and llm
 
 EXAMPLES := .venv-examples
 .PHONY: examples
-$(EXAMPLES)/.installed: tests/examples/requirements.txt tests/examples/umqtt.txt tests/examples/umqtt.sh
+NODE_RED := tests/examples/node_red.sh $(wildcard tests/examples/node_red/*.json)
+$(EXAMPLES)/.installed: tests/examples/requirements.txt tests/examples/umqtt.txt tests/examples/umqtt.sh $(NODE_RED)
 	@$(PYTHON) -m venv $(EXAMPLES)
 	@$(EXAMPLES)/bin/python -m pip install --quiet -r tests/examples/requirements.txt
 	@bash tests/examples/umqtt.sh $(EXAMPLES)/bin/python $(EXAMPLES)/lib-micropython
+	@bash tests/examples/node_red.sh $(EXAMPLES) $(EXAMPLES)/node_red
 	@touch $@
 
-examples: $(STAMP) $(EXAMPLES)/.installed  ## Run the examples for microcontrollers (g++, libmosquitto-dev)
+examples: $(STAMP) $(EXAMPLES)/.installed  ## Run the examples for microcontrollers and Node-RED (g++, libmosquitto-dev)
 	@$(BIN)/python -m pytest -m examples tests/examples
 
 check: $(STAMP)  ## Lint, types, floors

@@ -1,6 +1,6 @@
 """The Node-RED flow: what it says and hears is what its device may, and what it makes is a job.
 
-With `node-red` on the PATH the flow runs in it, headless, against a fleet.
+In `make examples` it is imported by a real Node-RED, headless, and runs against a fleet.
 """
 
 from __future__ import annotations
@@ -11,23 +11,30 @@ import re
 import shutil
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from fleet_cli.local_fleet import free_port
+from fleet_cli.tether import tethered
 from fleet_protocol.codec import decode
 from fleet_protocol.messages import JobSubmit
 from fleet_protocol.topics import SUBMIT
+from tests.conftest import require
+from tests.examples.device_site import HOST, DeviceSite
 from tests.examples.granted import check_topics
-from tests.integration.fleet import fleet
 
-FILE = Path(__file__).parents[2] / "examples" / "node_red" / "flows.json"
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / ".venv-examples"
+NODE_RED = TOOLS / "node_red" / "node_modules" / ".bin" / "node-red"
+FILE = ROOT / "examples" / "node_red" / "flows.json"
 FLOWS: list[dict[str, Any]] = json.loads(FILE.read_text())
 NODES = {node["id"]: node for node in FLOWS}
 DEVICE = "nodered"
+PATIENCE_S = 60.0
 
 
 def of_type(name: str) -> list[dict[str, Any]]:
@@ -124,41 +131,98 @@ def test_what_was_said_leaves_by_its_exit(
         assert [one is not None for one in left] == [number == exit_ for number in range(3)]
 
 
+class Editor:
+    """A Node-RED of one's own, and what its debug nodes print."""
+
+    def __init__(self, folder: Path, broker_port: int) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._url = f"http://127.0.0.1:{(port := free_port())}"
+        self._process = subprocess.Popen(
+            tethered([str(NODE_RED), "--userDir", str(folder), "--port", str(port)]),
+            env={
+                **os.environ,
+                "PATH": os.pathsep.join((os.environ["PATH"], str(TOOLS / "bin"))),
+                "FLEET_HOST": HOST,
+                "FLEET_PORT": str(broker_port),
+                "NODE_RED_DISABLE_TELEMETRY": "1",
+            },
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self._reading = threading.Thread(target=self._read, name="node-red")
+        self._reading.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reading.join()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip())
+                self._news.notify_all()
+        self._process.stdout.close()
+
+    def until(self, words: str) -> None:
+        """Wait until a line has these words in it."""
+
+        def is_said() -> bool:
+            return any(words in line for line in self.lines)
+
+        with self._news:
+            assert self._news.wait_for(is_said, PATIENCE_S), "\n".join(self.lines)
+
+    def post(self, path: str, body: object) -> None:
+        """Ask as the editor in the browser does."""
+        request = urllib.request.Request(  # noqa: S310 - loopback
+            f"{self._url}{path}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:  # noqa: S310 - loopback
+            assert reply.status in {200, 204}
+
+
 @pytest.fixture
-def printed(tmp_path: Path) -> Iterator[list[str]]:
-    """The lines of a Node-RED that runs the flow and presses both buttons once."""
-    program = shutil.which("node-red")
-    if program is None:
-        pytest.skip("node-red is not installed (npm install node-red)")
-    pressed = [{**node, "once": True} if node["type"] == "inject" else node for node in FLOWS]
-    (tmp_path / "flows.json").write_text(json.dumps(pressed))
-    words = ["--userDir", str(tmp_path / "user"), "--port", str(free_port())]
-    with fleet(tmp_path / "fleet", "w1", engine="echo") as (running, _):
-        environ = {"FLEET_HOST": "127.0.0.1", "FLEET_PORT": str(running.port)}
-        with subprocess.Popen(
-            [program, *words, str(tmp_path / "flows.json")],
-            env={**os.environ, **environ}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
-            assert process.stdout
-            guard = threading.Timer(90, process.kill)
-            guard.start()
-            lines: list[str] = []
-            # Both answers come as an object of several lines, or one line; the last says `yes`.
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                if any("answered]" in one for one in lines) and any(
-                    "[debug:answer]" in one for one in lines
-                ):
-                    break
-            guard.cancel()
-            process.kill()
-        yield lines
+def editor(site: DeviceSite, tmp_path: Path) -> Iterator[Editor]:
+    """A Node-RED that has imported the flow, as its page says, and is connected to a fleet."""
+    require(NODE_RED.exists(), "what `make examples` installs")
+    with Editor(tmp_path, site.port) as editor:
+        editor.until("Started flows")
+        editor.post("/flows", [{**node, **filled_in(node, site)} for node in FLOWS] + [trust(site)])
+        editor.until("Connected to broker")
+        yield editor
 
 
+def filled_in(node: dict[str, Any], site: DeviceSite) -> dict[str, Any]:
+    """Return what somebody enters into the node `fleet`."""
+    if node["type"] != "mqtt-broker":
+        return {}
+    credentials = {"user": DEVICE, "password": site.passwords[DEVICE]}
+    return {"usetls": True, "tls": "trust", "credentials": credentials}
+
+
+def trust(site: DeviceSite) -> dict[str, Any]:
+    """Return the node that names the authority."""
+    ca = {"ca": str(site.ca_file), "verifyservercert": True}
+    return {"id": "trust", "type": "tls-config", "cert": "", "key": "", **ca}
+
+
+@pytest.mark.examples
 @pytest.mark.broker
-def test_the_flow_runs_in_node_red(printed: list[str]) -> None:
-    said = "\n".join(printed)
-    assert "[debug:answer] " in said
-    assert "What is the capital of France?" in said
-    assert "[debug:answered]" in said
+@pytest.mark.timeout(240)
+def test_the_flow_is_imported_and_runs_in_node_red(editor: Editor) -> None:
+    """Both buttons are pressed; a plain answer and one of a job come back."""
+    for button in of_type("inject"):
+        editor.post(f"/inject/{button['id']}", {})
+    editor.until("[debug:answer] ")
+    editor.until("What is the capital of France?")
+    editor.until("[debug:answered]")
+    unknown = ("missing types", "unknown type", "Error", "TypeError", "[error]")
+    assert not [line for line in editor.lines if any(word in line for word in unknown)]
