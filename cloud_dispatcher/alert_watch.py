@@ -91,7 +91,7 @@ class AlertWatch:
             req=asked.req, ok=True, message=message, alerts=(view,), members=members
         )
 
-    def _acknowledged(self, inquiry: AlertsAsked) -> m.AlertView | None:
+    def _acknowledged(self, inquiry: AlertsAsked) -> m.Alert | None:
         name = self._publisher.unsigned(inquiry.request.alert or "")
         if name is None:
             return None
@@ -103,6 +103,6 @@ class AlertWatch:
             await self._archive.save(self._alerts.views())
         self._saved = version
 
-    def _signed(self, view: m.AlertView) -> m.AlertView:
+    def _signed(self, view: m.Alert) -> m.Alert:
         """Several dispatchers have alerts of the same name: what is told is the topic's."""
         return replace(view, id=self._publisher.signed(view.id))

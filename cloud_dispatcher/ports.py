@@ -15,7 +15,7 @@ from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError, RetryableError
 from fleet_protocol.library import LibraryAnswer
 from fleet_protocol.messages import (
-    AlertView,
+    Alert,
     AnsweredBy,
     CacheRow,
     DeviceId,
@@ -270,11 +270,11 @@ class AnswerLibrary(Protocol):
 class AlertArchive(Protocol):
     """Alerts that survive the process."""
 
-    def load(self) -> tuple[AlertView, ...]:
+    def load(self) -> tuple[Alert, ...]:
         """Return what an earlier run kept; nothing, where that cannot be read."""
         ...
 
-    async def save(self, views: Sequence[AlertView]) -> None:
+    async def save(self, views: Sequence[Alert]) -> None:
         """Keep all of them, in the place of those before; raises StoreUnavailableError."""
         ...
 

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from cloud_dispatcher.core.alert_log import AlertLog, told
+from cloud_dispatcher.core.alert_log import AlertLog
 from cloud_dispatcher.core.commands import AnyCommand, Reply, Send
 from cloud_dispatcher.local_devices import is_local
 from fleet_protocol import codec, topics
@@ -106,9 +106,9 @@ class Publisher:
 
     def say_alert(self, name: str) -> None:
         """Say again how an alert is that fires."""
-        view = self.alerts.find(name)
-        if view is not None:
-            self.send(topics.ALERTS, told(view), name)
+        alert = self.alerts.find(name)
+        if alert is not None:
+            self.send(topics.ALERTS, alert, name)
 
     def clear_alert(self, name: str, now_ms: int) -> None:
         """Say that an alert is over; also of one that never fired here, which may be retained."""

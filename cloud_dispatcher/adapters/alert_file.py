@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from cloud_dispatcher.ports import StoreUnavailableError
-from fleet_protocol.messages import AlertView
+from fleet_protocol.messages import Alert
 
 _log = structlog.get_logger(__name__)
 
@@ -28,10 +28,10 @@ class AlertFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def load(self) -> tuple[AlertView, ...]:
+    def load(self) -> tuple[Alert, ...]:
         """Return what an earlier run kept."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=tuple[AlertView, ...])
+            return msgspec.json.decode(self._path.read_bytes(), type=tuple[Alert, ...])
         except FileNotFoundError:
             return ()
         except (OSError, msgspec.MsgspecError) as error:
@@ -41,7 +41,7 @@ class AlertFile:
                 self._path.replace(aside)
             return ()
 
-    async def save(self, views: Sequence[AlertView]) -> None:
+    async def save(self, views: Sequence[Alert]) -> None:
         """Put them on the disk.
 
         Raises:

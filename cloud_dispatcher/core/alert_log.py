@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from fleet_protocol.messages import Alert, AlertView, Severity
+from fleet_protocol.messages import Alert, Severity
 
 KEPT_MOST: Final = 500
 """Of alerts that are over; the oldest go first."""
@@ -29,11 +29,11 @@ class AlertLog:
         version: Counts changes: whoever keeps the log on a disk sees when there is something new.
     """
 
-    def __init__(self, views: Iterable[AlertView] = ()) -> None:
+    def __init__(self, views: Iterable[Alert] = ()) -> None:
         """Go on with what an earlier run kept, in the order of `views`."""
         self.version = 0
-        self._firing: dict[str, AlertView] = {}
-        self._past: deque[AlertView] = deque(maxlen=KEPT_MOST)
+        self._firing: dict[str, Alert] = {}
+        self._past: deque[Alert] = deque(maxlen=KEPT_MOST)
         for view in reversed(tuple(views)):
             if view.resolved_at_ms is None:
                 self._firing[view.id] = view
@@ -47,11 +47,11 @@ class AlertLog:
         """How many fire, by severity."""
         return Counter(view.severity for view in self._firing.values())
 
-    def find(self, name: str) -> AlertView | None:
+    def find(self, name: str) -> Alert | None:
         """Return an alert that fires."""
         return self._firing.get(name)
 
-    def views(self) -> tuple[AlertView, ...]:
+    def views(self) -> tuple[Alert, ...]:
         """Return those that fire, then those that are over, both the newest first."""
         firing = sorted(self._firing.values(), key=lambda view: view.since_at_ms, reverse=True)
         return (*firing, *reversed(self._past))
@@ -63,18 +63,12 @@ class AlertLog:
         if known is None or (known.title, known.severity) != (alert.title, alert.severity):
             if known is not None:
                 self._end(known, alert.since_at_ms)
-            known = AlertView(
-                id=alert.id,
-                severity=alert.severity,
-                title=alert.title,
-                detail=alert.detail,
-                since_at_ms=alert.since_at_ms,
-            )
+            known = alert
             self._put(known)
         elif known.detail != alert.detail:
             known = replace(known, detail=alert.detail)
             self._put(known)
-        return told(known)
+        return known
 
     def resolve(self, name: str, now_ms: int) -> bool:
         """Take note that an alert is over; return whether it is.
@@ -88,7 +82,7 @@ class AlertLog:
             self._end(known, now_ms)
         return True
 
-    def acknowledge(self, name: str, *, by: str, now_ms: int) -> AlertView | None:
+    def acknowledge(self, name: str, *, by: str, now_ms: int) -> Alert | None:
         """Note who looks after an alert, the first one alone; None: it does not fire."""
         known = self._firing.get(name)
         if known is not None and known.acked_at_ms is None:
@@ -108,23 +102,10 @@ class AlertLog:
         self._unspoken.clear()
         return names
 
-    def _put(self, view: AlertView) -> None:
+    def _put(self, view: Alert) -> None:
         self._firing[view.id] = view
         self.version += 1
 
-    def _end(self, view: AlertView, now_ms: int) -> None:
+    def _end(self, view: Alert, now_ms: int) -> None:
         self._past.append(replace(view, resolved_at_ms=max(now_ms, view.since_at_ms)))
         self.version += 1
-
-
-def told(view: AlertView) -> Alert:
-    """Return an alert as everybody hears it."""
-    return Alert(
-        id=view.id,
-        severity=view.severity,
-        title=view.title,
-        detail=view.detail,
-        since_at_ms=view.since_at_ms,
-        acked_by=view.acked_by,
-        acked_at_ms=view.acked_at_ms,
-    )

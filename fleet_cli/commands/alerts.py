@@ -9,7 +9,7 @@ from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, age, print_json, print_table, say
 from fleet_client.admin import AdminClient
 from fleet_client.options import check_job_id
-from fleet_protocol.messages import AdminOp, AlertView
+from fleet_protocol.messages import AdminOp, Alert
 
 
 @click.group(
@@ -81,12 +81,12 @@ def ack(connection: Connection, /, *, alert: str, as_json: bool) -> None:
     say(f"alert {alert}: {reply.message}")
 
 
-def _order(alert: AlertView) -> tuple[bool, int]:
+def _order(alert: Alert) -> tuple[bool, int]:
     ended_at_ms = alert.resolved_at_ms
     return ended_at_ms is not None, -(ended_at_ms or alert.since_at_ms)
 
 
-def _row(alert: AlertView) -> tuple[str, ...]:
+def _row(alert: Alert) -> tuple[str, ...]:
     over = NOTHING if alert.resolved_at_ms is None else age(alert.resolved_at_ms)
     by = alert.acked_by or NOTHING
     return alert.id, str(alert.severity), age(alert.since_at_ms), by, over, alert.title

@@ -24,7 +24,6 @@ from fleet_protocol.messages.admin import (
 )
 from fleet_protocol.messages.fleet import (
     Alert,
-    AlertView,
     DispatcherPresence,
     DispatcherStatus,
     EndpointView,
@@ -133,7 +132,6 @@ __all__ = [
     "AdminReply",
     "AdminRequest",
     "Alert",
-    "AlertView",
     "AnsweredBy",
     "Assignment",
     "Attempt",

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from fleet_protocol.messages.fleet import AlertView, EndpointView
+from fleet_protocol.messages.fleet import Alert, EndpointView
 from fleet_protocol.messages.jobs import AnsweredBy, JobResult, JobStatus, JobSubmit
 from fleet_protocol.messages.words import (
     TEXT_MAX_CHARS,
@@ -255,4 +255,4 @@ class AdminReply(Message, frozen=True, kw_only=True):
     kept: tuple[bool, ...] = ()
     members: Count = 0
     go_on: Id | None = None
-    alerts: tuple[AlertView, ...] = ()
+    alerts: tuple[Alert, ...] = ()

@@ -184,26 +184,11 @@ class Severity(StrEnum):
 
 
 class Alert(Message, frozen=True, kw_only=True):
-    """Retained while it fires; an empty payload on its topic clears it.
+    """Retained while it fires; an empty payload on its topic clears it. Operators list past ones.
 
     Attributes:
+        id: In lists as in its topic: there several dispatchers put their names before it.
         acked_by: Who said that they look after it; None: nobody yet.
-    """
-
-    id: Id
-    severity: Severity
-    title: Note
-    since_at_ms: InstantMs
-    detail: Note = ""
-    acked_by: Id | None = None
-    acked_at_ms: InstantMs | None = None
-
-
-class AlertView(Part, frozen=True, kw_only=True):
-    """An alert as an operator sees it, also after it is over.
-
-    Attributes:
-        id: As in its topic.
         resolved_at_ms: When it was over; None: it fires.
     """
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cloud_dispatcher.core.alert_log import KEPT_MOST, AlertLog
-from fleet_protocol.messages import Alert, AlertView, Severity
+from fleet_protocol.messages import Alert, Severity
 
 STORE = Alert(id="store", severity=Severity.CRITICAL, title="No store", since_at_ms=1_000)
 
 
-def names(views: tuple[AlertView, ...]) -> list[tuple[str, int | None]]:
+def names(views: tuple[Alert, ...]) -> list[tuple[str, int | None]]:
     return [(view.id, view.resolved_at_ms) for view in views]
 
 

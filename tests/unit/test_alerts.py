@@ -52,7 +52,7 @@ class Operator:
         self._admin.say(t.ADMIN_REQUEST, request, "a1")
         return await self._admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=self._asked - 1)
 
-    async def listed(self) -> dict[str, m.AlertView]:
+    async def listed(self) -> dict[str, m.Alert]:
         """Return the newest alert of each name."""
         views = (await self.asks(m.AdminOp.ALERTS_LIST)).alerts
         return {view.id: view for view in reversed(views)}
