@@ -17,7 +17,7 @@ from cloud_dispatcher.cluster import ClusterSettings
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.home_assistant import HomeAssistantSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.messages import ID_PATTERN
 from fleet_protocol.settings import BrokerSettings, parse_settings
 
@@ -127,6 +127,6 @@ def _read(path: Path | None) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the settings file {path} cannot be read: {error}",
+            f"the settings file {path} cannot be read: {cause_of(error)}",
             hint="name another file with --config",
         ) from error

@@ -101,11 +101,11 @@ class JobLog:
                 attempt=job.attempt,
                 prompt_chars=job.submit.prompt_chars,
                 answer_chars=len(result.text),
-                confidence=result.confidence,
+                confidence=None if result.confidence is None else round(result.confidence, 4),
                 queued_ms=result.timing_ms.queued,
                 first_token_ms=result.timing_ms.first_token,
                 total_ms=result.timing_ms.total,
-                cost_usd=result.cost_usd,
+                cost_usd=round(result.cost_usd, 9),
             )
             log_often("job.finished", line)
 

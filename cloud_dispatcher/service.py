@@ -325,14 +325,12 @@ class DispatcherService:
         if isinstance(arrival, Refused):
             return read_refusal(arrival)
         if isinstance(arrival, LinkUp):
-            _log.info("link.up", session_present=arrival.session_present)
             self._publish_presence(m.DispatcherStatus.ONLINE)
             self._insistence.announce()
             for watch in self._watches:
                 watch.announce()
             return e.LinkRestored(session_present=arrival.session_present)
         if isinstance(arrival, LinkDown):
-            _log.warning("link.down", reason=arrival.reason)
             return e.LinkLost()
         return arrival
 

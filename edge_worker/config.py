@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.messages import Id, WorkerId
 from fleet_protocol.settings import BrokerSettings, parse_settings
@@ -156,7 +156,8 @@ def load_settings(
             toml = config.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{config} cannot be read: {error}", hint="give --config a readable TOML file"
+                f"{config} cannot be read: {cause_of(error)}",
+                hint="give --config a readable TOML file",
             ) from error
     given = {
         f"{PREFIX}_{name.upper()}": str(value) for name, value in flags.items() if value is not None
@@ -191,7 +192,7 @@ def broker_password(broker: BrokerSettings) -> str | None:
         lines = Path(broker.password_file).expanduser().read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the password file cannot be read: {error}",
+            f"the password file cannot be read: {cause_of(error)}",
             hint="check broker.password_file and who may read it",
         ) from error
     if not lines or not lines[0].strip():

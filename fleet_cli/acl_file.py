@@ -20,7 +20,7 @@ from fleet_protocol.access import (
     join_user,
     joining_grants,
 )
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.topics import Topics
 
 _WORDS: Final = {Access.PUBLISH: "write", Access.SUBSCRIBE: "read"}
@@ -70,7 +70,9 @@ def read_identities(file: Path) -> tuple[Identity, ...]:
         with click.open_file(str(file), encoding="utf-8") as stream:
             text = stream.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}", hint="name another file") from error
+        raise ConfigError(
+            f"{file} cannot be read: {cause_of(error)}", hint="name another file"
+        ) from error
     return check_identities(_rows(file, text))
 
 

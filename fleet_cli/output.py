@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,11 +18,25 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 PIPE_COLUMNS = 200
+LATE_S = 5.0
+_ROUND_FROM = 1_000.0
 
 
 def say(text: str) -> None:
     """Tell a person something: progress, remarks."""
     click.echo(text, err=True)
+
+
+@contextmanager
+def said_if_late(text: str, *, after_s: float = LATE_S) -> Iterator[Callable[[], None]]:
+    """Say something unless this ends, or what it yields is called, within `after_s`."""
+    timer = threading.Timer(after_s, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
 
 
 def print_json(value: Any) -> None:
@@ -72,3 +89,13 @@ def age(at_ms: int | None) -> str:
         if span_s >= size_s:
             return f"{span_s // size_s} {unit}"
     return f"{span_s} s"
+
+
+def shown(name: str, value: Any) -> tuple[str, str]:
+    """Return a field for people: instants as local time, fractions with four digits."""
+    if name.endswith("_at_ms") and isinstance(value, int) and value:
+        at = datetime.fromtimestamp(value / 1_000, tz=UTC).astimezone()
+        return name.removesuffix("_ms"), f"{at:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, float):
+        return name, f"{value:.4g}" if abs(value) < _ROUND_FROM else f"{value:.0f}"
+    return name, str(value)

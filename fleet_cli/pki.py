@@ -15,7 +15,7 @@ import msgspec
 
 from fleet_cli.acl_file import list_rows
 from fleet_protocol.access import Identity
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 
 try:
     from fleet_pki.authority import Authority, Bundle, Enrolment, PkiFolder
@@ -97,7 +97,9 @@ def read_enrolments(file: Path, *, life: timedelta | None) -> list[Enrolment]:
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}", hint="name another file") from error
+        raise ConfigError(
+            f"{file} cannot be read: {cause_of(error)}", hint="name another file"
+        ) from error
     return [_enrolment(file, number, row, life) for number, row in list_rows(file, text)]
 
 

@@ -15,7 +15,7 @@ import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet_client.credentials import broker_settings, password_of, tls_context
-from fleet_client.errors import ConnectError, DeniedError, JobTimeoutError
+from fleet_client.errors import DeniedError, JobTimeoutError, not_reached
 from fleet_client.latency import acknowledge_at_once
 from fleet_client.options import JobOptions, Question, build_submit, check_job_id, new_job_id
 from fleet_client.stream import StreamPiece
@@ -352,7 +352,5 @@ def _connect_failed(broker: BrokerSettings, error: Exception) -> FleetError:
             f"the broker refused {broker.user or 'an anonymous client'}: {error}",
             hint="check --username and --password-file",
         )
-    return ConnectError(
-        f"no broker answers at {broker.host}:{broker.port}: {error}",
-        hint="start a fleet with `fleet up`, or name the broker with --broker",
-    )
+    # aiomqtt wraps what the socket said.
+    return not_reached(broker, error.__cause__ if isinstance(error.__cause__, OSError) else error)

@@ -21,7 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleet_client.credentials import password_of, tls_context
-from fleet_client.errors import ConnectError, DeniedError
+from fleet_client.errors import ConnectError, DeniedError, not_reached
 from fleet_client.latency import acknowledge_at_once, send_at_once
 from fleet_protocol.errors import FleetError
 from fleet_protocol.settings import BrokerSettings
@@ -111,17 +111,14 @@ class PahoLink:
             ConnectError: Nobody answers there, or not as a broker does.
             DeniedError: The broker refused us or our subscriptions.
         """
-        where = f"{self._broker.host}:{self._broker.port}"
+        where = self._broker.place
         try:
             self._client.connect(
                 self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s
             )
         except (OSError, ValueError) as error:
             self._client._reset_sockets()  # noqa: SLF001  # see `close`
-            raise ConnectError(
-                f"no broker answers at {where}: {error}",
-                hint="start a fleet with `fleet up`, or name the broker with --broker",
-            ) from error
+            raise not_reached(self._broker, error) from error
         self._client.loop_start()
         heard = self._ready.wait(self._options.connect_timeout_s)
         if self._failure is not None or not heard:

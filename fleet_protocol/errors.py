@@ -72,3 +72,8 @@ class BusFullError(RetryableError):
     """The bounded outgoing queue is full; what was not taken must be told again later."""
 
     code = "bus_full"
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong, without the number and the path that the system's own words repeat."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -421,7 +421,7 @@ class MqttBus:
             self._silent_losses = 0
         if connack.server_keep_alive:
             link.keepalive_s = connack.server_keep_alive
-        _log.info("link.up", broker=repr(self._broker), session_present=connack.session_present)
+        _log.info("link.up", broker=self._broker.place, session_present=connack.session_present)
         self._inbox.put(LinkUp(connack.session_present))
         early, self._early = self._early, []
         self._inbox.put_all(early, size_bytes=sum(len(item.payload) for item in early))

@@ -60,7 +60,12 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"broker url {parts.scheme}://… is not mqtt://HOST:PORT or mqtts://…")
 
     def __repr__(self) -> str:
-        return f"BrokerSettings({self.host}:{self.port}, user={self.user!r})"
+        return f"BrokerSettings({self.place}, user={self.user!r})"
+
+    @property
+    def place(self) -> str:
+        """Where it is, without who we are: for logs."""
+        return f"{self.host}:{self.port}"
 
     @property
     def host(self) -> str:

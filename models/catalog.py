@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from fleet_protocol.errors import cause_of
 from fleet_protocol.manifest import CpuClass, Routing
 from models.distill.plan import LessonPlan
 from models.errors import RecipeError, UnknownModelError
@@ -191,7 +192,9 @@ def read_recipe(path: Path) -> Recipe:
     try:
         recipe = parse_recipe(path.read_text("utf-8"), path.name)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}", hint="name a recipe's file") from error
+        raise RecipeError(
+            f"{path} cannot be read: {cause_of(error)}", hint="name a recipe's file"
+        ) from error
     home = path.resolve().parent
     adapter, source = recipe.adapter, recipe.source
     if adapter is not None and (home / adapter.path).is_dir():

@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from cloud_dispatcher.adapters.answer_form import fit
+from fleet_protocol.errors import cause_of
 from fleet_protocol.library import Library, LibraryAnswer, question_of
 from fleet_protocol.library_file import LibraryFileError, parse_library
 from fleet_protocol.messages import JobSubmit
@@ -90,7 +91,7 @@ def read_library(path: Path) -> Library:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LibraryFileError(
-            f"the library {path} cannot be read: {error}",
+            f"the library {path} cannot be read: {cause_of(error)}",
             hint="correct [library] file, or the rights of that file",
         ) from error
     return parse_library(text, origin=str(path))

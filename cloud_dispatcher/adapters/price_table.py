@@ -10,7 +10,7 @@ from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.messages import Usage
 
 _TOKENS_PER_PRICE = 1_000_000
@@ -109,7 +109,7 @@ def load_prices(more: Path | None = None) -> PriceTable:
         own = parse_prices(more.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cloud.prices_file {more} cannot be read: {error}",
+            f"cloud.prices_file {more} cannot be read: {cause_of(error)}",
             hint="compare with prices.toml beside the dispatcher's adapters",
         ) from error
     return PriceTable(price=table.price + own.price, peak=table.peak + own.peak)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.settings import BrokerSettings
 
 
@@ -18,7 +18,7 @@ def read_secret(file: str, setting: str) -> str:
         lines = Path(file).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{setting} {file} cannot be read: {error}",
+            f"{setting} {file} cannot be read: {cause_of(error)}",
             hint="correct the path, or the rights of the file",
         ) from error
     if not lines or not lines[0].strip():

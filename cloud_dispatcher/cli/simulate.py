@@ -19,7 +19,7 @@ from cloud_dispatcher.simulation.drawing import draw_svg
 from cloud_dispatcher.simulation.figures import Estimate
 from cloud_dispatcher.simulation.oracle import POLICIES
 from cloud_dispatcher.simulation.scenario import Scenario, read_scenario
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 
 _REMARK = (
     "Modelled boards, not measured ones: see docs/simulation.md for where each figure is from."
@@ -122,7 +122,7 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, "utf-8")
     except OSError as error:
         hint = "name another file with --plot"
-        raise ConfigError(f"{path} cannot be written: {error}", hint=hint) from error
+        raise ConfigError(f"{path} cannot be written: {cause_of(error)}", hint=hint) from error
 
 
 def _title(scenario: Scenario, trace: list[Demand] | None, seeds: int) -> str:

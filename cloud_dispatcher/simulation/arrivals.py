@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from cloud_dispatcher.simulation.scenario import Arrivals, Pattern
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.messages import JobView
 
 CHARS_PER_TOKEN: Final = 4
@@ -79,7 +79,7 @@ def read_trace(path: Path, arrivals: Arrivals) -> list[Demand]:
     try:
         views = {view.job: view for view in _views(path.read_bytes()) if not view.parts}
     except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"the log {path} cannot be read: {error}", hint=hint) from error
+        raise ConfigError(f"the log {path} cannot be read: {cause_of(error)}", hint=hint) from error
     if not views:
         raise ConfigError(f"the log {path} holds no job", hint=hint)
     ordered = sorted(views.values(), key=lambda view: (view.received_at_ms, view.job))

@@ -10,7 +10,7 @@ import msgspec
 
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.simulation.kinds import KINDS, BoardKind
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.settings import parse_settings
 
 _Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -141,5 +141,7 @@ def read_scenario(path: Path | None) -> Scenario:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", hint="name another file") from error
+        raise ConfigError(
+            f"{path} cannot be read: {cause_of(error)}", hint="name another file"
+        ) from error
     return parse_settings(Scenario, toml=text, environ={}, prefix="-", origin=str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,12 +14,16 @@ from fleet_cli.connection import Connection, connection_options
 from fleet_cli.deferral import defer_option, patience_s, timeout_help
 from fleet_cli.forms import form_options
 from fleet_cli.limits import limit_options
-from fleet_cli.output import print_json, say
+from fleet_cli.output import print_json, said_if_late, say
 from fleet_client.client import FleetClient, JobHandle
 from fleet_client.options import JobOptions
 from fleet_protocol.messages import Caching, Escalate, JobResult, Split
 
 _USUAL_S = 120.0
+_LATE = (
+    "no answer yet: `fleet doctor` and `fleet workers ls` show whether somebody could give one; "
+    "Ctrl-C gives up"
+)
 
 
 @click.command(
@@ -108,13 +113,14 @@ def command(
         "deadline_ms": int(wait_s * 1_000),
     }
     give_up_at_s = time.monotonic() + wait_s
-    with FleetClient(
-        connection.broker, connection.device, client_id=connection.client_id
-    ) as client:
+    with (
+        said_if_late(_LATE) as heard,
+        FleetClient(connection.broker, connection.device, client_id=connection.client_id) as client,
+    ):
         handle = client.submit(turns, accept_timeout_s=timeout_s or _USUAL_S, **wanted)
         try:
             if wanted["stream"]:
-                _show_growing(handle, give_up_at_s - time.monotonic())
+                _show_growing(handle, give_up_at_s - time.monotonic(), heard)
             # The dispatcher's own word that time is up is better than ours: leave it a moment.
             result = handle.wait(max(0.0, give_up_at_s - time.monotonic()) + 1.0)
         except KeyboardInterrupt:
@@ -123,8 +129,9 @@ def command(
     return _show(result, as_json=as_json, shown=bool(wanted["stream"]))
 
 
-def _show_growing(handle: JobHandle, timeout_s: float) -> None:
+def _show_growing(handle: JobHandle, timeout_s: float, heard: Callable[[], None]) -> None:
     for piece in handle.stream(timeout_s + 1.0):
+        heard()
         if piece.starts_over:
             sys.stdout.write("\n")
             sys.stdout.flush()

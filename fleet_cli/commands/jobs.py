@@ -9,7 +9,7 @@ import msgspec
 
 from fleet_cli.answers import result_fields
 from fleet_cli.connection import Connection, connection_options
-from fleet_cli.output import NOTHING, age, print_json, print_json_line, print_table, say
+from fleet_cli.output import NOTHING, age, print_json, print_json_line, print_table, say, shown
 from fleet_client.admin import AdminClient
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.messages import AdminOp, AnsweredBy, JobStatus, JobView
@@ -100,7 +100,8 @@ def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
     result = fields.pop("result", None) or {}
     for name, value in {**fields, **{f"result.{k}": v for k, v in result.items()}}.items():
         if value not in (None, "", {}):
-            click.echo(f"{name:<22} {value}")
+            title, text = shown(name, value)
+            click.echo(f"{title:<22} {text}")
     if parts:
         click.echo()
         _print_jobs(parts)

@@ -9,6 +9,7 @@ import msgspec
 
 from fleet_cli.exits import ExitCode
 from fleet_cli.output import console, print_json, print_table, say
+from fleet_protocol.errors import cause_of
 from fleet_protocol.library import (
     LOOKED_AT_CHARS,
     Library,
@@ -128,7 +129,9 @@ def read(file: Path) -> Library:
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LibraryFileError(f"{file} cannot be read: {error}", hint="name another") from error
+        raise LibraryFileError(
+            f"{file} cannot be read: {cause_of(error)}", hint="name another"
+        ) from error
     return parse_library(text, origin=str(file))
 
 

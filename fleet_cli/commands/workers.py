@@ -18,6 +18,7 @@ from fleet_cli.output import (
     print_json_line,
     print_table,
     say,
+    shown,
 )
 from fleet_client.admin import AdminClient
 from fleet_client.options import check_job_id
@@ -86,7 +87,8 @@ def show(connection: Connection, /, *, worker: str, as_json: bool) -> None:
         print_json(found)
         return
     for name, value in _flat(msgspec.to_builtins(found)):
-        click.echo(f"{name:<34} {value}")
+        title, text = shown(name, value)
+        click.echo(f"{title:<34} {text}")
 
 
 @command.command(
@@ -129,7 +131,7 @@ def print_workers(workers: tuple[WorkerView, ...]) -> None:
     print_table(
         columns[:shown],
         [_row(worker)[:shown] for worker in workers],
-        empty="no workers; `fleet up` starts some",
+        empty="no workers yet: `edge-worker run` starts one, `fleet up` a whole fleet here",
     )
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.manifest import MANIFEST_NAME
 
 WORKER_CONFIG: Final = Path("/etc/edgefleet/worker.toml")
@@ -160,7 +160,7 @@ def _settings(config: Path) -> dict[str, Any]:
         return tomllib.loads(config.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the worker's settings cannot be read: {error}",
+            f"the worker's settings cannot be read: {cause_of(error)}",
             hint=f"run it as root, or name another file than {config}: --worker FILE",
         ) from error
 

@@ -49,7 +49,9 @@ def _workers(picture: FleetPicture) -> Finding:
         name="workers",
         ok=bool(online),
         detail=f"{len(online)} of {len(picture.workers)} online {' '.join(online[:8])}".strip(),
-        fix="" if online else "start one: `fleet up`, or `edge-worker run`",
+        fix=""
+        if online
+        else "start one with `edge-worker run`; who drains goes on with `fleet workers resume`",
     )
 
 
@@ -73,11 +75,12 @@ def _clocks(picture: FleetPicture) -> Finding:
     ages = {w.id: now_ms - w.state.ts for w in picture.workers.values() if w.state}
     # A heartbeat is up to one period old; one from the future is wrong at once.
     wrong = [w for w, ms in ages.items() if not -_SKEW_MOST_MS <= ms <= 3 * _SKEW_MOST_MS]
+    heard = f"{len(ages)} of {len(picture.workers)} workers heard, none is off by seconds"
     return Finding(
         name="clocks",
         ok=not wrong,
         needed=False,
-        detail=f"off by seconds: {', '.join(wrong)}" if wrong else f"{len(ages)} workers compared",
+        detail=f"off by seconds: {', '.join(wrong)}" if wrong else heard,
         fix="let a time service (chrony, systemd-timesyncd) run there" if wrong else "",
     )
 

@@ -12,7 +12,7 @@ import msgspec
 
 from fleet_cli.broker import find_mosquitto
 from fleet_cli.doctor.board_facts import LinkFacts, Validity, reach, validity_of
-from fleet_protocol.errors import ConfigError, FleetError
+from fleet_protocol.errors import ConfigError, FleetError, cause_of
 
 SITE: Final = Path("/etc/mosquitto/fleet")
 _VERSION: Final = re.compile(r"mosquitto version (\d+)\.(\d+)\.(\d+)")
@@ -74,7 +74,7 @@ def read_site(folder: Path, *, is_clock_synced: bool | None, now_ms: int) -> Sit
         passwords = (_named(config, "password_file") or "").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the broker's folder cannot be read: {error}",
+            f"the broker's folder cannot be read: {cause_of(error)}",
             hint="run it as root, or name another folder: --site DIR",
         ) from error
     first = next((one.settings for one in config.listeners if "certfile" in one.settings), {})

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 
 MIN_ROWS: Final = 60
 """Fewer say nothing about prompts left out."""
@@ -81,7 +81,7 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
                         yield msgspec.json.decode(line, type=dict[str, Any])
     except (OSError, ValueError, csv.Error) as error:
         raise LabelledDataError(
-            f"{path} cannot be read: {error}",
+            f"{path} cannot be read: {cause_of(error)}",
             hint='write one {"prompt": "...", "right": true} a line, or CSV with a header',
         ) from error
 

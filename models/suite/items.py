@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 
 _FOLDER = Path(__file__).parent
 
@@ -135,7 +135,7 @@ def read_items(path: Path) -> tuple[SuiteItem, ...]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(
-            f"{path} cannot be read: {error}", hint="name a UTF-8 file of JSON lines"
+            f"{path} cannot be read: {cause_of(error)}", hint="name a UTF-8 file of JSON lines"
         ) from error
     items: dict[str, SuiteItem] = {}
     for number, line in enumerate(lines, start=1):

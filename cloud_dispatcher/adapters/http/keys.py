@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import msgspec
 
 from cloud_dispatcher.adapters.http.watched_file import WatchedFile, replace_file
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 
 KEY_PREFIX: Final = "ef-"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_-]{1,31}$(?!\n)"
@@ -107,7 +107,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         return parse_keys(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the keys file {path} cannot be read: {error}",
+            f"the keys file {path} cannot be read: {cause_of(error)}",
             hint="make a first key with `cloud-dispatcher keys add NAME --file FILE`",
         ) from error
 
@@ -122,7 +122,8 @@ def write_keys(path: Path, keys: tuple[ApiKey, ...]) -> None:
         replace_file(path, _HEADER + "".join(_block(key) for key in keys))
     except OSError as error:
         raise ConfigError(
-            f"the keys file {path} cannot be written: {error}", hint="name another with --file"
+            f"the keys file {path} cannot be written: {cause_of(error)}",
+            hint="name another with --file",
         ) from error
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from cloud_dispatcher.adapters.http.keys import NAME_PATTERN
 from cloud_dispatcher.adapters.http.watched_file import WatchedFile, replace_file
-from fleet_protocol.errors import ConfigError
+from fleet_protocol.errors import ConfigError, cause_of
 from fleet_protocol.roles import LADDER
 from fleet_protocol.topics import Role
 
@@ -116,7 +116,7 @@ def read_users(path: Path) -> tuple[User, ...]:
         return parse_users(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the users file {path} cannot be read: {error}",
+            f"the users file {path} cannot be read: {cause_of(error)}",
             hint="make a first user: `cloud-dispatcher users add NAME --role admin --file FILE`",
         ) from error
 
@@ -131,7 +131,8 @@ def write_users(path: Path, users: tuple[User, ...]) -> None:
         replace_file(path, _HEADER + "".join(_block(user) for user in users))
     except OSError as error:
         raise ConfigError(
-            f"the users file {path} cannot be written: {error}", hint="name another with --file"
+            f"the users file {path} cannot be written: {cause_of(error)}",
+            hint="name another with --file",
         ) from error
 
 

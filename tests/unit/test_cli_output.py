@@ -1,0 +1,58 @@
+"""What people read of a fleet's figures."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fleet_cli.output import said_if_late, shown
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = os.environ.get("TZ")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    if before is None:
+        monkeypatch.delenv("TZ")
+    else:
+        monkeypatch.setenv("TZ", before)
+    time.tzset()
+
+
+def test_an_instant_is_local_time(in_tokyo: None) -> None:
+    del in_tokyo
+    assert shown("received_at_ms", 0) == ("received_at_ms", "0")
+    assert shown("received_at_ms", 1_000) == ("received_at", "1970-01-01 09:00:01")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.7584060445707492, "0.7584"),
+        (0.000018449999999999998, "1.845e-05"),
+        (2_483_913.2, "2483913"),
+        (2.0, "2"),
+        (3, "3"),
+        ("ok", "ok"),
+    ],
+)
+def test_a_figure_has_the_digits_that_say_something(value: object, text: str) -> None:
+    assert shown("confidence", value) == ("confidence", text)
+
+
+def test_who_waits_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with said_if_late("still waiting", after_s=0.0):
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.join()
+    assert capsys.readouterr().err == "still waiting\n"
+
+
+def test_who_has_an_answer_is_not_told_to_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    with said_if_late("still waiting", after_s=3_600.0) as heard:
+        heard()
+    assert capsys.readouterr().err == ""
