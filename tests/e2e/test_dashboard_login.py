@@ -132,14 +132,29 @@ def test_whoever_logs_out_sees_the_door_in_every_window(site: Site, browser: Bro
     context.close()
 
 
-def test_a_restart_of_the_dispatcher_leads_back_to_the_door(site: Site, page: Page) -> None:
-    page.goto(site.at("workers"))
-    log_in(page, "ann-viewer")
-    expect(page.get_by_test_id("link")).to_have_text("Live")
-    port = site.url.rpartition(":")[2]
-    users = site.fleet.folder / "users.toml"
+def test_an_open_page_goes_on_after_a_restart_unless_its_user_is_gone(
+    site: Site, browser: Browser
+) -> None:
+    stays, leaves = browser.new_page(), browser.new_page()
+    for page, name in ((stays, "ann-operator"), (leaves, "ann-viewer")):
+        page.goto(site.at("playground"))
+        log_in(page, name)
+        expect(page.get_by_test_id("link")).to_have_text("Live")
+    users = str(site.fleet.folder / "users.toml")
     assert site.fleet.stop("dispatcher") == 0
-    site.fleet.start_dispatcher(GATEWAY__PORT=port, GATEWAY__PAGE__USERS_FILE=str(users))
-    expect(page.get_by_test_id("login")).to_be_visible()
-    log_in(page, "ann-viewer")
-    expect(page.get_by_test_id("link")).to_have_text("Live")
+    for page in (stays, leaves):
+        expect(page.get_by_test_id("link")).not_to_have_text("Live")
+    subprocess.run(
+        [sys.executable, "-m", "cloud_dispatcher", "users", "rm", "ann-viewer", "--file", users],
+        check=True,
+    )
+    port = site.url.rpartition(":")[2]
+    site.fleet.start_dispatcher(GATEWAY__PORT=port, GATEWAY__PAGE__USERS_FILE=users)
+    expect(leaves.get_by_test_id("login")).to_be_visible()
+    expect(stays.get_by_test_id("link")).to_have_text("Live")
+    stays.get_by_test_id("question").fill("Is it warm again?")
+    stays.get_by_test_id("ask").click()
+    answer = stays.get_by_test_id("answer-auto_side").get_by_test_id("text")
+    expect(answer).to_have_text("Is it warm again?")
+    for page in (stays, leaves):
+        page.close()
