@@ -39,6 +39,29 @@ def said_if_late(text: str, *, after_s: float = LATE_S) -> Iterator[Callable[[],
         timer.cancel()
 
 
+@contextmanager
+def said_while_stuck(progress: Callable[[], str], *, after_s: float = LATE_S) -> Iterator[None]:
+    """Say how far it is whenever that did not change for a while; less and less often."""
+    over = threading.Event()
+
+    def watch() -> None:
+        before, pause_s = progress(), after_s
+        while not over.wait(pause_s):
+            now = progress()
+            pause_s = pause_s * 2.0 if now == before else after_s
+            if now == before:
+                say(f"{now} so far; `fleet doctor` says whether somebody can answer")
+            before = now
+
+    watching = threading.Thread(target=watch, name="said-while-stuck", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
 def print_json(value: Any) -> None:
     """Print one JSON object, readable on a terminal and on one line elsewhere."""
     raw = msgspec.json.encode(value)

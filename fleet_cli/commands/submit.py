@@ -16,7 +16,7 @@ from fleet_cli.deferral import defer_option, patience_s, timeout_help
 from fleet_cli.exits import ExitCode
 from fleet_cli.forms import form_options
 from fleet_cli.limits import limit_options
-from fleet_cli.output import print_json_line, say
+from fleet_cli.output import print_json_line, said_while_stuck, say
 from fleet_client.client import FleetClient
 from fleet_client.options import JobOptions
 from fleet_protocol.errors import BusClosedError, FleetError, RejectedError
@@ -79,7 +79,8 @@ def command(
         connection.broker, connection.device, client_id=connection.client_id
     ) as client:
         run = _Run(client, _options(**how), wait=wait, jsonl=jsonl, timeout_s=timeout_s)
-        run.all(file, window)
+        with said_while_stuck(run.summary):
+            run.all(file, window)
     say(run.summary())
     return int(ExitCode.JOB_FAILED if run.failed else ExitCode.OK)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet_cli.output import said_if_late, shown
+from fleet_cli.output import said_if_late, said_while_stuck, shown
 
 
 @pytest.fixture
@@ -55,4 +55,31 @@ def test_who_waits_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
 def test_who_has_an_answer_is_not_told_to_wait(capsys: pytest.CaptureFixture[str]) -> None:
     with said_if_late("still waiting", after_s=3_600.0) as heard:
         heard()
+    assert capsys.readouterr().err == ""
+
+
+def test_who_is_stuck_is_told_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = threading.Semaphore(0)
+
+    def progress() -> str:
+        asked.release()
+        return "2 accepted, 0 failed"
+
+    with said_while_stuck(progress, after_s=0.001):
+        for _ in range(3):
+            assert asked.acquire(timeout=20)
+    assert capsys.readouterr().err.startswith("2 accepted, 0 failed so far; ")
+
+
+def test_who_gets_on_is_not_disturbed(capsys: pytest.CaptureFixture[str]) -> None:
+    done = iter(range(1_000_000))
+    asked = threading.Semaphore(0)
+
+    def progress() -> str:
+        asked.release()
+        return f"{next(done)} accepted"
+
+    with said_while_stuck(progress, after_s=0.001):
+        for _ in range(3):
+            assert asked.acquire(timeout=20)
     assert capsys.readouterr().err == ""
