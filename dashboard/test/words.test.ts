@@ -10,7 +10,7 @@ import type { Job } from '../src/lib/types';
 
 test('every word has its Chinese', () => {
   expect(Object.keys(words.zh).sort()).toEqual(Object.keys(words.en).sort());
-  const units = new Set(['p95', 'cpu', 'language', 'example_3']);
+  const units = new Set(['p95', 'cpu', 'language', 'example_3', 'of']);
   for (const [name, word] of Object.entries(words.zh)) if (!units.has(name)) expect(word, name).toMatch(/[\u4e00-\u9fff]/);
 });
 
