@@ -8,6 +8,7 @@ import pytest
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
 from cloud_dispatcher.core.job import Job, ReplyTo
+from cloud_dispatcher.core.spending import Payer
 from fleet_protocol import messages as m
 from fleet_protocol import topics
 from tests.unit.engine_desk import Desk
@@ -63,6 +64,15 @@ def desk() -> Desk:
 
 def split(desk: Desk, how: m.Split = m.Split.PARAGRAPHS, **fields: object) -> None:
     desk.submit(prompt=fields.pop("prompt", REPORT), split=how, **fields)
+
+
+def test_who_pays_for_a_long_text_pays_for_its_parts_and_merges(desk: Desk) -> None:
+    kitchen = Payer(key="kitchen", daily_usd=1.0)
+    split(desk, payer=kitchen)
+    for number in (0, 1, 2):
+        answer(desk, f"K1-{number}", f"Part {number}.")
+    assert len(parts_of(desk)) == 4
+    assert {part.payer for part in parts_of(desk)} == {kitchen}
 
 
 def test_a_long_text_is_answered_in_parts_and_their_answers_are_merged(desk: Desk) -> None:

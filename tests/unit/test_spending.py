@@ -170,6 +170,15 @@ def test_a_key_that_spent_its_budget_stops_and_others_of_its_tenant_go_on() -> N
     assert budget.refusal("north", KITCHEN, DAY_MS) == ""
 
 
+def test_what_all_dispatchers_wrote_down_replaces_what_one_counted_of_a_key() -> None:
+    budget = Budget(BudgetSettings())
+    kitchen = Payer(key="kitchen", daily_usd=1.5)
+    budget.record([replace(spend(), key="kitchen")], 0)
+    for written_usd, is_spent in ((1.0, False), (2.0, True)):
+        budget.correct([replace(spend(cost_usd=written_usd), key="kitchen")], 0)
+        assert bool(budget.refusal("default", kitchen, 0)) == is_spent
+
+
 def test_a_keys_budget_is_besides_its_tenants_and_does_not_replace_it() -> None:
     budget = Budget(BudgetSettings(tenant_daily_usd=1.0))
     budget.record([spend("north")], 0)
