@@ -2,7 +2,7 @@
 
 export const FILTERS = ['status', 'route', 'text', 'worker', 'device', 'tenant', 'code', 'since', 'until'] as const;
 export type Filter = (typeof FILTERS)[number];
-export const PAGE = 50;
+export const PAGE = 30; // with texts the page has 950 nodes then
 
 export type Request = Record<string, unknown>;
 
