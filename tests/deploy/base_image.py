@@ -15,9 +15,14 @@ from typing import Final
 PACKAGES: Final = (
     *("systemd", "systemd-sysv", "systemd-timesyncd", "dbus", "openssh-server", "sudo"),
     *("python3", "python3-venv", "python3-apt", "ca-certificates", "openssl"),
-    *("iproute2", "procps", "mosquitto"),
+    *("iproute2", "procps", "mosquitto", "cloud-init"),
+    *("prometheus", "prometheus-node-exporter"),
 )
-"""What Raspberry Pi OS Lite has too, and Mosquitto: boards here have no internet."""
+"""What Raspberry Pi OS Lite has too, and what the roles install: boards here have no internet."""
+SERVICES: Final = ("mosquitto", "prometheus", "prometheus-node-exporter")
+"""Distributions start them at once."""
+NO_CLOUD_INIT: Final = "etc/cloud/cloud-init.disabled"
+"""cloud-init does nothing on a board with this file."""
 OPERATOR: Final = "ops"
 """Whom Ansible logs in as; may use sudo without a password, as on a freshly written card."""
 _SETUP: Final = (
@@ -25,8 +30,9 @@ _SETUP: Final = (
     f"echo '{OPERATOR} ALL=(ALL) NOPASSWD: ALL' > $1/etc/sudoers.d/{OPERATOR}",
     # Every board makes or gets its own.
     "rm -f $1/etc/ssh/ssh_host_* $1/etc/machine-id",
-    # Distributions start it at once; here nobody has configured it yet.
-    "chroot $1 systemctl disable mosquitto.service",
+    f"touch $1/{NO_CLOUD_INIT}",
+    # Which of them a board starts is its test's to say.
+    f"chroot $1 systemctl disable {' '.join(SERVICES)}",
 )
 NATIVE: Final = "amd64"
 
@@ -50,14 +56,14 @@ def base_image(suite: str, architecture: str = NATIVE) -> Path:
     with (cache / f"{image.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not image.exists():
-            _build(suite, architecture, image)
+            _build(suite, architecture, image, lock.fileno())
     return image
 
 
-def _build(suite: str, architecture: str, image: Path) -> None:
+def _build(suite: str, architecture: str, image: Path, lock: int) -> None:
     half = image.with_name(f"{image.name}.half")
     shutil.rmtree(half, ignore_errors=True)
-    subprocess.run(
+    done = subprocess.run(
         [
             "mmdebstrap",
             "--variant=minbase",
@@ -67,7 +73,12 @@ def _build(suite: str, architecture: str, image: Path) -> None:
             suite,
             str(half),
         ],
-        check=True,
+        check=False,
+        capture_output=True,
+        text=True,
         stdin=subprocess.DEVNULL,
+        # It goes on when we are killed, and nobody may build the same beside it.
+        pass_fds=(lock,),
     )
+    assert done.returncode == 0, done.stderr[-4_000:]
     half.rename(image)

@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from tests.deploy.base_image import NATIVE, OPERATOR, base_image
 from tests.deploy.control_groups import ControlGroup
+from tests.deploy.warden import Warden
 
 NETWORK: Final = "10.77.0"
 _START_S: Final = 180.0
@@ -29,35 +30,43 @@ class BoardLab:
     """A local network without internet, and the boards on it. Lifetime is `with`.
 
     Attributes:
+        name: No other lab on this machine has it.
         key: The operator's SSH key.
         known_hosts: The boards' host keys: nobody is believed unseen.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.name = f"ef{os.getpid()}"
+        self.name = ""
+        self._stack = contextlib.ExitStack()
         self.key = folder / "operator"
         self.known_hosts = folder / "known_hosts"
         self.boards: dict[str, Board] = {}
 
     def __enter__(self) -> Self:
-        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
-        self.known_hosts.touch()
-        _run("ip", "netns", "add", self.name)
-        for words in (
-            "link set lo up",
-            "link add br0 type bridge",
-            f"addr add {NETWORK}.1/24 dev br0",
-            "link set br0 up",
-        ):
-            _run("ip", "-n", self.name, *words.split())
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._forget)
+            self.name = stack.enter_context(Warden()).lab
+            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
+            self.known_hosts.touch()
+            _run("ip", "netns", "add", self.name)
+            for words in (
+                "link set lo up",
+                "link add br0 type bridge",
+                f"addr add {NETWORK}.1/24 dev br0",
+                "link set br0 up",
+            ):
+                _run("ip", "-n", self.name, *words.split())
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(_run, "ip", "netns", "del", self.name)
-            for board in self.boards.values():
-                stack.callback(board.remove)
+        self._stack.close()
+
+    def _forget(self) -> None:
+        """Come last, when the warden has taken all boards away."""
+        for board in self.boards.values():
+            board.forget()
 
     def add(self, name: str, *, suite: str = "bookworm", architecture: str = NATIVE) -> Board:
         """Make a blank board; it is not switched on yet."""
@@ -77,6 +86,7 @@ class Board:
 
     Attributes:
         address: On the local network.
+        written: All that it has written, other than what its image has.
         console: What it says while it starts.
     """
 
@@ -87,10 +97,11 @@ class Board:
         self._image = image
         self._folder = lab.folder / name
         self.root = self._folder / "root"
+        self.written = self._folder / "upper"
         self.console = self._folder / "console.log"
         self._net = f"{lab.name}-{number}"
         self._link = f"v{number}"
-        self._group = ControlGroup(f"{lab.name}-{name}")
+        self._group = ControlGroup(lab.name, name)
         self._process: subprocess.Popen[bytes] | None = None
 
     def make(self) -> None:
@@ -130,7 +141,9 @@ class Board:
         self.plug(connected=True)
         joins = [str(path) for path in self._group.make()]
         words = [
-            *("systemd-nspawn", f"--directory={self.root}", f"--machine={self.name}"),
+            *("systemd-nspawn", f"--directory={self.root}", f"--hostname={self.name}"),
+            # Two labs may have boards of one name.
+            f"--machine={self._net}",
             *("--boot", "--register=no", "--keep-unit", "--resolv-conf=off", "--timezone=off"),
             f"--network-namespace-path=/run/netns/{self._net}",
         ]
@@ -150,6 +163,11 @@ class Board:
             assert self._process.poll() is None, self.console.read_text(errors="replace")
             assert time.monotonic() < deadline_s, self.console.read_text(errors="replace")
             time.sleep(0.1)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it runs; one that shuts down by itself does not any more."""
+        return self._process is not None and self._process.poll() is None
 
     def switch_off(self) -> None:
         """Shut it down, as `poweroff` does."""
@@ -182,7 +200,7 @@ class Board:
     def ssh(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command on it as the operator."""
         line = self._lab.on_lan("ssh", *self.ssh_options(), f"{OPERATOR}@{self.address}", *words)
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done
 
@@ -192,30 +210,24 @@ class Board:
             f"UserKnownHostsFile={self._lab.known_hosts}",
             "StrictHostKeyChecking=yes",
             "BatchMode=yes",
-            "ConnectTimeout=5",
+            # Of a slow machine; one whose link is down has no route, which is known after 3 s.
+            "ConnectTimeout=60",
             "LogLevel=ERROR",
         )
         return ["-i", str(self._lab.key), *(word for each in settings for word in ("-o", each))]
 
-    def remove(self) -> None:
-        """Take it away, whatever state it is in."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            stack.callback(self._group.remove)
-            stack.callback(subprocess.run, ["ip", "netns", "del", self._net], check=False)
-            stack.callback(subprocess.run, ["umount", "-l", str(self.root)], check=False)
-            if self._process is not None:
-                with contextlib.suppress(OSError):
-                    self._group.freeze(frozen=False)
-                self._end(self._process)
+    def forget(self) -> None:
+        """Be done with a board whose warden has taken it away."""
+        if self._process is not None:
+            self._process.wait(_STOP_S)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         self._group.kill()
         process.wait(_STOP_S)
 
     def _mount(self) -> None:
-        upper, work = self._folder / "upper", self._folder / "work"
-        layers = f"lowerdir={self._image},upperdir={upper},workdir={work}"
+        layers = f"lowerdir={self._image},upperdir={self.written},workdir={self._folder / 'work'}"
         _run("mount", "-t", "overlay", self._net, "-o", layers, str(self.root))
 
 

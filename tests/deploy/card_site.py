@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,14 +16,14 @@ from fleet_cli.exits import ExitCode
 from fleet_cli.pki import hand_out, now_ms
 from fleet_pki.authority import Authority, Enrolment, PkiFolder, found
 from fleet_pki.registry import Secret
-from fleet_protocol import __version__
 from fleet_protocol.access import Identity
 from fleet_protocol.topics import Role, Topics
+from tests.deploy.base_image import NO_CLOUD_INIT
 from tests.deploy.board_lab import NETWORK, Board, BoardLab
-from tests.deploy.playbooks import ANSIBLE, REPOSITORY
+from tests.deploy.patience import wait_until
+from tests.deploy.traffic import ask
 
 HUB: Final = f"{NETWORK}.1"
-_START_S: Final = 60.0
 SEEDS: Final = {"trixie": "boot/firmware", "bookworm": "var/lib/cloud/seed/nocloud"}
 """Where cloud-init looks: on Debian 13 as Raspberry Pi OS has it, on Debian 12 as anybody else."""
 _CLOUD_SETTINGS: Final = """\
@@ -63,7 +61,7 @@ class CardSite:
         self._write()
         mosquitto = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
         self._start("broker", [mosquitto, "-c", str(self._site.folder / "mosquitto.conf")])
-        self._until((self._site.folder / "mosquitto.pid").exists)
+        wait_until((self._site.folder / "mosquitto.pid").exists, lambda: self.log("broker"))
         fleet = [sys.executable, "-m", "fleet_cli", "pki", "serve", "--broker", self.url]
         who = ["--identity", str(self._keys / "authority"), "--pki", str(self.pki)]
         self._start("authority", [*fleet, *who])
@@ -85,16 +83,9 @@ class CardSite:
         reload_broker(self._site.folder)
         return card
 
-    def ask(self, question: str) -> dict[str, Any]:
+    def ask(self, question: str, *options: str) -> dict[str, Any]:
         """Ask as a device until somebody answers."""
-        fleet = [sys.executable, "-m", "fleet_cli", "ask", question, "--json", "--cache", "off"]
-        who = ["--broker", self.url, "--identity", str(self._keys / "device")]
-        done = subprocess.run(
-            self._lab.on_lan(*fleet, *who), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
+        return ask(self._lab, self.url, self._keys / "device", question, *options)
 
     def log(self, name: str) -> str:
         """Return what one of the programs said."""
@@ -124,27 +115,13 @@ class CardSite:
         self._stack.callback(process.wait, 60)
         self._stack.callback(process.terminate)
 
-    def _until(self, is_so: Any) -> None:
-        deadline_s = time.monotonic() + _START_S
-        while not is_so():
-            assert time.monotonic() < deadline_s, self.log("broker")
-            time.sleep(0.05)
-
-
-def fill_wheelhouse(folder: Path, python: str) -> Path:
-    """Return an archive of wheels, made as `wheelhouse.yml` does; needs the internet."""
-    script = ANSIBLE / "roles/wheelhouse/files/fill.sh"
-    words = [str(folder), __version__, str(REPOSITORY), sys.executable, "edge", python, "x86_64"]
-    done = subprocess.run([str(script), *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder / f"edgefleet-{__version__}-edge-{python}-x86_64.tar"
-
 
 def put_in(card: Path, board: Board, *, seed: str) -> None:
     """Copy a card's files to where the board's cloud-init looks, as a person does."""
     there = board.root / seed
     shutil.copytree(card, there, dirs_exist_ok=True)
     there.chmod(0o755)
+    (board.root / NO_CLOUD_INIT).unlink()
     boot = board.root / "boot/firmware"
     boot.mkdir(exist_ok=True)
     (boot / "cmdline.txt").write_text(_CMDLINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,10 @@ def boards_can_start(ansible: None) -> None:  # noqa: ARG001 - both are needed
     if os.environ.get("CI"):
         pytest.fail(f"no board can start here, and CI is set: {why}")
     pytest.skip(f"no board can start here: {why}")
+
+
+@pytest.fixture(scope="session")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of archives of wheels: one of all the processes of a run."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "wheelhouse"

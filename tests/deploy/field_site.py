@@ -7,8 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from shutil import copy
@@ -19,37 +18,55 @@ from fleet_protocol import __version__
 from fleet_protocol.manifest import DEFAULT_MODEL
 from models.cache import cache_root
 from tests.deploy.board_lab import Board, BoardLab
+from tests.deploy.patience import wait_until
 from tests.deploy.playbooks import Operator
+from tests.deploy.traffic import ask
 
 PYTHONS: Final = {"bookworm": "3.11", "trixie": "3.13"}
-PATIENCE_S: Final = 180.0
-HUB_UNITS: Final = ("edgefleet-broker", "edgefleet-authority", "edgefleet-dispatcher")
+HUB_UNITS: Final = (
+    *("edgefleet-broker", "edgefleet-broker-audit"),
+    *("edgefleet-authority", "edgefleet-dispatcher"),
+)
 SPOOL: Final = "var/lib/edgefleet/worker/spool.sqlite"
 _PKI: Final = "/var/lib/edgefleet/authority"
-_FLEET: Final = "/opt/edgefleet/current/venv/bin/fleet"
+FLEET: Final = "/opt/edgefleet/current/venv/bin/fleet"
 
 
 class Site:
-    """The hub, the boards, and who runs them."""
+    """The hub, the boards, and who runs them.
 
-    def __init__(self, lab: BoardLab, settings: Mapping[str, Any]) -> None:
+    Args:
+        lab: The boards; the one called `hub` is the cloud host.
+        settings: Variables for all hosts.
+        own: Further ones, by board.
+    """
+
+    def __init__(
+        self,
+        lab: BoardLab,
+        settings: Mapping[str, Any],
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.lab = lab
         self.hub = lab.boards["hub"]
         self.boards = {name: board for name, board in lab.boards.items() if name != "hub"}
-        self.operator = Operator(lab, self.hub, settings)
+        self.operator = Operator(lab, self.hub, settings, own or {})
 
     def units(self) -> Iterator[tuple[Board, str]]:
         """Return all services, each with its board."""
         yield from ((self.hub, unit) for unit in HUB_UNITS)
         yield from ((board, "edgefleet-worker") for board in self.boards.values())
 
+    def as_authority(self, words: str) -> None:
+        """Run `fleet` on the hub as whoever enrols; `{pki}` is its folder."""
+        line = f"{words} --pki {{pki}}".format(pki=_PKI)
+        self.hub.ssh(f"sudo runuser -u edgefleet-authority -- {FLEET} {line}")
+
     def enrol(self, role: str, name: str, *options: str) -> Path:
         """Enrol somebody on the hub and carry key and certificate to whoever asks."""
-        as_authority = f"sudo runuser -u edgefleet-authority -- {_FLEET}"
-        words = " ".join(options)
-        self.hub.ssh(f"{as_authority} enroll {role} {name} {words} --out {_PKI}/out --pki {_PKI}")
+        self.as_authority(f"enroll {role} {name} {' '.join(options)} --out {{pki}}/out")
         self.hub.ssh(
-            f"sudo {_FLEET} pki broker /etc/mosquitto/fleet --user mosquitto --pki {_PKI} --reload"
+            f"sudo {FLEET} pki broker /etc/mosquitto/fleet --user mosquitto --pki {_PKI} --reload"
         )
         folder = self.lab.folder / "keys" / name
         folder.mkdir(parents=True)
@@ -61,14 +78,39 @@ class Site:
 
     def ask(self, identity: Path, question: str, *options: str) -> dict[str, Any]:
         """Ask over mutual TLS, from the boards' network."""
-        fleet = [sys.executable, "-m", "fleet_cli", "ask", question, "--json", "--cache", "off"]
-        who = ["--broker", f"mqtts://{self.hub.address}:8883", "--identity", str(identity)]
-        done = subprocess.run(
-            self.lab.on_lan(*fleet, *who, *options), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
+        return ask(self.lab, f"mqtts://{self.hub.address}:8883", identity, question, *options)
+
+
+def built_model() -> Path | None:
+    """Return the folder of the default model, where it was built."""
+    built = sorted((cache_root(os.environ) / "models" / DEFAULT_MODEL).glob("*/manifest.json"))
+    return built[-1].parent if built else None
+
+
+def sealed(model: Path, folder: Path) -> dict[str, str]:
+    """Seal a model with a new key; return an operator's settings for boards that get it."""
+    key, out = folder / "models.key", folder / "sealed"
+    for words in (
+        ["fleet_cli", "pki", "key", str(key)],
+        ["models", "encrypt", str(model), "--key-file", str(key), "--out", str(out)],
+    ):
+        subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
+    return {"fleet_model": str(out), "worker_model_key": key.read_text().strip()}
+
+
+def faults_of(board: Board) -> tuple[list[Any], set[str]]:
+    """Return what `fleet doctor` finds wrong on a board, and the names of all that it looked at."""
+    words = f"sudo {FLEET} doctor --json"
+    checks = json.loads(board.ssh(words, check=False).stdout)["checks"]
+    return [one for one in checks if one["needed"] and not one["ok"]], {
+        one["name"] for one in checks
+    }
+
+
+def exposure_of(board: Board, unit: str) -> float:
+    """Return how open to attacks systemd finds a service: 0 is safest, 10 is open."""
+    words = board.ssh(f"systemd-analyze security --no-pager {unit}").stdout.splitlines()[-1]
+    return float(words.partition(".service: ")[2].split()[0])
 
 
 def settings_for(wheelhouse: Path, *, with_model: bool = True) -> dict[str, Any]:
@@ -78,11 +120,13 @@ def settings_for(wheelhouse: Path, *, with_model: bool = True) -> dict[str, Any]
         "fleet_wheelhouse": str(wheelhouse),
         # A container has its host's clock, and systemd-timesyncd knows that.
         "base_timesync": False,
-        "verify_patience_s": 120,
+        # On a machine that others use as well nothing is quick.
+        "verify_patience_s": 900,
+        "verify_timeout_s": 300,
     }
-    built = sorted((cache_root(os.environ) / "models" / DEFAULT_MODEL).glob("*/manifest.json"))
-    if built and with_model:
-        return settings | {"fleet_model": str(built[-1].parent)}
+    model = built_model()
+    if model and with_model:
+        return settings | {"fleet_model": str(model)}
     echo = {"worker_engine": "echo", "verify_question": "golden", "verify_expect": "golden"}
     return settings | echo
 
@@ -98,14 +142,6 @@ def wait_until_active(board: Board, unit: str) -> None:
         lambda: board.ssh("systemctl", "is-active", unit, check=False).stdout.strip() == "active",
         lambda: board.ssh(f"sudo journalctl -n 30 -u {unit}").stdout,
     )
-
-
-def wait_until(is_so: Callable[[], bool], why: Callable[[], str] = lambda: "") -> None:
-    """Wait for something that is looked at from outside."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline_s, why()
-        time.sleep(0.2)
 
 
 def spooled(board: Board) -> list[tuple[bytes, str | None]]:

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from tests.deploy.base_image import OPERATOR
 from tests.deploy.board_lab import Board, BoardLab
+from tests.deploy.warden import REPOSITORY
 
-REPOSITORY: Final = Path(__file__).parents[2]
 ANSIBLE: Final = REPOSITORY / "deploy/ansible"
 _RECAP: Final = re.compile(
     r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE
@@ -50,12 +50,20 @@ class Operator:
         lab: The boards.
         cloud: Which of them is the cloud host; the others are workers.
         settings: Variables for all hosts.
+        own: Further ones, by board.
     """
 
-    def __init__(self, lab: BoardLab, cloud: Board, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        lab: BoardLab,
+        cloud: Board,
+        settings: Mapping[str, Any],
+        own: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         self._lab = lab
         self._folder = lab.folder
         self.authority = lab.folder / "pki"
+        self.own = own
         self.settings: dict[str, Any] = {
             "ansible_user": OPERATOR,
             "ansible_ssh_private_key_file": str(lab.key),
@@ -69,7 +77,11 @@ class Operator:
         inventory = {
             "all": {"vars": self.settings},
             "cloud": {"hosts": {cloud.name: {"ansible_host": cloud.address}}},
-            "workers": {"hosts": {b.name: {"ansible_host": b.address} for b in boards}},
+            "workers": {
+                "hosts": {
+                    b.name: {"ansible_host": b.address, **own.get(b.name, {})} for b in boards
+                }
+            },
         }
         self._inventory = lab.folder / "hosts.json"
         self._inventory.write_text(json.dumps(inventory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from fleet_protocol import __version__
-from tests.deploy.playbooks import ANSIBLE, REPOSITORY
+from tests.deploy.playbooks import ANSIBLE
+from tests.deploy.warden import REPOSITORY
 
 _FILL: Final = ANSIBLE / "roles/wheelhouse/files/fill.sh"
 _PARTS: Final = (
@@ -38,18 +40,31 @@ class Target:
         """Return a board's."""
         return cls("edge", python, machine)
 
+    @property
+    def archive(self) -> str:
+        """The name of its archive of wheels."""
+        extras = self.extras.replace(",", "+")
+        return f"edgefleet-{__version__}-{extras}-{self.python}-{self.machine}.tar"
+
 
 def fill_wheelhouse(folder: Path, *targets: Target) -> None:
-    """Fill it as `wheelhouse.yml` does, from this checkout; needs the internet."""
+    """Fill it as `wheelhouse.yml` does, from this checkout; needs the internet.
+
+    Others may fill the same folder at the same time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     for target in targets:
         words = [str(folder), __version__, str(REPOSITORY), sys.executable]
-        done = subprocess.run(
-            [str(_FILL), *words, target.extras, target.python, target.machine],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with (folder / f"{target.archive}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = subprocess.run(
+                [str(_FILL), *words, target.extras, target.python, target.machine],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         assert done.returncode == 0, done.stderr
+        assert (folder / target.archive).exists()
 
 
 def add_release(folder: Path, scratch: Path, version: str, *, breaks: str = "") -> None:
@@ -68,17 +83,8 @@ def add_release(folder: Path, scratch: Path, version: str, *, breaks: str = "") 
     if breaks:
         with (source / "edge_worker/app.py").open("a") as code:
             code.write(f"\nraise RuntimeError({breaks!r})\n")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--wheel-dir",
-        str(scratch),
-    ]
-    subprocess.run([*pip, str(source)], check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
+    subprocess.run([*pip, str(scratch), str(source)], check=True, capture_output=True)
     wheel = scratch / f"edgefleet-{version}-py3-none-any.whl"
     for archive in folder.glob(f"edgefleet-{__version__}-*.tar"):
         fresh = folder / archive.name.replace(__version__, version, 1)
