@@ -34,7 +34,7 @@ _LATE = (
       fleet ask "What is the capital of France?"
       fleet ask --stream "How many legs does a spider have?"
       fleet ask --json --escalate never "Name three primary colors."
-      fleet ask --cache off "Name a color, once more."
+      fleet ask --cache off "How many legs does a spider have?"
       fleet ask --choices leak,motion,smoke "Classify: water under the sink."
       fleet ask --schema command.json "Turn on the kitchen light." | jq .device
       journalctl -n 1 | fleet ask --system "Answer ERROR or OK." -

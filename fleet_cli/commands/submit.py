@@ -36,7 +36,7 @@ _USUAL_S = 600.0
     \b
     Examples:
       fleet submit -f jobs.jsonl --wait --jsonl > results.jsonl
-      echo '{"id": "1", "prompt": "Name a color."}' | fleet submit -f - --wait
+      echo '{"id": "1", "prompt": "Is 85 above 80?"}' | fleet submit -f - --wait
       fleet submit -f events.jsonl --choices ok,fault --wait
       fleet submit -f reports.jsonl --defer offpeak
       fleet submit -f night.jsonl --not-before 8h --attempt-limit 2m --label site=north
