@@ -47,7 +47,7 @@ from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.systemd import ServiceNotifier
 from fleet_protocol.topics import Topics
 
-_CHECK_TIMEOUT_S: Final = 5.0
+_CHECK_TIMEOUT_S: Final = 3.0
 _KEEPALIVE_LEAST_S: Final = 5
 
 

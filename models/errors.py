@@ -136,7 +136,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         what = error.strerror or str(error)
         if error.errno in _FULL:
-            hint = "free about 500 MB there, or choose another disk with --out or EDGEFLEET_CACHE"
+            hint = "free about 500 MB there, or name a folder on another disk"
         else:
-            hint = "choose a folder you may write to with --out or EDGEFLEET_CACHE"
+            hint = "name a folder that you may write to"
+        hint += ": EDGEFLEET_CACHE, or the one of this command"
         raise CannotWriteError(f"cannot write {path}: {what}", hint=hint) from error

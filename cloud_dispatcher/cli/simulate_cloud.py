@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import os
 import signal
 import tomllib
 from pathlib import Path
@@ -61,7 +62,7 @@ def simulate_cloud(
         asyncio.run(_serve(settings, scenario.step, address=(host, port), as_json=as_json))
     except OSError as error:
         raise click.ClickException(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); try another --port"
+            f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); try another --port"
         ) from error
 
 
