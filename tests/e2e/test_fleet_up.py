@@ -245,6 +245,7 @@ def test_jobs_are_listed_and_shown_without_their_prompts(up: Up) -> None:
     assert shown["job"] == newest["job"]
     assert newest["job"] in up.ok("jobs", "show", newest["job"])
     assert newest["job"] in up.ok("jobs", "ls", "--status", "ok")
+    up.ok("ask", "another question")
     assert len(up.ok("jobs", "ls", "--jsonl", "--limit", "2").splitlines()) == 2
 
 
