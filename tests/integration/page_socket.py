@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from weakref import WeakKeyDictionary
 
 import mqtt5
 from websockets.exceptions import ConnectionClosed
@@ -12,23 +13,25 @@ from websockets.typing import Subprotocol
 from tests.integration.fleet import PATIENCE_S
 
 MQTT = Subprotocol("mqtt")
+UNREAD: WeakKeyDictionary[ClientConnection, bytearray] = WeakKeyDictionary()
+"""What came in one message with a packet that was waited for: more packets, or a part of one."""
 
 
 def receive(socket: ClientConnection, kind: type[mqtt5.Packet]) -> mqtt5.Packet:
     """Return the next packet of a kind."""
-    gathered = bytearray()
+    unread = UNREAD.setdefault(socket, bytearray())
     while True:
-        data = socket.recv(PATIENCE_S)
-        assert isinstance(data, bytes)
-        gathered += data
         while True:
             try:
-                packet, size = mqtt5.read(memoryview(bytes(gathered)))
+                packet, size = mqtt5.read(memoryview(bytes(unread)))
             except IndexError:
                 break
-            del gathered[:size]
+            del unread[:size]
             if isinstance(packet, kind):
                 return packet
+        data = socket.recv(PATIENCE_S)
+        assert isinstance(data, bytes)
+        unread += data
 
 
 def ended(socket: ClientConnection) -> int:
