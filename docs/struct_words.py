@@ -21,6 +21,10 @@ from msgspec.inspect import (
     type_info,
 )
 
+from fleet_protocol.messages.words import LAST_AT_MS, MEASURE_MAX, WHOLE_MAX
+
+_FAR = {WHOLE_MAX, LAST_AT_MS, MEASURE_MAX}
+"""Bounds that nobody meets in earnest: the page says them once."""
 _WORDS = {
     "AnyType": "anything",
     "BoolType": "true or false",
@@ -117,7 +121,7 @@ def _bounds(kind: Type) -> str:
     signs = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "under"}
     lengths = {"min_length": "of at least", "max_length": "of at most"}
     found = [(word, getattr(kind, sign, None)) for sign, word in signs.items()]
-    told = [f"{word} {bound:,}" for word, bound in found if bound is not None]
+    told = [f"{word} {bound:,}" for word, bound in found if bound not in {None, *_FAR}]
     for sign, word in lengths.items():
         bound = getattr(kind, sign, None)
         if bound is not None and bound > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, KeysView
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from cloud_dispatcher.core.ejection import EjectionSettings, Outliers, Standing
 from cloud_dispatcher.core.job import Job
@@ -26,6 +26,9 @@ from fleet_protocol.messages import (
     WorkerState,
     WorkerView,
 )
+
+_SLOWEST_TOK_S: Final = 0.001
+"""What is less was not measured: nothing can be told from it, nor compared with it."""
 
 
 class Worker:
@@ -275,7 +278,8 @@ class Fleet:
         benchmark = None if info is None else info.benchmark
         speed_tok_s = 0.0 if benchmark is None else benchmark.decode_tok_s
         model = info.models[0].name if info is not None and info.models else None
-        worker.pace.declare(model, 1_000 / speed_tok_s if speed_tok_s > 0.0 else None)
+        is_speed = speed_tok_s >= _SLOWEST_TOK_S
+        worker.pace.declare(model, 1_000 / speed_tok_s if is_speed else None)
         self._weigh(worker)
         self._note_abilities(worker, before)
         self._file(worker)

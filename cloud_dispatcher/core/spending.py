@@ -19,7 +19,7 @@ NO_TENANT: Final = "default"
 LOCAL_PREFIX: Final = "http-"
 """Before a tenant's name it is the device in whose name its requests over HTTP are jobs."""
 
-_Usd = Annotated[float, msgspec.Meta(ge=0)]
+_Usd = Annotated[float, msgspec.Meta(ge=0.0)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 

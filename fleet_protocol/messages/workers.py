@@ -17,6 +17,7 @@ from fleet_protocol.messages.jobs import (
     Usage,
 )
 from fleet_protocol.messages.words import (
+    WHOLE_MAX,
     Attempt,
     Code,
     Count,
@@ -76,7 +77,7 @@ class ModelInfo(Part, frozen=True, kw_only=True):
 
     name: Annotated[str, msgspec.Meta(max_length=128)]
     version: Annotated[str, msgspec.Meta(max_length=64)]
-    context_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    context_tokens: Annotated[int, msgspec.Meta(ge=1, le=WHOLE_MAX)]
     sha256: Annotated[str, msgspec.Meta(max_length=64)] = ""
     variant: Annotated[str, msgspec.Meta(max_length=32)] = ""
 

@@ -137,6 +137,16 @@ def test_who_claims_more_slots_than_the_protocol_knows_is_not_even_read() -> Non
         decode(topics.INFO, encode(msgspec.structs.replace(info, slots=257)))
 
 
+@pytest.mark.parametrize("tok_s", [5e-324, 1e-300, 1e15])
+def test_whatever_a_worker_says_of_its_speed_it_has_a_weight(desk: Desk, tok_s: float) -> None:
+    for said in (tok_s, tok_s, 80.0):
+        desk.worker("liar", tok_s=said)
+        desk.submit()
+        desk.done(1, "liar")
+    (liar,) = (worker for worker in desk.engine.workers() if worker.worker == "liar")
+    assert 0.0 < liar.weight <= 1.0
+
+
 def test_who_takes_jobs_and_never_answers_is_left_alone_and_loses_none() -> None:
     desk = Desk(EngineSettings(lease_ms=2_000))
     desk.worker("liar", slots=256)

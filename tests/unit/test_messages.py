@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from fleet_protocol import messages as m
-from fleet_protocol.topics import CATALOGUE
+from fleet_protocol.codec import decode
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.topics import CATALOGUE, DONE, STATE, Role
 
 
 def test_a_submission_asks_one_thing() -> None:
@@ -145,6 +147,55 @@ def test_every_message_says_a_version_and_bounds_its_texts() -> None:
     for name in ("text",):
         schema = msgspec.json.schema(m.JobResult)["$defs"]["JobResult"]["properties"][name]
         assert schema["maxLength"] == m.TEXT_MAX_CHARS
+
+
+def _unbounded(kind: msgspec.inspect.Type, place: str, seen: set[type]) -> list[str]:
+    """Name the numbers in a type that may be as large as somebody likes."""
+    match kind:
+        case msgspec.inspect.StructType(cls=cls, fields=fields) if cls not in seen:
+            seen.add(cls)
+            named = [(f.type, f"{cls.__name__}.{f.encode_name}") for f in fields if f.name != "v"]
+        case (
+            msgspec.inspect.IntType(le=None, lt=None) | msgspec.inspect.FloatType(le=None, lt=None)
+        ):
+            return [place]
+        case msgspec.inspect.UnionType(types=types):
+            named = [(one, place) for one in types]
+        case msgspec.inspect.VarTupleType(item_type=item):
+            named = [(item, place)]
+        case msgspec.inspect.DictType(value_type=value):
+            named = [(value, place)]
+        case _:
+            named = []
+    return [found for one, where in named for found in _unbounded(one, where, seen)]
+
+
+def test_no_number_that_somebody_says_to_the_dispatcher_is_without_bound() -> None:
+    seen = set[type]()
+    heard = [channel for channel in CATALOGUE if Role.DISPATCHER in channel.receivers]
+    found = [
+        place
+        for channel in heard
+        for place in _unbounded(msgspec.inspect.type_info(channel.message), "", seen)
+    ]
+    assert m.Usage in seen
+    # The dispatcher adds it to nothing and keeps it nowhere; a board may have a broken sensor.
+    assert [place for place in found if place != "WorkerState.temp_c"] == []
+
+
+def test_a_number_that_no_store_could_keep_is_refused_at_the_door() -> None:
+    said = b'{"attempt":1,"answer":{"text":"x","model":"m","usage":{"prompt_tokens":%d}}}'
+    decode(DONE, said % (2**53 - 1))
+    for tokens in (2**53, 2**64, 10**400):
+        with pytest.raises(ProtocolError, match="prompt_tokens"):
+            decode(DONE, said % tokens)
+
+
+def test_what_boards_measure_has_a_sum() -> None:
+    said = b'{"ts":1,"seq":1,"status":"idle","cpu_pct":1,"mem_pct":1,"inflight":1,"tok_s":%s}'
+    decode(STATE, said % b"9e14")
+    with pytest.raises(ProtocolError, match="tok_s"):
+        decode(STATE, said % b"1.7e308")
 
 
 @pytest.mark.parametrize("good", ["a", "A-Z_09", "x" * 36, "01J0000000000000000000000Z"])
