@@ -162,9 +162,10 @@ def read_request(pem: bytes, identity_id: str) -> PublicKey:
         request = x509.load_pem_x509_csr(pem)
         public = request.public_key()
         is_signed = request.is_signature_valid
+        # Read only when it is asked for, and then it may be anything.
+        names = [name.value for name in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
         raise _bad_request(f"it cannot be read: {error}") from error
-    names = [name.value for name in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [identity_id]:
         raise _bad_request(f"its common name is not {identity_id}")
     if not is_signed:

@@ -36,6 +36,9 @@ def make_folder(path: Path) -> None:
 def write_file(path: Path, data: bytes, *, mode: int = PRIVATE_MODE) -> None:
     """Write a file so that a reader sees the old one or the new one, also after a power cut.
 
+    On return it is the new one for good: what follows may rely on it, such as a token spent on a
+    certificate for the key in this file.
+
     Raises:
         ConfigError: It cannot be written.
     """
@@ -49,6 +52,7 @@ def write_file(path: Path, data: bytes, *, mode: int = PRIVATE_MODE) -> None:
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             fresh.replace(path)
+            _keep_names(path.parent)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
@@ -83,6 +87,15 @@ def read_secret(path: Path) -> str:
     if not lines or not lines[0].strip():
         raise ConfigError(f"{path} is empty", hint="put the secret on its first line")
     return lines[0].strip()
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the disk keep what was renamed in a folder: a flushed file may still lose its name."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ from fleet_pki.authority import (
     PkiFolder,
     found,
 )
+from fleet_pki.files import write_file
 from fleet_pki.registry import Secret
 from fleet_protocol.access import Identity
 from fleet_protocol.errors import ConfigError, FleetError, RejectedError
@@ -136,6 +139,22 @@ def test_what_is_secret_is_its_owners_alone(tmp_path: Path, folder: PkiFolder) -
     for path in set(files) - public:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+
+
+def test_a_file_and_then_its_name_are_on_the_disk_before_anything_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flushed = tmp_path / "worker.key", []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        is_named = path.exists() and path.read_bytes() == b"new"
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), is_named))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_file(path, b"new")
+    assert flushed == [(False, False), (True, True)]
 
 
 def test_an_id_is_given_once_and_anew_only_on_demand(authority: Authority) -> None:
@@ -295,6 +314,15 @@ def rsa_request() -> bytes:
     return request.public_bytes(serialization.Encoding.PEM)
 
 
+def unreadable_name(was: bytes, becomes: bytes) -> bytes:
+    """Return a request whose name stands there in a form that no reader takes."""
+    request = x509.load_pem_x509_csr(c.make_request("pi-1", c.new_key()))
+    raw = request.public_bytes(serialization.Encoding.DER).replace(was, becomes)
+    armour = "CERTIFICATE REQUEST"
+    body = base64.encodebytes(raw).decode()
+    return f"-----BEGIN {armour}-----\n{body}-----END {armour}-----\n".encode()
+
+
 @pytest.mark.parametrize(
     "request_pem",
     [
@@ -304,8 +332,11 @@ def rsa_request() -> bytes:
         rsa_request(),
         c.make_request("pi-2", c.new_key()),
         c.make_request("pi-1", c.new_key()).replace(b"A", b"B", 1),
+        unreadable_name(b"pi-1", b"\xff\xfe\xff\xff"),
+        unreadable_name(b"\x0c\x04pi-1", b"\x02\x04pi-1"),
+        unreadable_name(b"\x0c\x04pi-1", b"\x03\x04\x00i-1"),
     ],
-    ids=["empty", "text", "long", "rsa", "other id", "damaged"],
+    ids=["empty", "text", "long", "rsa", "other id", "damaged", "no text", "a number", "bits"],
 )
 def test_a_bad_request_is_refused_with_a_code(authority: Authority, request_pem: bytes) -> None:
     enrol(authority, "pi-1")
