@@ -80,6 +80,10 @@ _KINDS: Final[dict[str, type[Outcome]]] = {
 }
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_PRIMARY_CODE: Final = 0xFF
+"""SQLite says more of an error in the bits above."""
+
 _log = structlog.get_logger()
 _encoder = msgspec.json.Encoder()
 _Row = tuple[str, int, int, bytes, str | None, bytes | None]
@@ -95,6 +99,10 @@ class Sealer(Protocol):
     def open(self, data: bytes, about: bytes) -> bytes:
         """Return what was sealed, or what never was as it is; raises FleetError."""
         ...
+
+
+class _DamagedError(sqlite3.DatabaseError):
+    """A look at the whole file found damage."""
 
 
 class SqliteSpool:
@@ -128,11 +136,8 @@ class SqliteSpool:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._database = self._connect()
-            except sqlite3.OperationalError:
-                raise
             except sqlite3.DatabaseError as error:
-                self._put_aside(error)
-                self._database = self._connect()
+                self._begin_anew(error)
         except (sqlite3.Error, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -144,20 +149,20 @@ class SqliteSpool:
         answers: Iterable[CachedAnswer] = (),
         clear: bool = False,
     ) -> None:
-        """Save and delete in one transaction; an attempt in both is deleted."""
-        database = self._opened()
-        jobs, refs = list(keep), list(forget)
+        """Save and delete in one transaction; an attempt in both is deleted.
+
+        A file that turns out to be damaged is put aside: a new one takes what is promised from now
+        on. What only the old one had is lost, should this process end before it is settled.
+        """
+        jobs, refs, cached = list(keep), list(forget), list(answers)
+        self._opened()
         try:
-            if clear:
-                self._uncache_all(database)
             try:
-                self._write(database, jobs, refs, list(answers))
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._uncache_all(database):
-                    raise
-                _log.warning("cache.gave_way")
-                self._write(database, jobs, refs, [])
-        except sqlite3.Error as error:
+                self._save(jobs, refs, cached, clear=clear)
+            except sqlite3.DatabaseError as error:
+                self._begin_anew(error)
+                self._save(jobs, refs, cached, clear=clear)
+        except (sqlite3.Error, OSError) as error:
             raise self._unavailable(error) from error
 
     def load_answers(self) -> list[CachedAnswer]:
@@ -172,6 +177,26 @@ class SqliteSpool:
                 data = self._open(answer, _place("answer", key.hex()))
                 answers.append(msgspec.msgpack.decode(data, type=CachedAnswer))
         return answers
+
+    def _save(
+        self,
+        jobs: list[SpooledJob],
+        refs: list[tuple[JobKey, int]],
+        answers: list[CachedAnswer],
+        *,
+        clear: bool,
+    ) -> None:
+        """Write all of it; where the file is full, earlier answers make room."""
+        database = self._opened()
+        if clear:
+            self._uncache_all(database)
+        try:
+            self._write(database, jobs, refs, answers)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._uncache_all(database):
+                raise
+            _log.warning("cache.gave_way")
+            self._write(database, jobs, refs, [])
 
     def _write(
         self,
@@ -260,6 +285,7 @@ class SqliteSpool:
             database.enable_wal()
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute(f"PRAGMA max_page_count = {self._max_pages}")
+            _check(database)
             self._migrate(database)
         except BaseException:
             connection.close()
@@ -276,12 +302,19 @@ class SqliteSpool:
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def _put_aside(self, error: sqlite3.DatabaseError) -> None:
+    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
+        """Put a damaged file aside and begin a new one; raise any other error again."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & _PRIMARY_CODE
+        if not isinstance(error, _DamagedError) and code not in _DAMAGED:
+            raise error
+        self.close()
+        self._cached_bytes = None
         aside = self._path.with_name(f"{self._path.name}.damaged")
         self._path.replace(aside)
         for suffix in ("-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         _log.error("spool.damaged", error=str(error), moved_to=str(aside))
+        self._database = self._connect()
 
     def _opened(self) -> Database:
         if self._database is None:
@@ -344,6 +377,13 @@ class SqliteSpool:
         if self._sealer is None or not isinstance(data, bytes):
             return data
         return self._sealer.open(data, place)
+
+
+def _check(database: Database) -> None:
+    """Look at every page: damage that is met later would keep the worker from starting."""
+    (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise _DamagedError(found)
 
 
 def open_sealer(key_file: str | None) -> Sealer | None:

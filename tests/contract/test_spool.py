@@ -262,6 +262,47 @@ def test_a_damaged_file_is_put_aside_and_a_new_one_begun(tmp_path: Path) -> None
     assert path.with_name("spool.sqlite.damaged").read_bytes().startswith(b"this is no")
 
 
+def damaged_inside(path: Path) -> bytes:
+    """Damage all pages but the first of a spool that holds something, as a worn card does."""
+    pages = bytearray(path.read_bytes())
+    for start in range(4_096, len(pages), 4_096):
+        pages[start : start + 64] = b"\xff" * 64
+    path.write_bytes(pages)
+    return bytes(pages)
+
+
+def test_a_file_that_is_damaged_inside_is_put_aside_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    spool = SqliteSpool(path)
+    spool.open()
+    spool.commit(keep=[spooled(f"J{number}", chars=2_000) for number in range(9)], forget=[])
+    spool.close()
+    was = damaged_inside(path)
+    assert reopened(spool) == []
+    spool.commit(keep=[spooled("K")], forget=[])
+    assert reopened(spool) == [spooled("K")]
+    spool.close()
+    assert path.with_name("spool.sqlite.damaged").read_bytes() == was
+
+
+def test_a_file_that_turns_out_damaged_is_put_aside_and_takes_what_is_promised(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "spool.sqlite"
+    spool = SqliteSpool(path)
+    spool.open()
+    # More than SQLite remembers of it.
+    jobs = [spooled(f"J{number:02}", chars=100_000) for number in range(40)]
+    spool.commit(keep=jobs, forget=[])
+    assert reopened(spool) == jobs
+    damaged_inside(path)
+    ended = [with_outcome(job, OUTCOMES[0]) for job in jobs]
+    spool.commit(keep=ended, forget=[])
+    assert reopened(spool) == ended
+    spool.close()
+    assert path.with_name("spool.sqlite.damaged").exists()
+
+
 def test_a_row_that_cannot_be_read_costs_that_row_only(tmp_path: Path) -> None:
     path = tmp_path / "spool.sqlite"
     spool = SqliteSpool(path)
