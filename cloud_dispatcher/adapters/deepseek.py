@@ -24,12 +24,13 @@ from cloud_dispatcher.adapters.price_table import PriceTable, load_prices
 from cloud_dispatcher.adapters.providers import ProviderSettings
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import Completion, CompletionPart, ProviderError
-from fleet_protocol.messages import ChatMessage, ChatRole, Usage
+from fleet_protocol.messages import TEXT_MAX_CHARS, WHOLE_MAX, ChatMessage, ChatRole, Usage
 
 log = structlog.get_logger()
 
 _SAID_MAX_CHARS = 160
 _QUOTE_CHARS = 12  # as many equal characters in a row are a quotation
+_MODEL_MAX_CHARS = 128  # as results have it
 
 
 def _wall_clock_ms() -> int:
@@ -287,7 +288,9 @@ class _Answer:
         if not self.text and not (self._held + content).strip():
             self._held += content
             return ""
-        piece, self._held = self._held + content, ""
+        # Whoever talks on and on, whatever `max_tokens` said, makes no result that nobody can read.
+        piece = (self._held + content)[: TEXT_MAX_CHARS - len(self.text)]
+        self._held = ""
         self.text += piece
         return piece
 
@@ -334,7 +337,7 @@ def _as_param(message: ChatMessage) -> ChatCompletionMessageParam:
 def _model_name(said: str) -> str:
     """Return the model's name. llama-server says the file's whole path: its folders are private."""
     path = PureWindowsPath(said)  # of both kinds: it knows "/" as well
-    return path.name if path.root else said
+    return (path.name if path.root else said)[:_MODEL_MAX_CHARS]
 
 
 def _usage(usage: CompletionUsage) -> Usage:
@@ -343,7 +346,12 @@ def _usage(usage: CompletionUsage) -> Usage:
     details = usage.prompt_tokens_details
     cached = extra.get("prompt_cache_hit_tokens", details and details.cached_tokens)
     return Usage(
-        prompt_tokens=max(0, usage.prompt_tokens),
-        completion_tokens=max(0, usage.completion_tokens),
-        cached_tokens=max(0, cached) if isinstance(cached, int) else 0,
+        prompt_tokens=_count(usage.prompt_tokens),
+        completion_tokens=_count(usage.completion_tokens),
+        cached_tokens=_count(cached),
     )
+
+
+def _count(said: object) -> int:
+    """The SDK checks nothing: where a number should be there may be anything."""
+    return min(max(said, 0), WHOLE_MAX) if isinstance(said, int) else 0

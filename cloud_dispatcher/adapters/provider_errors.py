@@ -7,9 +7,12 @@ named, 0 where it named none. `elsewhere` says whether another provider may answ
 from __future__ import annotations
 
 import email.utils
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cloud_dispatcher.ports import ProviderError
+
+_WAIT_MOST_MS: Final = 3_600_000
+"""Whoever says a longer one may have meant milliseconds: to ask once an hour harms nobody."""
 
 
 class _Row(NamedTuple):
@@ -121,14 +124,14 @@ def read_retry_after(header: str | None, *, now_ms: int) -> int | None:
     if not header:
         return None
     try:
-        return max(0, int(float(header) * 1_000))
+        span_ms = int(float(header) * 1_000)
     except (ValueError, OverflowError):
-        pass
-    try:
-        moment = email.utils.parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0, int(moment.timestamp() * 1_000) - now_ms)
+        try:
+            moment = email.utils.parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        span_ms = int(moment.timestamp() * 1_000) - now_ms
+    return min(max(span_ms, 0), _WAIT_MOST_MS)
 
 
 def _make(row: _Row, *, detail: str = "", wait: int | None = None) -> ProviderError:

@@ -321,6 +321,14 @@ async def a_model_file() -> None:
         assert models == ["qwen3-8b.gguf", "qwen3-8b.gguf", "qwen/qwen3-8b"]
 
 
+async def a_long_name() -> None:
+    async with stage() as on:
+        on.first.script(Step(model="m" * 300))
+        whole = (await on.ask()).whole
+        assert whole is not None
+        assert len(whole.model) == 128
+
+
 async def a_refused_key() -> None:
     async with stage(backup=True) as on:
         on.first.script(fallback=Step(status=401))

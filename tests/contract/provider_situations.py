@@ -164,6 +164,11 @@ SITUATIONS = (
         plays.a_model_file,
     ),
     Situation(
+        "A model's name that is longer than a result may have",
+        "It is cut.",
+        plays.a_long_name,
+    ),
+    Situation(
         "401 or 403",
         "The breaker opens at once; the backup answers.",
         plays.a_refused_key,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from openai.types.chat import ChatCompletionChunk
+from openai.types.completion_usage import CompletionUsage
 
 from cloud_dispatcher.adapters import provider_errors
+from cloud_dispatcher.adapters.deepseek import _Answer, _usage
 from cloud_dispatcher.adapters.providers import (
     BackoffSettings,
     NoProvider,
@@ -18,7 +22,7 @@ from cloud_dispatcher.adapters.shared_calls import SharedCalls
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import ProviderError
 from fleet_protocol.errors import ConfigError
-from fleet_protocol.messages import Generation, JobKey
+from fleet_protocol.messages import TEXT_MAX_CHARS, WHOLE_MAX, Generation, JobKey, Usage
 
 REQUEST = CompletionRequest(
     job=JobKey("01J"), attempt=1, messages=(), generation=Generation(), timeout_ms=1_000
@@ -137,6 +141,9 @@ def test_the_backoff_doubles_up_to_its_cap_with_full_jitter() -> None:
         ("-3", 0),
         ("nan", None),
         ("inf", None),
+        ("60000", 3_600_000),
+        ("1e300", 3_600_000),
+        ("Fri, 31 Dec 9999 00:00:00 GMT", 3_600_000),
         ("Thu, 01 Jan 1970 00:00:09 GMT", 8_000),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
     ],
@@ -145,3 +152,27 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(
     header: str | None, span_ms: int | None
 ) -> None:
     assert provider_errors.read_retry_after(header, now_ms=1_000) == span_ms
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"), [(7, 7), (-1, 0), (None, 0), ("7", 0), (10**30, WHOLE_MAX)]
+)
+def test_a_bill_that_makes_no_sense_costs_no_answer(said: Any, counted: int) -> None:
+    bill = CompletionUsage.construct(prompt_tokens=said, completion_tokens=said, total_tokens=0)
+    assert _usage(bill) == Usage(prompt_tokens=counted, completion_tokens=counted)
+
+
+def test_whoever_talks_on_and_on_makes_no_result_that_nobody_can_read() -> None:
+    chunk = ChatCompletionChunk.model_validate(
+        {
+            "id": "1",
+            "created": 1,
+            "model": "m",
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": {"content": "word " * 60_000}}],
+        }
+    )
+    answer = _Answer(model="m")
+    shown = "".join(answer.take(chunk) for _ in range(5))
+    assert answer.text == shown
+    assert len(shown) == TEXT_MAX_CHARS
