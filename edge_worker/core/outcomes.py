@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from edge_worker.core.attempt import HeldJob, Outcome
+from edge_worker.core.attempt import HeldJob, Outcome, SpooledJob
 from edge_worker.core.difficulty import DifficultyModel
 from edge_worker.core.generation import Broke, Finished, Trust
 from fleet_protocol import messages as m
@@ -212,6 +212,13 @@ def _after_unsupported_form(
         detail=broke.message[:_NOTE_CHARS],
         prompt_tokens=held.prompt_tokens,
     )
+
+
+def if_it_dies(held: HeldJob) -> SpooledJob:
+    """Return what is on the disk of a second try: its end, should nobody be there to write one."""
+    text = "this worker ended twice while it had it"
+    lost = failure(held, code="worker_died", message=text, retryable=True)
+    return msgspec.structs.replace(held.spooled, outcome=lost)
 
 
 def failure(held: HeldJob, *, code: str, message: str, retryable: bool) -> m.JobFailed:

@@ -124,9 +124,9 @@ class Session:
     ) -> list[c.AnyCommand]:
         """Take over what an earlier run of this worker had on its disk; before any event.
 
-        Attempts without an outcome are generated again. Whether they still matter is for the
-        dispatcher to say: it reads of them in `held`. Spans until a deadline begin anew, for nobody
-        here knows how long we were away: a board's clock may say anything after a start.
+        Attempts without an outcome are generated again, once: what takes this run down, too, would
+        for ever. Whether they still matter the dispatcher says: it reads of them in `held`. Spans
+        until a deadline begin anew: a board's clock may say anything after a start.
         """
         self._teller.out = []
         self._answers.recover(answers)
@@ -139,6 +139,7 @@ class Session:
                 held.phase = Phase.FINISHED
                 held.repeat_at_ms = now_ms + REPEAT_MS
             else:
+                self._teller.out.append(c.KeepJob(outcomes.if_it_dies(held)))
                 self._encode(held)
         return self._teller.out
 

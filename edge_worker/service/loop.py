@@ -163,6 +163,7 @@ class WorkerService:
             spooled = await loop.run_in_executor(self._executor, parts.spool.load)
             answers = await loop.run_in_executor(self._executor, parts.spool.load_answers)
             self._carry_out(self._session.recover(spooled, parts.now_ms(), answers=answers))
+            await self._save_and_tell()  # Before the engine has a chance to take us down.
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 tasks = self._start(group)

@@ -43,6 +43,8 @@ class WatchedLab(SessionLab):
         closed: Attempts that the dispatcher cancelled or settled, as far as this boot was told.
         may_forget: Attempts that may leave the disk.
         outcomes: The outcome each attempt on the disk got, once it has one.
+        second_tries: Attempts that an earlier boot did not survive. Their end is on the disk already,
+            and counts once another boot finds it there.
         dead: Generations that were stopped; what they said before that may still be under way.
     """
 
@@ -50,8 +52,17 @@ class WatchedLab(SessionLab):
         self.closed: set[Ref] = set()
         self.may_forget: set[Ref] = set()
         self.outcomes: dict[Ref, Outcome] = {}
+        self.second_tries: set[Ref] = set()
         self.dead: list[str] = []
         super().__init__(linked=False)
+
+    def boot(self) -> None:
+        for ref in self.second_tries:
+            ended = self.disk[ref].outcome
+            assert ended is not None
+            self.outcomes[ref] = ended
+        self.second_tries.clear()
+        super().boot()
 
     def carry_out(self, command: c.AnyCommand) -> None:
         match command:
@@ -62,6 +73,7 @@ class WatchedLab(SessionLab):
                 newer = any(kept[0] == key and kept[1] > attempt for kept in self.disk)
                 assert ref in self.may_forget or newer, f"{ref} was forgotten too soon"
                 self.outcomes.pop(ref, None)
+                self.second_tries.discard(ref)
             case c.StartGeneration(request=request):
                 running = {ref_of(name) for name in self.engine}
                 assert ref_of(request.id) not in running, "one attempt is generated twice at once"
@@ -75,6 +87,11 @@ class WatchedLab(SessionLab):
         super().carry_out(command)
 
     def _check_kept(self, ref: Ref, outcome: Outcome | None) -> None:
+        if isinstance(outcome, m.JobFailed) and outcome.code == "worker_died":
+            assert ref not in self.outcomes
+            self.second_tries.add(ref)
+            return
+        self.second_tries.discard(ref)
         first = self.outcomes.get(ref)
         assert first is None or first == outcome, f"{ref} ended twice"
         if outcome is not None:
@@ -195,7 +212,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_engine_works_for_what_is_held(self) -> None:
-        open_refs = {ref for ref, job in self.lab.disk.items() if job.outcome is None}
+        unended = {ref for ref, job in self.lab.disk.items() if job.outcome is None}
+        open_refs = unended | self.lab.second_tries
         at_work = [ref_of(name) for name in (*self.lab.engine, *self.lab.encoding)]
         assert sorted(at_work) == sorted(open_refs), "an open attempt is at work exactly once"
 

@@ -250,6 +250,21 @@ def test_after_kill_9_an_attempt_without_outcome_is_generated_again_and_reported
     assert len(lab.told(t.DONE, "J2")) == 1
 
 
+def test_an_attempt_that_two_boots_did_not_survive_is_handed_back() -> None:
+    lab = SessionLab()
+    lab.start()
+    lab.boot()
+    lab.link()
+    lab.encode_all()
+    assert len(lab.engine) == 1
+    assert lab.told(t.FAILED, "J1") == []
+    lab.boot()
+    assert (lab.encoding, lab.engine) == ({}, {})
+    lab.link()
+    failed = lab.told(t.FAILED, "J1")[-1]
+    assert (failed.code, failed.retryable) == ("worker_died", True)
+
+
 @pytest.mark.parametrize("jump_ms", [-56 * 365 * 86_400_000, -3_600_000, 3_600_000])
 def test_over_a_restart_whatever_the_clock_says_an_attempt_has_its_span_anew(jump_ms: int) -> None:
     lab = SessionLab()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from edge_worker.ports import (
     GenerationRequest,
     Grew,
     InferenceEngine,
+    SpooledJob,
     StrangerError,
 )
 from edge_worker.service import (
@@ -300,6 +301,24 @@ async def test_a_restarted_worker_tells_what_its_spool_still_holds(lab: Lab) -> 
             held = await dispatcher.hear(t.HELD)
             assert held.finished == (m.AttemptRef(job="J1", attempt=1),)
             assert await dispatcher.hear(t.DONE, "J1") == first
+
+
+async def test_a_second_try_is_on_the_disk_before_the_engine_begins(lab: Lab) -> None:
+    class Deadly(EchoEngine):
+        kept: tuple[object, ...] = ()
+
+        def encode(self, messages: Sequence[m.ChatMessage]) -> tuple[int, ...]:
+            self.kept = tuple(job.outcome for job in lab.spool.load())
+            return super().encode(messages)
+
+    turns = (m.ChatMessage(role=m.ChatRole.USER, content="hello"),)
+    job = m.Assignment(job="J1", attempt=1, lease_ms=9_000, messages=turns)
+    lab.spool.open()
+    lab.spool.commit(keep=[SpooledJob(assignment=job, received_at_ms=1)], forget=[])
+    engine = Deadly(slots=2)
+    async with lab.dispatcher() as dispatcher, lab.worker(engine):
+        await dispatcher.hear(t.DONE, "J1")
+    assert [outcome.code for outcome in engine.kept] == ["worker_died"]
 
 
 async def test_an_answer_made_while_the_link_was_down_arrives_when_it_is_back(lab: Lab) -> None:
