@@ -43,8 +43,8 @@ class WatchedLab(SessionLab):
         closed: Attempts that the dispatcher cancelled or settled, as far as this boot was told.
         may_forget: Attempts that may leave the disk.
         outcomes: The outcome each attempt on the disk got, once it has one.
-        second_tries: Attempts that an earlier boot did not survive. Their end is on the disk already,
-            and counts once another boot finds it there.
+        second_tries: Attempts that an earlier boot did not survive. Their end is on the disk
+            already, and counts once another boot finds it there.
         dead: Generations that were stopped; what they said before that may still be under way.
     """
 
