@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class AlertFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Its own: turns wait for it, and the loop's threads may all be waiting for a name server.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="alerts")
 
     def load(self) -> tuple[Alert, ...]:
         """Return what an earlier run kept."""
@@ -48,7 +51,8 @@ class AlertFile:
             StoreUnavailableError: They are not; what was there before still is.
         """
         try:
-            await asyncio.to_thread(self._write, msgspec.json.encode(views))
+            body = msgspec.json.encode(views)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._write, body)
         except OSError as error:
             raise StoreUnavailableError(
                 f"the alerts cannot be written to {self._path}: {error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -28,6 +29,8 @@ class FileLibrary:
     def __init__(self, path: Path | None) -> None:
         self.trouble: LibraryFileError | None = None
         self._path = path
+        # Its own: turns wait for it, and the loop's threads may all be waiting for a name server.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="library")
         self._library = _NOTHING
         self._seen: tuple[int, int] | None = None
 
@@ -65,13 +68,14 @@ class FileLibrary:
         """
         if self._path is None:
             return False
-        stamp = await asyncio.to_thread(_stamp, self._path)
+        loop = asyncio.get_running_loop()
+        stamp = await loop.run_in_executor(self._thread, _stamp, self._path)
         if stamp == self._seen:
             return False
         self._seen = stamp
         try:
             # Making a large one ready takes a while, in which jobs go on.
-            self._library = await asyncio.to_thread(read_library, self._path)
+            self._library = await loop.run_in_executor(self._thread, read_library, self._path)
         except LibraryFileError as error:
             self.trouble = error
             _log.error("library.bad", error=str(error), hint=error.hint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Final
 
@@ -33,6 +34,8 @@ _IN_HELP: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 def metrics_routes(inside: Inside, gate: Gatekeeper, *, by_worker: bool) -> list[Route]:
     """Return `/metrics`; `by_worker`: each worker is told of by itself, too."""
+    # Its own: the loop's threads may all be waiting for a name server, and just then people look.
+    packing = ThreadPoolExecutor(1, thread_name_prefix="metrics")
 
     async def metrics(request: Request) -> Response:
         gate.admit(request, Action.WATCH)
@@ -44,7 +47,8 @@ def metrics_routes(inside: Inside, gate: Gatekeeper, *, by_worker: bool) -> list
         headers = {"content-type": _CONTENT_TYPE, "vary": "accept-encoding"}
         if len(body) >= _WORTH_PACKING_BYTES and _takes_gzip(request):
             headers["content-encoding"] = "gzip"
-            body = await asyncio.to_thread(gzip.compress, body, 1)
+            loop = asyncio.get_running_loop()
+            body = await loop.run_in_executor(packing, gzip.compress, body, 1)
         return Response(body, headers=headers)
 
     return [Route("/metrics", metrics)]
