@@ -83,6 +83,10 @@ class Identity(Protocol):
         """Return a request for the next one, as PEM."""
         ...
 
+    def check(self, chain: str) -> Validity:
+        """Return from when to when a new certificate would hold; it must be for our key."""
+        ...
+
     def replace(self, chain: str) -> Validity:
         """Put a new certificate in place of the one there is, in one step."""
         ...

@@ -208,7 +208,7 @@ class Authority:
         """Return new certificates for a worker that the broker knows, as PEM, the leaf first.
 
         A request with a key that has a certificate with more than half its life left gets that
-        one: its answer was lost.
+        one: its answer was lost. Not one from the future, made while our clock was ahead.
 
         Raises:
             RejectedError: `revoked`, `unknown_identity`, `bad_request`.
@@ -223,7 +223,7 @@ class Authority:
                 )
             public = c.read_request(request, identity_id)
             issued = self._registry.certificate_of(identity_id, c.key_digest(public))
-            if issued is not None:
+            if issued is not None and issued.issued_at_ms <= now_ms:
                 life_ms = issued.expires_at_ms - issued.issued_at_ms
                 if issued.expires_at_ms - now_ms > life_ms / 2:
                     return issued.chain

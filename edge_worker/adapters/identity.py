@@ -56,19 +56,25 @@ class IdentityFiles:
             raise IdentityError(str(error), code=error.code, hint=_HINT) from error
         return c.make_request(self._worker, key).decode()
 
-    def replace(self, chain: str) -> Validity:
-        """Put a new certificate in the place of the one there is."""
+    def check(self, chain: str) -> Validity:
+        """Return from when to when a new certificate would hold; it must be for our key."""
         try:
             certificate = c.read_certificate(chain.encode())
             key = c.read_key(read_file(self._key, hint=_HINT))
-            if c.public_digest(certificate) != c.key_digest(key.public_key()):
-                raise IdentityError(
-                    "the new certificate is for another key", code="bad_certificate"
-                )
+        except FleetError as error:
+            raise IdentityError(str(error), code=error.code, hint=_HINT) from error
+        if c.public_digest(certificate) != c.key_digest(key.public_key()):
+            raise IdentityError("the new certificate is for another key", code="bad_certificate")
+        return _validity(chain.encode())
+
+    def replace(self, chain: str) -> Validity:
+        """Put a new certificate in the place of the one there is."""
+        validity = self.check(chain)
+        try:
             write_file(self._certificate, chain.encode())
         except FleetError as error:
             raise IdentityError(str(error), code=error.code, hint=_HINT) from error
-        return _validity(chain.encode())
+        return validity
 
 
 def _validity(pem: bytes) -> Validity:

@@ -90,8 +90,20 @@ class Renewal:
         self._tries += 1
         self._asked_at_ms = now_ms
 
+    def may_take(self, validity: Validity, now_ms: int) -> bool:
+        """Tell whether a certificate may take the present one's place.
+
+        One that does not hold takes the place of none that does: an authority whose clock is ahead
+        would lock us out until it has come true.
+        """
+        return _holds(validity, now_ms) or not _holds(self.validity, now_ms)
+
     def renewed(self, validity: Validity) -> None:
         """Take note of the new certificate; the same one again is no reason to hurry."""
         if validity != self.validity:
             self._tries, self._asked_at_ms = 0, None
         self.validity = validity
+
+
+def _holds(validity: Validity, now_ms: int) -> bool:
+    return validity.begin_at_ms <= now_ms < validity.end_at_ms

@@ -78,6 +78,9 @@ class CertificateKeeper:
             _log.error("certificate.refused", code=reply.code, why=reply.message)
             return
         try:
+            if not self._renewal.may_take(self._identity.check(reply.chain), self._wall_ms()):
+                _log.error("certificate.not_now", hint="check the authority's clock, and ours")
+                return
             validity = self._identity.replace(reply.chain)
         except IdentityError as error:
             _log.error("certificate.unusable", code=error.code, error=str(error))

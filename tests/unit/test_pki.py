@@ -249,6 +249,16 @@ def test_a_worker_renews_with_a_new_key(authority: Authority) -> None:
     assert serials(authority) == set()
 
 
+def test_what_was_made_while_the_clock_was_ahead_is_not_given_again(authority: Authority) -> None:
+    enrol(authority, "pi-1")
+    request = c.make_request("pi-1", c.new_key())
+    ahead = authority.renew("pi-1", request, now_ms=NOW_MS + 720 * HOUR_MS)
+    for _ in range(2):
+        again = authority.renew("pi-1", request, now_ms=NOW_MS)
+        assert again != ahead
+        assert leaf(again).not_valid_before_utc < leaf(ahead).not_valid_before_utc
+
+
 def test_renewals_do_not_fill_the_registry(authority: Authority, folder: PkiFolder) -> None:
     enrol(authority, "pi-1")
     for day in range(0, 40, 2):

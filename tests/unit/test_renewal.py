@@ -121,10 +121,11 @@ class Board:
     def look(self, *, is_connected: bool = True) -> None:
         self.keeper.look_after(self.sent.append, is_connected=is_connected)
 
-    def answer(self) -> CertificateReply:
-        request = self.sent[-1]
+    def answer(self, *, ahead_ms: int = 0) -> CertificateReply:
+        """Return what an authority answers whose clock is ahead of ours by so much."""
+        request, now_ms = self.sent[-1], self.now_ms + ahead_ms
         with Authority(self.pki) as authority:
-            chain = authority.renew("pi-1", request.csr.encode(), now_ms=self.now_ms)
+            chain = authority.renew("pi-1", request.csr.encode(), now_ms=now_ms)
         return CertificateReply(req=request.req, ok=True, chain=chain.decode())
 
 
@@ -177,6 +178,25 @@ def test_an_answer_to_somebody_else_or_for_another_key_is_not_taken(board: Board
         chain = authority.renew("pi-1", other, now_ms=board.now_ms).decode()
     board.keeper.heard(CertificateReply(req=good.req, ok=True, chain=chain))
     assert board.cert.read_bytes() == before
+
+
+def test_what_does_not_hold_yet_takes_the_place_of_nothing_that_does(board: Board) -> None:
+    before = board.cert.read_bytes()
+    board.now_ms = NOW_MS + 60 * HOUR_MS
+    board.look()
+    board.keeper.heard(board.answer(ahead_ms=2 * HOUR_MS))
+    assert board.cert.read_bytes() == before
+    board.now_ms += MOST_MS
+    board.look()
+    board.keeper.heard(board.answer(ahead_ms=HOUR_MS // 2))
+    assert board.files.validity().end_at_ms > board.now_ms + 72 * HOUR_MS
+
+
+def test_a_board_whose_own_does_not_hold_takes_what_it_is_given(board: Board) -> None:
+    board.now_ms = NOW_MS + 80 * HOUR_MS
+    board.look()
+    board.keeper.heard(board.answer(ahead_ms=2 * HOUR_MS))
+    assert board.files.validity().begin_at_ms == board.now_ms + HOUR_MS
 
 
 @pytest.mark.parametrize("chain", ["", "no PEM"])
