@@ -1,8 +1,9 @@
 """When the worker measures its line and itself while it runs.
 
-The line: once the dispatcher is there, and again every hour. Its own speed: only if the last
-measurement is doubtful (the machine was busy) or old, and only in an idle moment, for the engine
-answers nobody meanwhile.
+The line: once the dispatcher is there, and again every hour; where no echo comes in time, sooner,
+but ever more rarely: a line that is too slow for a probe has better things to carry. Its own speed:
+only if the last measurement is doubtful (the machine was busy) or old, and only in an idle moment,
+for the engine answers nobody meanwhile.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Measuring:
     def __init__(self, *, speed_due_at_ms: int | None) -> None:
         """`speed_due_at_ms`: from when on the speed is worth measuring; None: never."""
         self._bandwidth_at_ms: int | None = None
+        self._bandwidth_failures = 0
         self._speed_at_ms = speed_due_at_ms
         self._idle_since_ms: int | None = None
 
@@ -38,7 +40,10 @@ class Measuring:
 
     def end_bandwidth(self, now_ms: int, *, is_known: bool) -> None:
         """Take note of the outcome."""
-        wait_ms = BANDWIDTH_EVERY_MS if is_known else BANDWIDTH_RETRY_MS
+        self._bandwidth_failures = 0 if is_known else self._bandwidth_failures + 1
+        wait_ms = BANDWIDTH_EVERY_MS
+        if not is_known:
+            wait_ms = min(BANDWIDTH_RETRY_MS << min(self._bandwidth_failures - 1, 6), wait_ms)
         self._bandwidth_at_ms = now_ms + wait_ms
 
     def bandwidth_is_due(self, now_ms: int) -> bool:

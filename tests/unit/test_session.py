@@ -551,6 +551,22 @@ def test_bandwidth_that_could_not_be_measured_is_tried_again_soon() -> None:
     assert lab.measured == 2
 
 
+def test_a_line_too_slow_for_a_probe_is_burdened_ever_more_rarely() -> None:
+    lab = SessionLab()
+    for _ in range(4 * 60):
+        before = lab.measured
+        lab.pass_time(60_000, step_ms=10_000)
+        if lab.measured > before:
+            lab.do(e.BandwidthMeasured(None))
+    assert 8 <= lab.measured <= 10
+    lab.do(e.BandwidthMeasured(9.0))
+    lab.pass_time(3_600_000, step_ms=10_000)
+    lab.do(e.BandwidthMeasured(None))
+    before = lab.measured
+    lab.pass_time(60_000, step_ms=10_000)
+    assert lab.measured == before + 1
+
+
 def test_a_reload_says_everything_again_and_measures() -> None:
     lab = SessionLab()
     lab.sent.clear()
