@@ -93,15 +93,19 @@ class Turn:
         self.deliveries.clear()
 
     def take_unpromising(self) -> list[Send]:
-        """Take out what may be said although nothing can be saved; what ages badly is dropped."""
+        """Take out what may be said although nothing can be saved; what ages badly is dropped.
+
+        Of what waits and was said again meanwhile the last word counts: a disk may be full for
+        weeks.
+        """
         now = [send for send in self.sends if send.channel.name in UNPROMISING]
-        self.sends = [
-            send
-            for send in self.sends
-            if send.channel.name not in UNPROMISING
-            and send.channel.qos
-            and send.channel is not PROGRESS
-        ]
+        waiting: dict[tuple[str, ...], Send] = {}
+        for send in self.sends:
+            channel, name = send.channel, (send.channel.name, *send.ids)
+            if channel.name not in UNPROMISING and channel.qos and channel is not PROGRESS:
+                waiting.pop(name, None)
+                waiting[name] = send
+        self.sends = list(waiting.values())
         return now
 
 

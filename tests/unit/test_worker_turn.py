@@ -60,3 +60,16 @@ def test_long_answers_never_make_a_message_too_large(letter: str) -> None:
     text = letter * (JOINT_CHARS // 2)
     messages = told(answer("J1", text=text), answer("J2", text=text), answer("J3", text=text))
     assert [len(jobs(message)) for message in messages] == [2, 1]
+
+
+def test_what_is_said_again_while_nothing_can_be_saved_waits_once_in_its_last_place() -> None:
+    turn = Turn()
+    held = Send(t.HELD, ("w1",), m.HeldJobs(boot="b1"))
+    lost = Send(t.FAILED, ("w1", "J1"), m.JobFailed(attempt=1, code="busy"))
+    for _ in range(3):
+        for send in (held, lost, answer("J2")):
+            turn.add_send(send)
+        turn.take_unpromising()
+    turn.add_send(held)
+    turn.take_unpromising()
+    assert turn.sends == [lost, answer("J2"), held]
