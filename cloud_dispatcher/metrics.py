@@ -3,7 +3,8 @@
 Counters run from the start of the dispatcher. What the objectives hang on exists from then on: a
 rate over a series that begins with its first job would not see that job. The rest exists from the
 first time it is counted, so that no label has to be known beforehand. Labels are words of the
-protocol, never ids. How things stand now is in `gauges`.
+protocol, never ids; boards name some of them, so beyond a hundred of a metric there is only
+`other`. How things stand now is in `gauges`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cloud_dispatcher.core.events import (
     JobSubmitted,
 )
 from cloud_dispatcher.core.job import Job
-from cloud_dispatcher.observers import FIRST_CALLS, just_finished
+from cloud_dispatcher.observers import FIRST_CALLS, OTHER, WORDS_MOST, just_finished
 from fleet_protocol import messages as m
 from fleet_protocol import topics
 
@@ -196,4 +197,8 @@ class FleetCounts:
                 self._spans["edgefleet_queue_seconds"][()].add(spans.queued)
 
     def _add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        self._counts[name][tuple((key, str(word)) for key, word in labels.items())] += amount
+        counts = self._counts[name]
+        series = tuple((key, str(word)) for key, word in labels.items())
+        if series not in counts and len(counts) >= WORDS_MOST:
+            series = tuple((key, OTHER) for key in labels)
+        counts[series] += amount

@@ -27,6 +27,9 @@ from fleet_protocol.log import log_often
 
 FIRST_CALLS: Final = frozenset({JobSubmitted, EscalationReceived, AdminAsked})
 """Events that send a job to the cloud lane; later calls for it are repetitions."""
+WORDS_MOST: Final = 100
+"""Different words that are counted apart: boards make up codes, and each would be kept for ever."""
+OTHER: Final = "other"
 _TELLING: Final = frozenset({ResultConfirmed, ResultRefused})
 """Events about a result that was there before."""
 _LATENCIES_MAX: Final = 4_096
@@ -163,7 +166,9 @@ class FleetFigures:
         if result.status is m.JobStatus.OK and result.answered_by is not None:
             self._answered_by[result.answered_by] += 1
         if result.degraded:
-            self._degraded[result.code or "unknown"] += 1
+            code = result.code or "unknown"
+            is_apart = code in self._degraded or len(self._degraded) < WORDS_MOST
+            self._degraded[code if is_apart else OTHER] += 1
         if result.offline is not None:
             self._offline[result.offline.kind] += 1
         self._latencies.append((now_ms, now_ms - job.received_at_ms))

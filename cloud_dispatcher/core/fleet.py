@@ -181,6 +181,7 @@ class Fleet:
         self._free = LabelledPools(policy.pool)
         self._turns = 0
         self._contexts: dict[str | None, dict[str | None, int]] | None = None
+        self._labels: frozenset[str] | None = None
         self._builds: frozenset[str] | None = None
 
     @property
@@ -198,6 +199,8 @@ class Fleet:
 
     def contexts_of(self, label: str | None) -> dict[str | None, int]:
         """Return the same of the workers with a label alone; None: of all."""
+        if label is not None and label not in self.labels:
+            return {}  # Of labels that devices made up nothing is kept.
         if self._contexts is None:
             self._contexts = {}
         contexts = self._contexts.get(label)
@@ -209,9 +212,12 @@ class Fleet:
         return contexts
 
     @property
-    def labels(self) -> list[str]:
+    def labels(self) -> frozenset[str]:
         """All labels of all workers, away or not."""
-        return sorted(set[str]().union(*(worker.labels for worker in self._workers.values())))
+        if self._labels is None:
+            labels = (worker.labels for worker in self._workers.values())
+            self._labels = frozenset[str]().union(*labels)
+        return self._labels
 
     def contexts_there(self, model: str | None, label: str | None = None) -> list[int]:
         """Return the contexts, smallest first, in which boards that are there answer with a model.
@@ -260,7 +266,7 @@ class Fleet:
         self._workers.pop(worker_id, None)
         self.outliers.forget(worker_id)
         self._free.strike(worker_id)
-        self._contexts = self._builds = None
+        self._contexts = self._labels = self._builds = None
 
     def set_presence(self, worker: Worker, presence: Presence) -> None:
         """Take note of what a worker, or its will, says; a new boot is free of an old drain."""
@@ -415,11 +421,13 @@ class Fleet:
         if now == before:
             return
         if before[0]:
-            self._contexts = self._builds = None
+            self._contexts = self._labels = self._builds = None
             return
         for label, contexts in (self._contexts or {}).items():
             if label is None or label in labels:
                 _widen(contexts, worker)
+        if self._labels is not None:
+            self._labels |= labels
         if self._builds is not None:
             self._builds |= {build_of(model) for model in models}
 

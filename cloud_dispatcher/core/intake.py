@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
+
 from msgspec.structs import replace
 
 from cloud_dispatcher.core.answers import AnswerCache
@@ -168,7 +170,7 @@ class Intake:
         fleet, label = self._ledger.fleet, submit.label
         contexts = fleet.contexts_of(label)
         if fleet.contexts and not contexts:
-            known = ", ".join(fleet.labels[:_NAMES_SHOWN]) or "none"
+            known = ", ".join(nsmallest(_NAMES_SHOWN, fleet.labels)) or "none"
             message = f"no worker has the label {label!r}; known are {known}"
             return _rejected("unknown_label", message)
         if not is_known_model(submit, contexts):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -65,6 +67,17 @@ def test_a_label_that_no_board_ever_had_is_refused_with_the_known_ones(desk: Des
     assert (ack(desk).status, ack(desk).code) == (m.AckStatus.REJECTED, "unknown_label")
     assert "camera, site, site=north" in ack(desk).message
     assert desk.all_of(c.SaveJob) == []
+
+
+def test_labels_that_devices_make_up_leave_nothing_behind(desk: Desk) -> None:
+    desk.submit(needs={"label": "made-up"})
+    tracemalloc.start()
+    for number in range(2_000):
+        desk.submit(needs={"label": f"made-up-{number}"})
+        assert ack(desk).code == "unknown_label"
+    left_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert left_bytes < 20_000
 
 
 def test_where_boards_with_it_are_away_the_job_waits_for_them(desk: Desk) -> None:

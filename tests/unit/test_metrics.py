@@ -115,6 +115,19 @@ def test_refusals_and_board_failures_are_counted_by_code() -> None:
     assert found["edgefleet_board_failures_total", 'code="bad_output_format"'] == 1
 
 
+def test_codes_that_boards_make_up_are_one_series_at_last() -> None:
+    counts = FleetCounts()
+    for number in [*range(300), 7]:
+        failure = m.JobFailed(attempt=1, code=f"e{number}")
+        event = e.FailureReceived(worker=m.WorkerId("w1"), job=m.JobKey("k1"), failure=failure)
+        counts.observe(event, [], NOW_MS)
+    name = "edgefleet_board_failures_total"
+    found = {
+        labels: n for (of, labels), n in parse(render(counts.families())).items() if of == name
+    }
+    assert (len(found), found['code="other"'], found['code="e7"']) == (101, 200, 2)
+
+
 def test_strange_words_stay_within_their_label() -> None:
     strange = Family(
         name="x", kind="gauge", help="a\nb", samples=(("", (("code", 'a"b\\c\nd'),), 1.5),)

@@ -141,3 +141,12 @@ def test_a_job_in_parts_is_one_job_and_its_cost_is_counted_once() -> None:
     summary = figures.summary(1_000, NOTHING)
     assert summary.finished == {"ok": 1}
     assert summary.cost_usd == 0.5
+
+
+def test_codes_that_boards_make_up_are_counted_together_at_last() -> None:
+    figures = FleetFigures()
+    for number in range(300):
+        figures.observe(TICK, [end(job(number), 500, degraded=True, code=f"e{number}")], 500)
+    figures.observe(TICK, [end(job(301), 500, degraded=True, code="e7")], 500)
+    degraded = figures.summary(1_000, NOTHING).degraded
+    assert (len(degraded), degraded["other"], degraded["e7"]) == (101, 200, 2)
