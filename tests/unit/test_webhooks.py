@@ -152,6 +152,37 @@ async def test_a_job_that_ended_while_nobody_listened_is_told_after_the_start(
             await until_settled(house, running)
 
 
+async def test_nothing_is_owed_for_a_job_that_never_came(house: House, secret_file: Path) -> None:
+    hook = Webhook(device=m.DeviceId("http-default"), id=m.JobId("q1"), tenant="default",
+                   url="http://127.0.0.1:9/")  # fmt: skip
+    async with courier(house, secret_file) as running:
+        await running.promise(hook)  # then the power was cut, before the job was taken in
+    async with courier(house, secret_file) as running:
+        await until_settled(house, running)
+    async with courier(house, secret_file) as running:
+        assert running._owed == {}
+
+
+async def test_who_names_another_address_meanwhile_is_called_there_and_not_where_it_was(
+    house: House, worker: Worker, secret_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_call, "_ANSWER_S", 0.5)
+    async with (
+        receiver(0) as before,
+        receiver() as there,
+        courier(house, secret_file) as running,
+        gateway(house, webhooks=running) as url,
+    ):
+        visitor = Visitor(url)
+        await submit(visitor, before.url)
+        worker.done(await worker.assignment())
+        await before.call()
+        assert await submit(visitor, there.url) == 202
+        await there.call()
+        await house.until(lambda: not running._busy)
+        assert running._owed == {}
+
+
 @pytest.mark.parametrize(("statuses", "tries"), [((410,), 1), ((500,), len(PAUSES_S) + 1)])
 async def test_it_is_given_up_where_nobody_wants_it_and_after_a_day(
     house: House, worker: Worker, secret_file: Path, statuses: tuple[int, ...], tries: int

@@ -33,7 +33,7 @@ from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.local_devices import is_local
 from cloud_dispatcher.ports import JobStore, StoreUnavailableError
 from fleet_protocol import topics
-from fleet_protocol.errors import ConfigError, RejectedError, RetryableError
+from fleet_protocol.errors import ConfigError, FleetError, RejectedError, RetryableError
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +70,8 @@ class WebhookCourier:
         self._jobs = jobs
         self._clock = clock
         self._owed: dict[_Name, Webhook] = {}
+        # Promised by an earlier run whose end may have come before the job: then there is none.
+        self._left: list[Webhook] = []
         self._due: list[tuple[int, _Name]] = []
         self._busy: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
@@ -79,6 +81,7 @@ class WebhookCourier:
         """Go on with what is owed; raises as the store does."""
         for hook in await self._store.open():
             self._owe(hook)
+        self._left = [hook for hook in self._owed.values() if hook.due_at_ms is None]
         self._running = asyncio.create_task(self._run(), name="webhooks")
         return self
 
@@ -145,11 +148,16 @@ class WebhookCourier:
                     await self._go_on()
 
     async def _look(self) -> None:
-        """Ask the store which jobs are over that nobody told us of."""
+        """Ask the store which jobs are over that nobody told us of, or never came to be."""
         names = [(h.device, h.id) for h in self._owed.values() if h.due_at_ms is None]
-        for name, job in (await self._jobs.find(names)).items() if names else ():
+        found = await self._jobs.find(names) if names else {}
+        for name, job in found.items():
             if job.result is not None:
                 self.over(name)
+        left, self._left = self._left, []
+        for hook in left:
+            if _name(hook) not in found:
+                await self._settle(hook, "webhook.job_gone")
 
     async def _go_on(self) -> None:
         """Make the calls that are due, each when it is, so many at once."""
@@ -181,12 +189,13 @@ class WebhookCourier:
             if job is None:
                 await self._settle(hook, "webhook.job_gone")
             elif job.result is None:  # a dead letter that is tried again
-                await self._change(replace(hook, due_at_ms=None))
+                await self._change(hook, due_at_ms=None)
             else:
                 await self._tell(hook, job)
-        except StoreUnavailableError as error:
+        except FleetError as error:
             _log.warning("webhook.no_store", error=str(error))
-            self._owe(replace(hook, due_at_ms=self._clock() + _STORE_PAUSE_MS))
+            if self._is_owed(hook):
+                self._owe(replace(hook, due_at_ms=self._clock() + _STORE_PAUSE_MS))
 
     async def _tell(self, hook: Webhook, job: Job) -> None:
         body, now_ms = _body(job), self._clock()
@@ -206,17 +215,25 @@ class WebhookCourier:
             pause_ms = int(PAUSES_S[hook.tries] * random.uniform(1_000, 1_250))  # noqa: S311 - jitter
             _log.warning("webhook.not_told", host=_host(hook), pause_ms=pause_ms, **about)
             due_at_ms = self._clock() + pause_ms
-            await self._change(replace(hook, tries=hook.tries + 1, due_at_ms=due_at_ms))
+            await self._change(hook, tries=hook.tries + 1, due_at_ms=due_at_ms)
 
     async def _settle(self, hook: Webhook, event: str, **about: Any) -> None:
         """Owe it no more; it was told, or never will be."""
-        self._owed.pop(_name(hook), None)
         _log.info(event, host=_host(hook), tries=hook.tries + 1, **about)
-        await self._store.forget(hook)
+        if self._is_owed(hook):
+            await self._store.forget(hook)
+        if self._is_owed(hook):
+            del self._owed[_name(hook)]
 
-    async def _change(self, hook: Webhook) -> None:
-        self._owe(hook)
-        await self._store.keep(hook)
+    async def _change(self, hook: Webhook, **changes: Any) -> None:
+        if self._is_owed(hook):
+            hook = replace(hook, **changes)
+            self._owe(hook)
+            await self._store.keep(hook)
+
+    def _is_owed(self, hook: Webhook) -> bool:
+        """Whether it is, still: whoever posts a job again may have named another address."""
+        return self._owed.get(_name(hook)) is hook
 
 
 def _master(settings: WebhookSettings) -> str:
