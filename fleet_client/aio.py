@@ -145,15 +145,12 @@ class AsyncFleetClient:
         self._link: aiomqtt.Client | None = None
         self._is_closed = False
         self._wake = asyncio.Event()
-        self._running: list[asyncio.Task[None]] = []
+        self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         first: asyncio.Future[None] = loop.create_future()
-        self._running = [
-            loop.create_task(self._stay_connected(first), name="fleet-client-link"),
-            loop.create_task(self._resend(), name="fleet-client-resend"),
-        ]
+        self._running = loop.create_task(self._stay_connected(first), name="fleet-client-link")
         try:
             await first
         except BaseException:
@@ -199,9 +196,12 @@ class AsyncFleetClient:
     ) -> JobResult:
         """Submit a job and return its result; see `FleetClient.ask`."""
         options.setdefault("deadline_ms", max(1, int(timeout_s * 1_000)))
-        started = time.monotonic()
-        handle = await self.submit(question, accept_timeout_s=timeout_s, **options)
-        return await handle.wait(max(0.0, timeout_s - (time.monotonic() - started)))
+        handle = await self.submit(question, accept_timeout_s=None, **options)
+        try:
+            return await handle.wait(timeout_s)
+        except JobTimeoutError:
+            await self._give_up(handle)
+            raise
 
     async def cancel(self, job_id: str, *, timeout_s: float = 10.0) -> None:
         """Cancel a job of this device; see `FleetClient.cancel`."""
@@ -232,7 +232,7 @@ class AsyncFleetClient:
                         first.set_result(None)
                     pause_s = _RECONNECT_FIRST_S
                     await self._listen(link)
-            except (aiomqtt.MqttError, FleetError) as error:
+            except Exception as error:  # noqa: BLE001  # whatever it was: who waits must not for ever
                 if not first.done():
                     first.set_exception(_connect_failed(self._broker, error))
                     return
@@ -252,10 +252,15 @@ class AsyncFleetClient:
                 for topic, code in zip(self._table.filters, granted, strict=False):
                     if (code.value if isinstance(code, ReasonCode) else code) >= _DENIED_FROM:
                         raise self._table.unreadable(topic)
-                self._link = link
                 self._table.link_restored(_now_ms())
-                self._wake.set()
-                yield link
+                self._link = link
+                # It ends with its link: what is under way on a dead one is confirmed by nobody.
+                saying = asyncio.create_task(self._resend(link), name="fleet-client-resend")
+                try:
+                    yield link
+                finally:
+                    saying.cancel()
+                    await asyncio.gather(saying, return_exceptions=True)
         finally:
             # paho leaves its wake-up sockets to the garbage collector, which complains about them.
             client._client._reset_sockets()  # noqa: SLF001  # there is no public way
@@ -295,6 +300,16 @@ class AsyncFleetClient:
             else:
                 self._tell(tracker)
 
+    async def _give_up(self, handle: AsyncJobHandle) -> None:
+        """Say no more of a job; one that the dispatcher may hear of later is called off."""
+        self._table.forget(handle.id)
+        self._handles.pop(handle.id, None)
+        if not handle.is_accepted and self._link is not None:
+            topic = self._table.cancel_topic(handle.id)
+            # It is sent at once; that the broker has it is not waited for.
+            with contextlib.suppress(aiomqtt.MqttError):
+                await self._link.publish(topic, encode(JobCancel()), qos=1, timeout=0)
+
     def _tell(self, tracker: JobTracker) -> None:
         handle = self._handles.get(tracker.id)
         if handle is not None:
@@ -302,12 +317,11 @@ class AsyncFleetClient:
         if tracker.is_closed:
             self._handles.pop(tracker.id, None)
 
-    async def _resend(self) -> None:
+    async def _resend(self, link: aiomqtt.Client) -> None:
         while True:
             self._wake.clear()
-            if self._link is not None:
-                await self._publish(self._link, self._table.due(_now_ms()))
-            at_ms = self._table.next_due_ms if self._link is not None else None
+            await self._publish(link, self._table.due(_now_ms()))
+            at_ms = self._table.next_due_ms
             left_s = None if at_ms is None else max(0.001, (at_ms - _now_ms()) / 1_000)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -322,16 +336,16 @@ class AsyncFleetClient:
                 _log.debug("publish.failed reason=%s", outcome)
 
     async def _publish_one(self, link: aiomqtt.Client, out: Outgoing) -> None:
-        # Its own time-out would leave the message under way; a lost link ends this anyway.
+        # Its own time-out would leave the message under way; a lost link ends this earlier.
         await link.publish(out.topic, out.payload, qos=1, timeout=_PUBLISH_S)
         self._table.confirmed(out.job_id)
         acknowledge_at_once(link._client.socket())  # noqa: SLF001  # there is no public way
 
     async def _stop(self) -> None:
         self._is_closed = True
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
         for handle in self._handles.values():
             handle._notify()  # noqa: SLF001  # a handle is a part of its client
 

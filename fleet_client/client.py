@@ -236,13 +236,17 @@ class FleetClient:
     ) -> JobResult:
         """Submit a job and return its result, which may well say `failed`.
 
-        The timeout is also the job's deadline, unless one is given: nobody works on an answer that
-        nobody waits for. Raises as `submit` and `wait`.
+        The timeout is also the job's deadline, unless one is given, and what the dispatcher has not
+        taken by then is called off: nobody works on an answer that nobody waits for. Raises as
+        `submit` and `wait`.
         """
         options.setdefault("deadline_ms", max(1, int(timeout_s * 1_000)))
-        started = time.monotonic()
-        handle = self.submit(question, accept_timeout_s=timeout_s, **options)
-        return handle.wait(max(0.0, timeout_s - (time.monotonic() - started)))
+        handle = self.submit(question, accept_timeout_s=None, **options)
+        try:
+            return handle.wait(timeout_s)
+        except JobTimeoutError:
+            self._give_up(handle)
+            raise
 
     def cancel(self, job_id: str, *, timeout_s: float = 10.0) -> None:
         """Cancel a job of this device, also one that an earlier process submitted.
@@ -298,6 +302,14 @@ class FleetClient:
                 tracker = self._table.refuse(token.job_id, self._table.denied(token.topic))
                 if tracker is not None:
                     self._tell(tracker)
+
+    def _give_up(self, handle: JobHandle) -> None:
+        """Say no more of a job; one that the dispatcher may hear of later is called off."""
+        with self._lock:
+            self._table.forget(handle.id)
+            self._handles.pop(handle.id, None)
+        if not handle.is_accepted and self._link.is_connected:
+            self._link.publish(self._table.cancel_topic(handle.id), encode(JobCancel()))
 
     def _tell(self, tracker: JobTracker) -> None:
         handle = self._handles.get(tracker.id)

@@ -90,6 +90,10 @@ class JobTable:
         """Return an open job."""
         return self._open.get(job_id)
 
+    def forget(self, job_id: str) -> None:
+        """Say no more of a job, and hear no more of it."""
+        self._open.pop(job_id, None)
+
     def receive(self, topic: str, payload: bytes, now_ms: int) -> JobTracker | None:
         """Take a message; return the job it changed, if any.
 

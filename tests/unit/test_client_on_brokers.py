@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import mqtt5
 import paho.mqtt.client as paho
 import pytest
 
@@ -24,6 +25,7 @@ from fleet_client import (
 )
 from fleet_protocol.errors import BusClosedError, RejectedError
 from fleet_protocol.messages import JobStatus
+from tests.contract.scripted_broker import Answer, ScriptedBroker, friendly
 
 HASTY = ResendSchedule(
     unanswered_ms=100, unanswered_most_ms=100, silence_ms=100, silence_most_ms=200
@@ -32,13 +34,13 @@ CALM = ResendSchedule(silence_ms=1_000, silence_most_ms=1_000)
 PATIENT = ResendSchedule(silence_ms=600_000, silence_most_ms=600_000)
 WAIT_S = 20.0
 
-Answer = Callable[["Responder", str, dict[str, Any]], None]
+Reply = Callable[["Responder", str, dict[str, Any]], None]
 
 
 class Responder:
     """Answers submissions as told; knows nothing of the project."""
 
-    def __init__(self, port: int, device: str, answer: Answer) -> None:
+    def __init__(self, port: int, device: str, answer: Reply) -> None:
         self.seen: list[str] = []
         self._answer = answer
         self._ready = threading.Event()
@@ -263,6 +265,55 @@ def test_no_answer_in_time_is_a_timeout_that_names_the_next_step(
         assert "fleet doctor" in caught.value.hint
 
 
+class Deaf:
+    """An answer that is none; it remembers who asked what.
+
+    Attributes:
+        heard: What was said of each job, in order.
+        enough: Set once the job `next` was submitted three times.
+    """
+
+    def __init__(self) -> None:
+        self.heard: dict[str, list[str]] = {}
+        self.enough = threading.Event()
+
+    def __call__(self, responder: Responder, job: str, _payload: dict[str, Any]) -> None:
+        self.heard.setdefault(job, []).append(responder.seen[-1])
+        if len(self.heard.get("next", ())) >= 3:
+            self.enough.set()
+
+    def check(self) -> None:
+        """What nobody waits for any more was called off, and then said no more."""
+        assert self.enough.wait(WAIT_S)
+        (given_up,) = (said for job, said in self.heard.items() if job != "next")
+        assert given_up.count("cancel") == 1
+        assert given_up[-1] == "cancel"
+
+
+def test_what_nobody_waits_for_any_more_is_called_off(broker: BrokerProcess, device: str) -> None:
+    deaf = Deaf()
+    with (
+        Responder(broker.port, device, deaf),
+        FleetClient(broker.url, device, schedule=HASTY) as client,
+    ):
+        with pytest.raises(JobTimeoutError):
+            client.ask("hello", timeout_s=0.3)
+        client.submit("next", job_id="next", accept_timeout_s=None)
+        deaf.check()
+
+
+async def test_what_nobody_waits_for_any_more_is_called_off_with_asyncio(
+    broker: BrokerProcess, device: str
+) -> None:
+    deaf = Deaf()
+    with Responder(broker.port, device, deaf):
+        async with AsyncFleetClient(broker.url, device, schedule=HASTY) as client:
+            with pytest.raises(JobTimeoutError):
+                await client.ask("hello", timeout_s=0.3)
+            await client.submit("next", job_id="next", accept_timeout_s=None)
+            await asyncio.to_thread(deaf.check)
+
+
 def test_who_waits_when_the_client_is_closed_is_told(broker: BrokerProcess, device: str) -> None:
     client = FleetClient(broker.url, device)
     client.open()
@@ -324,6 +375,34 @@ async def test_nobody_at_the_address_is_a_connect_error_with_asyncio() -> None:
     with pytest.raises(ConnectError):
         async with AsyncFleetClient("mqtt://127.0.0.1:1", "d1"):
             pass
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+async def test_a_name_that_no_host_can_have_is_a_connect_error(host: str) -> None:
+    with pytest.raises(ConnectError):
+        FleetClient(f"mqtt://{host}", "d1").open()
+    with pytest.raises(ConnectError):
+        async with asyncio.timeout(WAIT_S), AsyncFleetClient(f"mqtt://{host}", "d1"):
+            pass
+
+
+def cut_at_the_first_submission(packet: mqtt5.Packet) -> list[Answer]:
+    return [None] if isinstance(packet, mqtt5.PublishPacket) else friendly(packet)
+
+
+async def test_what_was_under_way_when_the_link_broke_is_said_on_the_next_one() -> None:
+    async with (
+        ScriptedBroker(cut_at_the_first_submission, friendly) as broker,
+        AsyncFleetClient(broker.url, "d1") as client,
+    ):
+        await client.submit("hello", job_id="j1", accept_timeout_s=None)
+        await broker.until(lambda links: len(links) > 1 and bool(submissions(links[1])))
+        await client.submit("hello", job_id="j2", accept_timeout_s=None)
+        await broker.until(lambda links: len(submissions(links[1])) > 1)
+
+
+def submissions(packets: list[mqtt5.Packet]) -> set[str]:
+    return {packet.topic for packet in packets if isinstance(packet, mqtt5.PublishPacket)}
 
 
 @pytest.fixture(scope="module")
