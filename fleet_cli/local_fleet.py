@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 import msgspec
 
@@ -23,6 +22,7 @@ from fleet_cli.supervisor import Child, ChildSpec, Supervisor, environment, prog
 from fleet_client.credentials import password_of
 from fleet_client.watch import FleetPicture, FleetWatcher
 from fleet_protocol.errors import ConfigError, FleetError, RetryableError
+from fleet_protocol.file_lock import FileLock
 from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.settings import BrokerSettings
 
@@ -91,7 +91,7 @@ class LocalFleet:
         self._tell = tell
         self._stop = stop
         self._supervisor = Supervisor(tell)
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(folder.lock)
 
     def __enter__(self) -> Self:
         """Take the folder.
@@ -100,13 +100,16 @@ class LocalFleet:
             ConfigError: It cannot be written, or a fleet is up in it.
         """
         self._folder.make()
-        self._lock = _take(self._folder)
+        if holder := self._lock.take():
+            raise ConfigError(
+                f"a fleet is already up in {self._folder} (process {holder})",
+                hint='use it: `fleet ask "..."`; or start another one with --data OTHER_DIR',
+            )
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._supervisor.stop_all()
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.let_go()
 
     def bring_up(self) -> FleetContext | None:
         """Start everything and wait until it answers; None if told to stop meanwhile.
@@ -265,25 +268,6 @@ def free_port(wanted: int | None = None) -> int:
             found: int = probe.getsockname()[1]
             return found
     raise StartError("no port is free on 127.0.0.1", hint="close some connections")
-
-
-def _take(folder: DataFolder) -> IO[str]:
-    """Lock the folder for this process; the kernel lets go of it however we end."""
-    lock = folder.lock.open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise ConfigError(
-            f"a fleet is already up in {folder} (process {holder})",
-            hint='use it: `fleet ask "..."`; or start another one with --data OTHER_DIR',
-        ) from error
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
 
 
 def _serves(picture: FleetPicture, *, since_ms: int) -> bool:

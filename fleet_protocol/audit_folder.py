@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import structlog
 
 from fleet_protocol.audit import GENESIS, KEY_BYTES, AuditEntry, parse_key, read_line, sealed
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.file_lock import FileLock
 
 _log = structlog.get_logger(__name__)
 
@@ -41,7 +41,7 @@ class AuditFolder:
         self._key_file = folder / "audit.key" if key_file is None else key_file
         self._keep = timedelta(days=keep_days)
         self._seal, self._seq = GENESIS, 0
-        self._lock = -1
+        self._lock = FileLock(folder / "lock")
         self.key = b""
 
     def open(self) -> int:
@@ -52,7 +52,7 @@ class AuditFolder:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(self.folder)
+            self._be_alone()
             self.key = _make_key(self._key_file)
             return self._find_end()
         except ConfigError:
@@ -66,11 +66,18 @@ class AuditFolder:
                 hint="check the folder and the key file of the audit log, and who may write them",
             ) from error
 
+    def _be_alone(self) -> None:
+        """Two writers would break the chain."""
+        if holder := self._lock.take():
+            raise ConfigError(
+                f"another program (process {holder}) writes the audit log in {self.folder}",
+                code="audit_in_use",
+                hint="give each program a folder of its own",
+            )
+
     def close(self) -> None:
         """Let another program have it; a second time changes nothing."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.let_go()
 
     def append(self, batch: Sequence[Noted]) -> None:
         """Write a batch and have it on the disk, all of it or nothing; raises OSError."""
@@ -107,21 +114,6 @@ class AuditFolder:
                 self._seal, self._seq = last[0], last[1].seq
                 break
         return torn_bytes
-
-
-def _locked(folder: Path) -> int:
-    """Return an open file that is ours as long as it is open: two writers would break the chain."""
-    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            f"another program writes the audit log in {folder}",
-            code="audit_in_use",
-            hint="give each program a folder of its own",
-        ) from error
-    return descriptor
 
 
 def _make_key(path: Path) -> bytes:

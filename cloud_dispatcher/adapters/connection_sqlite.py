@@ -1,8 +1,9 @@
-"""One connection to the job store's file, in a thread of its own; its errors as ours."""
+"""One connection to a file of SQLite's, in a thread of its own; its errors as ours."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,12 +72,38 @@ class Connection:
         return self._conn
 
 
+def make_private(path: Path) -> None:
+    """Make a file that its owner alone may read, if there is none; SQLite's others get its rights.
+
+    Never while a connection is open: to close any descriptor of the file drops the locks of the
+    whole process on it, and then another program may delete the log under us.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
+def connected(path: Path, schema: str) -> sqlite3.Connection:
+    """Open a private file of few rows, each of them on the disk once it is written."""
+    make_private(path)
+    conn = sqlite3.connect(path, isolation_level=None)
+    try:
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute("PRAGMA synchronous = FULL")
+        conn.execute(schema)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
 def mapped(error: sqlite3.Error | OSError, path: Path) -> FleetError:
     """Return an error of the file as one of ours, with what to do about it."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_NOTADB:
         return ConfigError(
-            f"{path} is not a job store: {error}", hint="name another file, or move this one away"
+            f"{path} is no database of ours: {error}",
+            hint="name another file, or move this one away",
         )
     hint = _HINTS.get(code, "check the disk, the folder and its rights")
-    return StoreUnavailableError(f"the job store {path} failed: {error}", hint=hint)
+    return StoreUnavailableError(f"the database {path} failed: {error}", hint=hint)

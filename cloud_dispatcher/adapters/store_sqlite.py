@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from cloud_dispatcher.adapters.answers_sqlite import AnswerTable, read_answers, read_usage
-from cloud_dispatcher.adapters.connection_sqlite import Connection, mapped
-from cloud_dispatcher.adapters.file_lock import FileLock
+from cloud_dispatcher.adapters.connection_sqlite import Connection, make_private, mapped
 from cloud_dispatcher.adapters.job_rows import (
     PLAIN,
     Blobs,
@@ -33,9 +32,10 @@ from cloud_dispatcher.adapters.spending_sqlite import add_spends, read_spends
 from cloud_dispatcher.core.commands import AnswerChange
 from cloud_dispatcher.core.job import Job
 from cloud_dispatcher.core.spending import Spend
-from cloud_dispatcher.ports import JobPage, JobQuery
+from cloud_dispatcher.ports import JobPage, JobQuery, StoreUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.errors import FleetError
+from fleet_protocol.file_lock import FileLock
 from fleet_protocol.messages import (
     CacheRow,
     DeviceId,
@@ -83,7 +83,7 @@ class SqliteJobStore:
         self._saved: dict[JobKey, Job] = {}
         """What the file holds of jobs that are not told yet: so only what changed is written."""
         self._names = NameFilter()
-        self._lock = FileLock(path)
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
 
     def __repr__(self) -> str:
         return f"SqliteJobStore({str(self.path)!r}, synchronous={self._synchronous!r})"
@@ -207,11 +207,13 @@ class SqliteJobStore:
 
     def _make_and_connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock.take()
-        if not self.path.exists():
-            # Never while a connection is open: to close any descriptor of the file drops the locks
-            # of the whole process on it, and then another program may delete the log under us.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        if holder := self._lock.take():
+            raise StoreUnavailableError(
+                f"another dispatcher (process {holder}) works on {self.path}",
+                code="store_in_use",
+                hint="stop that one, or give this one a folder of its own with --data",
+            )
+        make_private(self.path)
         return self._connect()
 
     def _connect(self) -> sqlite3.Connection:

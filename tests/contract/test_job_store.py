@@ -534,7 +534,7 @@ async def test_somebody_who_looks_into_the_file_takes_nothing_away(tmp_path: Pat
 async def test_a_file_that_is_no_database_is_a_matter_of_settings(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("This is my diary, not a job store. " * 100)
-    with pytest.raises(ConfigError, match="not a job store"):
+    with pytest.raises(ConfigError, match="no database of ours"):
         await SqliteJobStore(path).__aenter__()
     with pytest.raises(ConfigError):
         probe(path)

@@ -8,7 +8,6 @@ nothing once they are changed or removed, nor if somebody wrote it who cannot re
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import msgspec
 import structlog
 from msgspec.structs import astuple
 
-from cloud_dispatcher.adapters.connection_sqlite import Connection
+from cloud_dispatcher.adapters.connection_sqlite import Connection, connected
 from fleet_protocol.errors import FleetError
 
 _log = structlog.get_logger(__name__)
@@ -77,7 +76,7 @@ class LoginFile:
 
     async def __aenter__(self) -> Self:
         with _logged("logins.not_read", "who was logged in must log in again"):
-            await self._connection.open(self._connect)
+            await self._connection.open(partial(connected, self._path, _SCHEMA))
             rows = await self._connection.run(lambda conn: conn.execute(_ALL).fetchall())
             self.found = tuple(
                 Login(name=name, user=user, proof=proof, since_at_ms=since, used_at_ms=used)
@@ -127,16 +126,6 @@ class LoginFile:
                     return
         finally:
             self._saving = None
-
-    def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # SQLite gives its other files the rights of this one.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        conn = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        conn.execute("PRAGMA journal_mode = WAL")
-        conn.execute("PRAGMA synchronous = FULL")
-        conn.execute(_SCHEMA)
-        return conn
 
 
 @contextmanager

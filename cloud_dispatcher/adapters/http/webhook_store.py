@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from cloud_dispatcher.adapters.connection_sqlite import Connection
+from cloud_dispatcher.adapters.connection_sqlite import Connection, connected
 from fleet_protocol.messages import DeviceId, JobId
 
 _SCHEMA: Final = """
@@ -57,7 +57,7 @@ class WebhookStore:
 
     async def open(self) -> list[Webhook]:
         """Open it, and return what is owed; raises as `Connection.run` does."""
-        await self._connection.open(self._connect)
+        await self._connection.open(partial(connected, self._path, _SCHEMA))
         rows = await self._connection.run(lambda conn: conn.execute(_ALL).fetchall())
         return [
             Webhook(
@@ -87,13 +87,3 @@ class WebhookStore:
     async def close(self) -> None:
         """Close the file."""
         await self._connection.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # An address may have a secret in it; SQLite gives its other files the rights of this one.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        conn = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        conn.execute("PRAGMA journal_mode = WAL")
-        conn.execute("PRAGMA synchronous = FULL")
-        conn.execute(_SCHEMA)
-        return conn
