@@ -95,14 +95,16 @@ class Artefact(msgspec.Struct, frozen=True, kw_only=True):
         return listed[_variant_of(self.manifest, self.variant).graph]
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return where artefacts are cached; it need not exist."""
-    if environ.get("EDGEFLEET_CACHE"):
-        return Path(environ["EDGEFLEET_CACHE"])
-    if environ.get("XDG_CACHE_HOME"):
-        return Path(environ["XDG_CACHE_HOME"]) / "edgefleet"
+def cache_folder(environ: Mapping[str, str], *, platform: str = sys.platform) -> Path:
+    """Return where artefacts are cached, as the factory does; it need not exist."""
+    if named := environ.get("EDGEFLEET_CACHE"):
+        return Path(named).expanduser()
     home = Path(environ.get("HOME") or Path.home())
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edgefleet"
+    if platform == "darwin":
+        return home / "Library" / "Caches" / "edgefleet"
+    base = environ.get("XDG_CACHE_HOME")
+    # The XDG specification says to ignore a relative path.
+    return (Path(base) if base and Path(base).is_absolute() else home / ".cache") / "edgefleet"
 
 
 def resolve_model(name: str, cache: Path) -> Path:
@@ -277,8 +279,8 @@ def _belongs(path: str, graph: str, graphs: AbstractSet[str]) -> bool:
 
 def check_file(folder: Path, file: ModelFile, opened: bytearray | None = None) -> None:
     """Raise ModelError unless the file is there, or was opened, with its size and hash."""
-    path = folder / file.path
-    if ".." in PurePosixPath(file.path).parts:
+    path, listed = folder / file.path, PurePosixPath(file.path)
+    if listed.is_absolute() or ".." in listed.parts:
         raise _damaged(path, "lies outside the artefact")
     try:
         size_bytes = path.stat().st_size if opened is None else len(opened)

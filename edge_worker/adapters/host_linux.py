@@ -123,15 +123,21 @@ class LinuxHost:
         return any(state > 0 for state in known) if known else None
 
     def _disk_free_mb(self) -> int | None:
-        if self._data is None or not self._data.exists():
+        if self._data is None:
             return None
-        return shutil.disk_usage(self._data).free // _MIB
+        try:
+            return shutil.disk_usage(self._data).free // _MIB
+        except OSError:  # It is not there, or its disk does not answer: who writes will say so.
+            return None
 
     def _disk_is_read_only(self) -> bool:
         """Tell whether the kernel lets nobody write there, as after errors of a worn card."""
-        if self._data is None or not self._data.exists() or not hasattr(os, "statvfs"):
+        if self._data is None or not hasattr(os, "statvfs"):
             return False
-        return bool(os.statvfs(self._data).f_flag & os.ST_RDONLY)
+        try:
+            return bool(os.statvfs(self._data).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False
 
     def _cpuinfo(self) -> dict[str, str]:
         """Return the first value of each field, names in lower case."""

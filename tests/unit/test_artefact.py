@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from edge_worker.adapters.artefact import (
+    cache_folder,
+    check_file,
     files_of,
     load_artefact,
     present_variants,
@@ -15,7 +17,8 @@ from edge_worker.adapters.artefact import (
 )
 from edge_worker.core.tuning import all_variants
 from edge_worker.ports import ModelError
-from fleet_protocol.manifest import Architecture, CpuClass, Manifest, Variant
+from fleet_protocol.manifest import Architecture, CpuClass, Manifest, ModelFile, Variant
+from models.cache import cache_root
 from tests.contract.tiny_model import describe, write_manifest
 
 FILES = (
@@ -121,3 +124,30 @@ def test_a_graph_that_the_manifest_does_not_list_is_refused(folder: Path) -> Non
     write_manifest(folder, msgspec.structs.replace(manifest, files=files))
     with pytest.raises(ModelError, match=r"does not list int4\.onnx"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"EDGEFLEET_CACHE": "/srv/cache"},
+        {"EDGEFLEET_CACHE": "~/cache"},
+        {"XDG_CACHE_HOME": "/srv/caches"},
+        {"XDG_CACHE_HOME": "caches"},
+        {"EDGEFLEET_CACHE": "", "XDG_CACHE_HOME": ""},
+    ],
+)
+def test_a_worker_looks_where_the_factory_puts_its_models(
+    more: dict[str, str], platform: str
+) -> None:
+    environ = {"HOME": "/home/ann", **more}
+    assert cache_folder(environ, platform=platform) == cache_root(environ, platform=platform)
+
+
+def test_a_file_outside_the_artefact_is_refused(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"x")
+    for path in (str(outside), "../outside"):
+        with pytest.raises(ModelError, match="outside the artefact"):
+            check_file(folder, ModelFile(path=path, sha256="0" * 64, size_bytes=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -92,6 +93,18 @@ def test_a_disk_that_nobody_may_write_is_told(
     words = [*mounted[:8], mounted.f_flag | os.ST_RDONLY, mounted.f_namemax]
     monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(words))
     assert LinuxHost(data=tmp_path).read().disk_read_only
+
+
+def test_a_disk_that_does_not_answer_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(_path: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    host = LinuxHost(root=tmp_path, data=tmp_path)
+    monkeypatch.setattr(os, "statvfs", dead)
+    reading = host.read()
+    assert (reading.disk_free_mb, reading.disk_read_only) == (None, False)
 
 
 def test_a_zone_that_is_not_of_the_processor_does_not_count(tmp_path: Path) -> None:
