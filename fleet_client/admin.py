@@ -23,6 +23,7 @@ from fleet_protocol.messages import (
     AnsweredBy,
     JobStatus,
     PrewarmAnswer,
+    WorkerView,
 )
 from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import REPLIES, REQUESTS, Role, Topics
@@ -132,6 +133,16 @@ class AdminClient:
             )
         return reply
 
+    def workers(self, *, timeout_s: float = 10.0) -> tuple[WorkerView, ...]:
+        """Return all workers by name, asked for page by page; raises as `request` does."""
+        found, page = list[WorkerView](), AdminFields(limit=1_000)
+        while True:
+            reply = self.request(AdminOp.WORKERS_LIST, timeout_s=timeout_s, **page)
+            found += reply.workers
+            if reply.go_on is None:
+                return tuple(found)
+            page["after"] = reply.go_on
+
     def message_arrived(self, topic: str, payload: bytes) -> None:
         """Take a reply from the link."""
         try:
@@ -182,8 +193,12 @@ def _joined(first: AdminReply, replies: Iterable[AdminReply | FleetError]) -> Ad
     """Return one answer of several dispatchers: where one could, the others need not."""
     answered = [reply for reply in replies if isinstance(reply, AdminReply) and reply.ok]
     views = {view.worker: view for reply in answered for view in reply.workers}
+    # Behind the end of the shortest page there may be some that were not told yet.
+    go_on = min((reply.go_on for reply in answered if reply.go_on is not None), default=None)
+    names = sorted(name for name in views if go_on is None or name <= go_on)
     return replace(
         answered[0] if answered else first,
-        workers=tuple(views[name] for name in sorted(views)),
+        workers=tuple(views[name] for name in names),
         alerts=tuple(alert for reply in answered for alert in reply.alerts),
+        go_on=go_on,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from cloud_dispatcher.core.answers import AnswerCache
@@ -24,9 +26,12 @@ from fleet_protocol.messages import (
     WorkerCommand,
     WorkerId,
     WorkerOp,
+    WorkerView,
 )
 from fleet_protocol.roles import as_seen_by
 
+_PAGE_BYTES: Final = AdminReply.MAX_BYTES // 4
+"""Of workers in one reply: about a thousand, whatever they say of themselves."""
 _WORKER_OPS: Final = {
     AdminOp.WORKER_DRAIN: WorkerOp.DRAIN,
     AdminOp.WORKER_RESUME: WorkerOp.RESUME,
@@ -57,9 +62,7 @@ class AdminDesk:
         if request.op is AdminOp.JOBS_LIST:
             return
         if request.op is AdminOp.WORKERS_LIST:
-            workers = tuple(worker.view() for worker in self._exchange.our_workers())
-            members = self._ledger.members
-            reply = AdminReply(req=request.req, ok=True, workers=workers, members=members)
+            reply = self._workers(request)
         elif request.op in {AdminOp.JOB_SHOW, AdminOp.JOB_CANCEL, AdminOp.JOB_RETRY}:
             reply = self._on_job(request, event.found)
         elif request.op in {AdminOp.CACHE_CLEAR, AdminOp.CACHE_PREWARM}:
@@ -68,6 +71,22 @@ class AdminDesk:
             reply = self._on_worker(request)
         reply = as_seen_by(event.role, reply)
         self._ledger.send(topics.REPLIES[event.role], (event.admin,), reply)
+
+    def _workers(self, request: AdminRequest) -> AdminReply:
+        """List workers by name, as many as fit into one message."""
+        page, room_bytes, go_on = list[WorkerView](), _PAGE_BYTES, None
+        for worker in sorted(self._exchange.our_workers(), key=attrgetter("id")):
+            if request.after is not None and worker.id <= request.after:
+                continue
+            if room_bytes <= 0 or len(page) >= request.limit:
+                go_on = page[-1].worker
+                break
+            page.append(worker.view())
+            room_bytes -= len(msgspec.json.encode(page[-1]))
+        members = self._ledger.members
+        return AdminReply(
+            req=request.req, ok=True, workers=tuple(page), members=members, go_on=go_on
+        )
 
     def _on_job(self, request: AdminRequest, found: Job | None) -> AdminReply:
         if request.job is not None:

@@ -25,7 +25,7 @@ from fleet_cli.output import console, print_json_line, say
 from fleet_client.admin import AdminClient
 from fleet_client.client import FleetClient, JobHandle
 from fleet_protocol.manifest import DEFAULT_MODEL
-from fleet_protocol.messages import AdminOp, JobResult, JobStatus
+from fleet_protocol.messages import JobResult, JobStatus
 
 _DEMO_DATA = DEFAULT_DATA.with_name("edgefleet-demo")
 _JOB_S = 60.0
@@ -121,7 +121,7 @@ class _Show:
     def workers(self) -> None:
         """Show the workers and their weights."""
         with AdminClient(self._connection.broker, self._connection.admin) as admin:
-            found = admin.request(AdminOp.WORKERS_LIST).workers
+            found = admin.workers()
         if self._as_json:
             for worker in found:
                 say(f"worker {worker.worker}: weight {worker.weight:.2f}")

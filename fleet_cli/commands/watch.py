@@ -15,7 +15,7 @@ from fleet_client.admin import AdminClient
 from fleet_client.errors import DeniedError
 from fleet_client.watch import FleetPicture, FleetWatcher, WorkerSight
 from fleet_protocol.errors import FleetError
-from fleet_protocol.messages import AdminOp, EndpointView, LoadView
+from fleet_protocol.messages import EndpointView, LoadView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -76,8 +76,8 @@ class _Weights:
         if self._ask_at_s is not None and now_s >= self._ask_at_s and picture.has_dispatcher:
             self._ask_at_s = now_s + _WEIGHTS_PERIOD_S
             with contextlib.suppress(FleetError):
-                reply = self._admin.request(AdminOp.WORKERS_LIST, limit=1_000, timeout_s=1.0)
-                self._known = {view.worker: view.weight for view in reply.workers}
+                workers = self._admin.workers(timeout_s=1.0)
+                self._known = {view.worker: view.weight for view in workers}
         return picture.with_weights(self._known)
 
 

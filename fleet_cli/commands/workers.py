@@ -58,7 +58,7 @@ def command() -> None:
 def ls(connection: Connection, /, *, as_json: bool, jsonl: bool) -> None:
     """List workers."""
     with AdminClient(connection.broker, connection.admin) as admin:
-        workers = admin.request(AdminOp.WORKERS_LIST, limit=1_000).workers
+        workers = admin.workers()
     if as_json:
         print_json({"workers": [msgspec.to_builtins(w) for w in workers]})
     elif jsonl:

@@ -79,8 +79,10 @@ class AdminRequest(Message, frozen=True, kw_only=True):
         until_ms: Taken in before then.
         jobs: Only these, by their keys; no other filter counts.
         before: Only those older than this one: the `go_on` of the page before.
-        after: Only those newer, the ones next to it; likewise where no `before` is named.
-        limit: Most rows to return; of `cache.ask-again`: most questions to ask.
+        after: Only those newer, the ones next to it; likewise where no `before` is named. Of
+            `workers.ls`: only those whose names come after this one.
+        limit: Most rows to return; of `workers.ls` fewer may come. Of `cache.ask-again`: most
+            questions to ask.
         days: UTC days that `costs` goes back, today included.
         answers: What `cache.prewarm` puts into the answer cache.
         tenant: Whose questions these are.
@@ -237,7 +239,8 @@ class AdminReply(Message, frozen=True, kw_only=True):
         kept: Of each of the request's `answers`, whether it was; others no job would be given.
         members: So many dispatchers answer this request, each for its own part; 0: only this one.
         go_on: Of `jobs.ls`: where the looking ended while there may be more, also where fewer than
-            `limit` were found: as `before`, or `after`, it goes on. None: that was all.
+            `limit` were found: as `before`, or `after`, it goes on. Of `workers.ls`: the last name,
+            as `after` it goes on. None: that was all.
     """
 
     MAX_BYTES: ClassVar[int] = 4_194_304

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from fleet_client.admin import AdminClient
-from fleet_protocol.messages import AdminOp
 from tests.integration.cluster_house import LEASE_S, cluster, insist
 
 
@@ -51,7 +50,7 @@ def test_one_of_three_dispatchers_is_killed_under_load(tmp_path: Path, database:
         fleet.share(device, 2, 1, 1)
         insist(device, [f"after-{n}" for n in range(60)], lambda j: device.said(j, "res"), "after")
         with AdminClient(fleet.broker.url, "op") as admin:
-            shown = admin.request(AdminOp.WORKERS_LIST).workers
+            shown = admin.workers()
         assert [view.worker for view in shown] == sorted(workers)
 
 

@@ -10,6 +10,7 @@ from cloud_dispatcher.core.job import ReplyTo
 from cloud_dispatcher.core.settings import EngineSettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
+from fleet_protocol.codec import encode
 from tests.unit.engine_desk import Desk
 
 REPLY = ReplyTo(topic="fleet/v1/dev/d1/mine", correlation_data=b"42")
@@ -305,6 +306,28 @@ def test_workers_are_listed_with_their_weights(desk: Desk) -> None:
     assert (view.compute, view.bandwidth) == (1.0, 0.5)
     assert view.weight == pytest.approx(0.8)
     assert desk.admin(m.AdminOp.WORKER_SHOW, worker="w1").workers == (view,)
+
+
+def test_a_fleet_of_any_size_is_listed_page_by_page_and_none_is_left_out() -> None:
+    desk = Desk()
+    names = [f"w{number:04}" for number in range(1_500)]
+    for name in reversed(names):
+        desk.inform(name, m.WorkerInfo(boot="b1", labels={"about": "x" * 12_000}))
+    listed, after = list[str](), None
+    while True:
+        request = m.AdminRequest(req="r", op=m.AdminOp.WORKERS_LIST, limit=1_000, after=after)
+        desk.handle(e.AdminAsked(admin="ops", request=request))
+        (reply,) = desk.sent(topics.ADMIN_REPLY, m.AdminReply)
+        assert len(encode(reply)) <= m.AdminReply.MAX_BYTES
+        listed += [view.worker for view in reply.workers]
+        if reply.go_on is None:
+            break
+        after = reply.go_on
+    assert listed == names
+    request = m.AdminRequest(req="r", op=m.AdminOp.WORKERS_LIST, limit=2)
+    desk.handle(e.AdminAsked(admin="ops", request=request))
+    (reply,) = desk.sent(topics.ADMIN_REPLY, m.AdminReply)
+    assert ([view.worker for view in reply.workers], reply.go_on) == (names[:2], names[1])
 
 
 def test_listing_jobs_is_left_to_the_store(desk: Desk) -> None:
