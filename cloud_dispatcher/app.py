@@ -142,6 +142,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 is_ready=lambda: service.is_ready,
                 has_cloud=lambda: bool(provider.endpoints),
                 workers=engine.workers,
+                roll=engine.roll,
                 metrics=scrape.families,
                 clock=clock,
                 history=service.history,

@@ -51,6 +51,7 @@ async def gateway(
             is_ready=lambda: service.is_ready,
             has_cloud=lambda: has_cloud,
             workers=service._engine.workers,
+            roll=service._engine.roll,
             metrics=scrape.families,
             clock=house.clock,
             history=service.history,

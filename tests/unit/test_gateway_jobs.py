@@ -133,6 +133,8 @@ async def test_lists_come_in_pages_newest_first(house: House) -> None:
         ("GET", "/jobs/nobody", None, 404, "unknown_job"),
         ("DELETE", "/jobs/nobody", None, 404, "unknown_job"),
         ("GET", "/jobs/nobody/events", None, 404, "unknown_job"),
+        ("GET", "/jobs/a%00b", None, 404, "unknown_job"),
+        ("GET", "/jobs?before=%00", None, 400, "invalid_query"),
         ("GET", "/jobs?limit=0", None, 400, "invalid_query"),
         ("GET", "/jobs?status=done", None, 400, "invalid_query"),
         ("GET", "/jobs?state=ok", None, 400, "invalid_query"),

@@ -18,7 +18,7 @@ def health_routes(inside: Inside) -> list[Route]:
 
     async def readyz(_: Request) -> JSONResponse:
         ready = inside.is_ready()
-        online = sum(w.status is PresenceStatus.ONLINE for w in inside.workers())
+        online = sum(status is PresenceStatus.ONLINE for _, status in inside.roll())
         body = {"status": "ready" if ready else "not_ready", "workers_online": online}
         return JSONResponse(body, 200 if ready else 503)
 

@@ -13,7 +13,7 @@ from cloud_dispatcher.history import History
 from cloud_dispatcher.local_devices import LocalDevices
 from cloud_dispatcher.metrics import Family
 from cloud_dispatcher.ports import JobStore
-from fleet_protocol.messages import PresenceStatus, WorkerView
+from fleet_protocol.messages import PresenceStatus, WorkerId, WorkerView
 from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import DEFAULT_ROOT
 
@@ -26,7 +26,8 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
         store: Open; only read.
         is_ready: Whether the dispatcher serves.
         has_cloud: Whether a job may be escalated at all.
-        workers: All of them.
+        workers: All of them, with all that is known of each: a moment's work where there are many.
+        roll: Who is there, and whether: cheap.
         metrics: What is counted, and how things stand.
         clock: UTC epoch milliseconds.
         history: The last day's figures.
@@ -43,6 +44,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     is_ready: Callable[[], bool]
     has_cloud: Callable[[], bool]
     workers: Callable[[], Sequence[WorkerView]]
+    roll: Callable[[], Sequence[tuple[WorkerId, PresenceStatus]]]
     metrics: Callable[[], list[Family]]
     clock: Callable[[], int]
     history: History

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -41,7 +42,16 @@ from cloud_dispatcher.local_devices import Piece
 from cloud_dispatcher.ports import JobQuery
 from fleet_protocol import codec, topics
 from fleet_protocol.errors import ProtocolError, RejectedError, RetryableError
-from fleet_protocol.messages import DeviceId, Id, JobId, JobKey, JobResult, JobStatus, JobSubmit
+from fleet_protocol.messages import (
+    ID_PATTERN,
+    DeviceId,
+    Id,
+    JobId,
+    JobKey,
+    JobResult,
+    JobStatus,
+    JobSubmit,
+)
 
 _CANCEL_S: Final = 30.0
 _OPEN: Final = b": open\n\n"
@@ -68,7 +78,7 @@ class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status: JobStatus | None = None
     dead: bool = False
     limit: int = 50
-    before: str | None = None
+    before: Id | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= 500:
@@ -234,7 +244,8 @@ class JobDesk:
                 return  # Browsers and other followers come again by themselves.
 
     async def _find(self, device: DeviceId, job_id: str) -> Job:
-        found = await self._inside.store.find([(device, JobId(job_id))])
+        is_id = re.fullmatch(ID_PATTERN, job_id) is not None  # else no store need look for it
+        found = await self._inside.store.find([(device, JobId(job_id))]) if is_id else {}
         if (device, job_id) not in found:
             raise ApiError(404, "unknown_job", f"there is no job {job_id[:64]!r}")
         return found[device, job_id]
