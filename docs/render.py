@@ -14,6 +14,18 @@ from fleet_protocol.roles import LADDER, LEAST, MEANINGS, allowed
 from fleet_protocol.topics import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
+_COMMANDS_INTRODUCTION = """\
+# Commands
+
+Rendered from the programs' own help by `make docs`.
+
+What was asked for goes to standard output, everything else to standard error. An error is a line
+with its code, `fleet: what happened [code]`, and mostly a second one, `next: what to do`. With
+`--json` it is one object on standard output instead, in all programs:
+`{"error": {"code": "..", "message": "..", "hint": ".."}}`; also where the command line itself is
+wrong (code `usage`). The exit code is the same either way. Streams of `--jsonl` hold nothing but
+what was asked for: their errors are lines on standard error.
+"""
 
 
 def render_topics() -> str:
@@ -64,7 +76,7 @@ def programs() -> dict[str, click.Command]:
 
 def render_commands() -> str:
     """Return docs/commands.md: every command of the programs, from their own help."""
-    parts = ["# Commands\n\nRendered from the programs' own help by `make docs`.\n"]
+    parts = [_COMMANDS_INTRODUCTION]
     for name, command in programs().items():
         parts.extend(_pages(command, _context(command, name)))
     return "\n".join(parts)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import click
-
-from fleet_cli.exits import ExitCode, exit_code_of
+from fleet_cli.exits import exit_code_of
 from fleet_cli.root import root
-from fleet_protocol.errors import FleetError
-from fleet_protocol.terminal import complain_of, end_of_output, ensure_streams
+from fleet_protocol.terminal import ensure_streams, run_program
 
 
 def main() -> None:
@@ -20,22 +17,13 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Run one command and return its exit code."""
-    try:
-        outcome = root.main(args, prog_name="fleet", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return int(ExitCode.USAGE)
-    except FleetError as error:
-        complain_of("fleet", error)
-        return int(exit_code_of(error))
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return int(ExitCode.INTERRUPTED)
-    except OSError as error:
-        return end_of_output("fleet", error)
-    return outcome if isinstance(outcome, int) else int(ExitCode.OK)
+    return run_program(
+        lambda words: root.main(words, prog_name="fleet", standalone_mode=False),
+        args,
+        program="fleet",
+        extra="client",
+        exit_code_of=exit_code_of,
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from cloud_dispatcher import app
-from cloud_dispatcher.cli.exits import Exit, exit_of, told_errors
+from cloud_dispatcher.cli.exits import Exit, exit_of
 from cloud_dispatcher.cli.options import settings_options
 from cloud_dispatcher.config import load_settings
 from fleet_protocol.log import set_up_logging
@@ -25,10 +25,9 @@ def check(config: Path | None, broker: str | None, data: Path | None, *, as_json
     Changes nothing, and does not disturb a dispatcher that runs. Ends with 0 if all is well, else
     with the code of the first trouble: 1 failed, 2 settings, 3 cannot connect, 4 timeout, 5 denied.
     """
-    with told_errors():
-        set_up_logging(level="error")
-        settings = load_settings(config, os.environ, broker_url=broker, data=data)
-        findings = asyncio.run(app.check(settings, os.environ))
+    set_up_logging(level="error")
+    settings = load_settings(config, os.environ, broker_url=broker, data=data)
+    findings = asyncio.run(app.check(settings, os.environ))
     troubles = [finding.error for finding in findings if finding.error is not None]
     if as_json:
         rows = [

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
 from fleet_protocol.errors import ConfigError, FleetError
-from fleet_protocol.terminal import complain_of
 
 NAME: Final = "cloud-dispatcher"
 
@@ -24,6 +21,7 @@ class Exit(IntEnum):
     DENIED = 5
     TAKEN_OVER = 6
     """Another dispatcher has this identity: starting again would only take it back."""
+    INTERRUPTED = 130
 
 
 _BY_CODE: Final = {
@@ -40,13 +38,3 @@ def exit_of(error: FleetError) -> Exit:
     if isinstance(error, ConfigError):
         return Exit.USAGE
     return _BY_CODE.get(error.code, Exit.FAILED)
-
-
-@contextmanager
-def told_errors() -> Iterator[None]:
-    """Turn an error into a line for people on standard error, and its exit code."""
-    try:
-        yield
-    except FleetError as error:
-        complain_of(NAME, error)
-        raise SystemExit(exit_of(error)) from error

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from cloud_dispatcher.adapters.http.keys import ApiKey, new_key, read_keys, write_keys
-from cloud_dispatcher.cli.exits import told_errors
 from cloud_dispatcher.cli.options import file_options, tell
 from fleet_protocol.errors import ConfigError
 
@@ -45,13 +44,12 @@ def add(
     as_json: bool,
 ) -> None:
     """Make a key and print it. It is not kept anywhere: only its hash is."""
-    with told_errors():
-        known = read_keys(file) if file.exists() else ()
-        if any(key.name == name for key in known):
-            raise ConfigError(f"a key called {name} is there already", hint="remove it first")
-        random_hex = secrets.token_hex(32)
-        secret, made = new_key(random_hex, name, tenant, per_min=per_min, daily_usd=daily_usd)
-        write_keys(file, (*known, made))
+    known = read_keys(file) if file.exists() else ()
+    if any(key.name == name for key in known):
+        raise ConfigError(f"a key called {name} is there already", hint="remove it first")
+    random_hex = secrets.token_hex(32)
+    secret, made = new_key(random_hex, name, tenant, per_min=per_min, daily_usd=daily_usd)
+    write_keys(file, (*known, made))
     tell({"key": secret, **_view(made)}, secret, as_json=as_json)
 
 
@@ -62,8 +60,7 @@ def ls(file: Path, *, as_json: bool) -> None:
 
     What they have spent today the dispatcher knows: `fleet costs`.
     """
-    with told_errors():
-        known = read_keys(file)
+    known = read_keys(file)
     lines = [f"{key.name:<32} {key.tenant:<32} {_limits(key)}" for key in known]
     tell({"keys": [_view(key) for key in known]}, "\n".join(lines), as_json=as_json)
 
@@ -73,12 +70,11 @@ def ls(file: Path, *, as_json: bool) -> None:
 @_file_options
 def rm(name: str, file: Path, *, as_json: bool) -> None:
     """Remove a key: whoever has it is not answered any more."""
-    with told_errors():
-        known = read_keys(file)
-        left = tuple(key for key in known if key.name != name)
-        if len(left) == len(known):
-            raise ConfigError(f"there is no key called {name}", hint="list them with `keys ls`")
-        write_keys(file, left)
+    known = read_keys(file)
+    left = tuple(key for key in known if key.name != name)
+    if len(left) == len(known):
+        raise ConfigError(f"there is no key called {name}", hint="list them with `keys ls`")
+    write_keys(file, left)
     tell({"removed": name}, f"removed {name}", as_json=as_json)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import click
 
-from cloud_dispatcher.cli.exits import NAME
+from cloud_dispatcher.cli.exits import NAME, exit_of
 from fleet_protocol import __version__
-from fleet_protocol.terminal import end_of_output, ensure_streams
+from fleet_protocol.terminal import ensure_streams, run_program
 
 _COMMANDS: Final = ("check", "keys", "run", "simulate", "simulate-cloud", "users")
 
@@ -18,14 +19,19 @@ _COMMANDS: Final = ("check", "keys", "run", "simulate", "simulate-cloud", "users
 class _LazyGroup(click.Group):
     """A group whose commands live in modules of their own, as functions of the same name."""
 
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, **kwargs: Any) -> NoReturn:  # type: ignore[override]  # click's own has parameters that nobody gives us
         """Run the command line and exit."""
         ensure_streams()
-        try:
-            super().main(*args, **kwargs)
-        except OSError as error:
-            sys.exit(end_of_output(NAME, error))
-        sys.exit()
+        kwargs["standalone_mode"] = False
+        sys.exit(
+            run_program(
+                lambda words: super(_LazyGroup, self).main(words, **kwargs),
+                sys.argv[1:] if args is None else args,
+                program=NAME,
+                extra="cloud",
+                exit_code_of=exit_of,
+            )
+        )
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names."""
@@ -48,7 +54,7 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 cannot connect, 4 timeout, 5 denied, "
-    "6 another dispatcher has this identity.",
+    "6 another dispatcher has this identity, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name=NAME)
 def main() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from cloud_dispatcher import app
-from cloud_dispatcher.cli.exits import told_errors
 from cloud_dispatcher.cli.options import settings_options
 from cloud_dispatcher.config import load_settings
 from fleet_protocol.log import set_up_logging
@@ -24,7 +23,6 @@ from fleet_protocol.log import set_up_logging
 )
 def run(config: Path | None, broker: str | None, data: Path | None, log_level: str | None) -> None:
     """Run the dispatcher until it is told to stop (SIGTERM or Ctrl-C)."""
-    with told_errors():
-        settings = load_settings(config, os.environ, broker_url=broker, data=data)
-        set_up_logging(level=log_level or settings.log.level, json=settings.log.json)
-        asyncio.run(app.run(settings, os.environ))
+    settings = load_settings(config, os.environ, broker_url=broker, data=data)
+    set_up_logging(level=log_level or settings.log.level, json=settings.log.json)
+    asyncio.run(app.run(settings, os.environ))

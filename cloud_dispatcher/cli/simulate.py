@@ -11,7 +11,6 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from cloud_dispatcher.cli.exits import told_errors
 from cloud_dispatcher.core.policies import PolicyName
 from cloud_dispatcher.simulation.arrivals import Demand, read_trace
 from cloud_dispatcher.simulation.comparison import PolicyRow, Trial, rows_of, run_all
@@ -80,18 +79,17 @@ def simulate(
     """
     trace: Path | None = how.pop("trace")
     plot: Path | None = how.pop("plot")
-    with told_errors():
-        tried = _changed(read_scenario(scenario), **how)
-        demands = None if trace is None else read_trace(trace, tried.arrivals)
-        trials = [
-            Trial(scenario=tried, policy=str(policy), seed=seed, trace=demands)
-            for policy in dict.fromkeys(policies or PolicyName)
-            for seed in range(1, seeds + 1)
-        ]
-        most = min(processes or os.cpu_count() or 1, len(trials))
-        rows = rows_of(trials, run_all(trials, processes=most, told=_progress(len(trials))))
-        if plot is not None:
-            _write(plot, draw_svg(rows, title=_title(tried, demands, seeds)))
+    tried = _changed(read_scenario(scenario), **how)
+    demands = None if trace is None else read_trace(trace, tried.arrivals)
+    trials = [
+        Trial(scenario=tried, policy=str(policy), seed=seed, trace=demands)
+        for policy in dict.fromkeys(policies or PolicyName)
+        for seed in range(1, seeds + 1)
+    ]
+    most = min(processes or os.cpu_count() or 1, len(trials))
+    rows = rows_of(trials, run_all(trials, processes=most, told=_progress(len(trials))))
+    if plot is not None:
+        _write(plot, draw_svg(rows, title=_title(tried, demands, seeds)))
     if as_json:
         click.echo(msgspec.json.encode(_report(tried, demands, seeds, rows)).decode())
     else:

@@ -8,7 +8,6 @@ from typing import IO, Any
 import click
 
 from cloud_dispatcher.adapters.http.users import User, new_user, read_users, write_users
-from cloud_dispatcher.cli.exits import told_errors
 from cloud_dispatcher.cli.options import file_options, tell
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.roles import LADDER
@@ -43,15 +42,14 @@ def add(
     name: str, role: str, tenant: str, password_file: IO[str] | None, file: Path, *, as_json: bool
 ) -> None:
     """Make a login."""
-    with told_errors():
-        known = read_users(file) if file.exists() else ()
-        if any(user.name == name for user in known):
-            raise ConfigError(
-                f"a user called {name} is there already",
-                hint="change the password with `users password`, or remove it first",
-            )
-        made = new_user(name, _password(password_file), role=role, tenant=tenant)
-        write_users(file, (*known, made))
+    known = read_users(file) if file.exists() else ()
+    if any(user.name == name for user in known):
+        raise ConfigError(
+            f"a user called {name} is there already",
+            hint="change the password with `users password`, or remove it first",
+        )
+    made = new_user(name, _password(password_file), role=role, tenant=tenant)
+    write_users(file, (*known, made))
     tell({"user": _view(made)}, f"{name} may log in as {role}", as_json=as_json)
 
 
@@ -61,11 +59,10 @@ def add(
 @_file_options
 def password(name: str, password_file: IO[str] | None, file: Path, *, as_json: bool) -> None:
     """Set another password. Whoever is logged in with the old one is logged out."""
-    with told_errors():
-        known = read_users(file)
-        old = _named(known, name)
-        made = new_user(name, _password(password_file), role=old.role, tenant=old.tenant)
-        write_users(file, tuple(made if user is old else user for user in known))
+    known = read_users(file)
+    old = _named(known, name)
+    made = new_user(name, _password(password_file), role=old.role, tenant=old.tenant)
+    write_users(file, tuple(made if user is old else user for user in known))
     tell({"user": _view(made)}, f"{name} has another password", as_json=as_json)
 
 
@@ -73,8 +70,7 @@ def password(name: str, password_file: IO[str] | None, file: Path, *, as_json: b
 @_file_options
 def ls(file: Path, *, as_json: bool) -> None:
     """List who may log in, and as what."""
-    with told_errors():
-        known = read_users(file)
+    known = read_users(file)
     lines = [f"{user.name:<32} {user.role.value:<9} {user.tenant}" for user in known]
     tell({"users": [_view(user) for user in known]}, "\n".join(lines), as_json=as_json)
 
@@ -84,10 +80,9 @@ def ls(file: Path, *, as_json: bool) -> None:
 @_file_options
 def rm(name: str, file: Path, *, as_json: bool) -> None:
     """Remove a login. Whoever is logged in with it is logged out."""
-    with told_errors():
-        known = read_users(file)
-        gone = _named(known, name)
-        write_users(file, tuple(user for user in known if user is not gone))
+    known = read_users(file)
+    gone = _named(known, name)
+    write_users(file, tuple(user for user in known if user is not gone))
     tell({"removed": name}, f"removed {name}", as_json=as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -12,15 +12,13 @@ from typing import Any, NoReturn, TypeVar
 import click
 import msgspec
 
-from edge_worker.cli.exits import ExitCode, exit_code_of
+from edge_worker.cli.exits import exit_code_of
 from edge_worker.config import EngineName, WorkerSettings, load_settings
 from fleet_protocol import __version__
-from fleet_protocol.errors import FleetError
 from fleet_protocol.log import set_up_logging
-from fleet_protocol.terminal import complain, complain_of, end_of_output, ensure_streams
+from fleet_protocol.terminal import ensure_streams, run_program
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_NAME = "edge-worker"
 _JOB_FLAGS = ("max_tokens", "escalate", "privacy", "deadline_ms")
 """What `route` is told of the job, and not of the worker."""
 
@@ -28,33 +26,19 @@ _JOB_FLAGS = ("max_tokens", "escalate", "privacy", "deadline_ms")
 class Program(click.Group):
     """A command group that ends with this program's exit codes."""
 
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, **kwargs: Any) -> NoReturn:  # type: ignore[override]  # click's own has parameters that nobody gives us
         """Run the command line and exit."""
         ensure_streams()
         kwargs["standalone_mode"] = False
-        try:
-            sys.exit(self._run(*args, **kwargs))
-        except OSError as error:
-            sys.exit(end_of_output(_NAME, error))
-
-    def _run(self, *args: Any, **kwargs: Any) -> int:
-        try:
-            outcome = super().main(*args, **kwargs)
-        except click.exceptions.Exit as error:
-            return error.exit_code
-        except click.ClickException as error:
-            error.show()
-            return ExitCode.USAGE
-        except FleetError as error:
-            complain_of(_NAME, error)
-            return exit_code_of(error)
-        except ModuleNotFoundError as error:
-            complain(_NAME, f"{error.name} is not installed", "pip install 'edgefleet[edge]'")
-            return ExitCode.FAILED
-        except (click.Abort, KeyboardInterrupt):
-            complain(_NAME, "interrupted")
-            return ExitCode.INTERRUPTED
-        return outcome if isinstance(outcome, int) else ExitCode.OK
+        sys.exit(
+            run_program(
+                lambda words: super(Program, self).main(words, **kwargs),
+                sys.argv[1:] if args is None else args,
+                program="edge-worker",
+                extra="edge",
+                exit_code_of=exit_code_of,
+            )
+        )
 
 
 @click.group(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
 from fleet_protocol import __version__
-from fleet_protocol.errors import FleetError
-from fleet_protocol.terminal import complain_of, end_of_output, ensure_streams
+from fleet_protocol.terminal import ensure_streams, run_program
 from models.cli.shelves import encrypt, list_models, publish_artefact, show, verify
 from models.cli.steps import build, export, fetch_source, optimize, pack_artefact, quantize
 from models.difficulty.cli import difficulty
@@ -17,36 +17,28 @@ from models.distill.ask_cli import ask_teacher_command
 from models.distill.cli import distill
 from models.distill.rank_cli import rank_layers_command
 from models.embedding.cli import embedding
-from models.errors import ExitCode, exit_code_of
+from models.errors import exit_code_of
 from models.evaluate.cli import evaluate
 from models.routing.cli import calibrate_command, evaluate_router, label
-from models.terminal import print_json
 
 
 class _FleetGroup(click.Group):
     """Prints our errors as code, message and next step, and ends with their exit code."""
 
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, **kwargs: Any) -> NoReturn:  # type: ignore[override]  # click's own has parameters that nobody gives us
         """Run the command line and exit."""
         ensure_streams()
-        try:
-            super().main(*args, **kwargs)
-        except OSError as error:
-            sys.exit(end_of_output("models", error))
-        sys.exit()
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.obj = "--json" in args
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except FleetError as error:
-            _fail(error, as_json=bool(ctx.obj))
-        except KeyboardInterrupt:
-            click.echo("interrupted; the same command goes on where it stopped", err=True)
-            sys.exit(ExitCode.INTERRUPTED)
+        kwargs["standalone_mode"] = False
+        sys.exit(
+            run_program(
+                lambda words: super(_FleetGroup, self).main(words, **kwargs),
+                sys.argv[1:] if args is None else args,
+                program="models",
+                extra="factory",
+                exit_code_of=exit_code_of,
+                interrupted="interrupted; the same command goes on where it stopped",
+            )
+        )
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         """In the order of a build, not of the alphabet."""
@@ -76,11 +68,3 @@ for _command in (
     *(embedding, difficulty, label, calibrate_command, evaluate_router),
 ):
     cli.add_command(_command)
-
-
-def _fail(error: FleetError, *, as_json: bool) -> NoReturn:
-    if as_json:
-        print_json({"error": {"code": error.code, "message": str(error), "hint": error.hint}})
-    else:
-        complain_of("models", error)
-    sys.exit(exit_code_of(error))
