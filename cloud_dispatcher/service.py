@@ -32,6 +32,7 @@ from cloud_dispatcher.history import History
 from cloud_dispatcher.home_assistant import HomeAssistant
 from cloud_dispatcher.housekeeping import Housekeeping, HousekeepingSettings
 from cloud_dispatcher.inquiries import Inquiries
+from cloud_dispatcher.inquiry_desk import InquiryDesk
 from cloud_dispatcher.insistence import Insistence, StoppedError
 from cloud_dispatcher.intake import (
     AlertsAsked,
@@ -54,7 +55,6 @@ from cloud_dispatcher.roster_shards import RosterShards
 from cloud_dispatcher.turn import Turn
 from fleet_protocol import messages as m
 from fleet_protocol import topics as channels
-from fleet_protocol.access import Identity
 from fleet_protocol.bus import (
     Confirmed,
     Delivery,
@@ -63,7 +63,6 @@ from fleet_protocol.bus import (
     Refused,
 )
 from fleet_protocol.errors import BusClosedError
-from fleet_protocol.roles import as_seen_by
 
 _log = structlog.get_logger(__name__)
 
@@ -160,7 +159,7 @@ class DispatcherService:
         self._insistence = Insistence(
             self._publisher, clock=outside.clock, stopping=self._stopping, alive=outside.alive
         )
-        self._inquiries = Inquiries(
+        inquiries = Inquiries(
             outside.store,
             self._insistence,
             engine=engine,
@@ -168,6 +167,7 @@ class DispatcherService:
             clock=outside.clock,
             frequent=FrequentQuestions(outside.store, engine, mint=mint, report=self._report),
         )
+        self._desk = InquiryDesk(inquiries, self._alert_watch, self._publisher, outside.inquired)
         self._lookup = LookUp(outside.store, self._insistence, engine=engine, cluster=self._cluster)
         self._inbox = Arrivals()
         self._failure: BusClosedError | MemberFencedError | None = None
@@ -213,6 +213,7 @@ class DispatcherService:
             self._lane = CompletionLane(self._outside.provider, tasks, self._report)
             pump = tasks.create_task(self._pump(), name="bus-pump")
             beats = tasks.create_task(self._beat(), name="cluster-beat")
+            desk = tasks.create_task(self._desk.run(), name="inquiries")
             try:
                 await self._hand_over(recovered)
                 await self._finish(await self._serve())
@@ -223,6 +224,7 @@ class DispatcherService:
             finally:
                 pump.cancel()
                 beats.cancel()
+                desk.cancel()
                 if self._saving is not None:
                     self._saving.cancel()
                 self._lane.stop_all()
@@ -374,7 +376,7 @@ class DispatcherService:
         """Let a turn be saved and told while the next is decided. Turns are told in order."""
         await self._saved()
         self._put_off_told(turn, self._clock())
-        if turn.saves or turn.spends or turn.answers or turn.requests or turn.gives:
+        if turn.saves or turn.spends or turn.answers or turn.gives:
             work = self._save_and_tell(turn)
             self._saving = asyncio.create_task(work, name="save-and-tell")
             self._saving.add_done_callback(lambda _: self._inbox.call())
@@ -394,6 +396,7 @@ class DispatcherService:
         self._told_due_at_ms = 0
         await self._hand_over(turn)
         await self._saved()
+        await self._desk.finish()
 
     async def _save_and_tell(self, turn: Turn) -> None:
         """Save before you tell. Nothing of a turn leaves before its commit returned."""
@@ -405,16 +408,6 @@ class DispatcherService:
             cluster = self._cluster
             await self._insistence.on(lambda: cluster.give(turn.handed, turn.released))
         self._tell(turn)
-        for request in turn.requests:
-            if isinstance(request, AlertsAsked):
-                reply = await self._alert_watch.answer(request)
-            else:
-                reply = await self._inquiries.answer(request)
-            reply = as_seen_by(request.role, reply)
-            self._publisher.send(channels.REPLIES[request.role], reply, request.admin)
-            if request.request is not None:
-                who = Identity(role=request.role, id=request.admin)
-                self._outside.inquired(who, request.request, reply.code)
 
     def _tell(self, turn: Turn) -> None:
         if self._cluster is not None:
@@ -427,6 +420,7 @@ class DispatcherService:
                 self._lane.start(call)
             else:
                 self._lane.stop(call.job)
+        self._desk.take(turn.requests)
         for event, decided, now_ms in turn.decided:
             for observer in self._observers:
                 observer.observe(event, decided, now_ms)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
+import pytest
+
+from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import BudgetSettings, TenantSettings
+from cloud_dispatcher.ports import JobPage, JobQuery
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
+from fleet_protocol.errors import ConfigError
 from tests.unit.service_house import House, Peer, Worker
 
 QUESTION: Final = m.JobSubmit(prompt="Is it safe?", cache=m.Caching.OFF)
@@ -92,3 +98,70 @@ async def test_a_request_that_names_no_such_route_is_refused_with_the_reason(
         reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")
     assert (reply.ok, reply.req) == (False, "r1")
     assert "route" in reply.message
+
+
+class _SlowLists(MemoryJobStore):
+    """A store whose lists take as long as the test wants, and break if it wants that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def select(self, query: JobQuery) -> JobPage:
+        await self.go_on.wait()
+        if self.error is not None:
+            raise self.error
+        return await super().select(query)
+
+
+async def test_whoever_looks_through_all_jobs_keeps_no_job_waiting(
+    house: House, device: Peer, worker: Worker, admin: Peer
+) -> None:
+    house.store = store = _SlowLists()
+    async with house.dispatcher():
+        listing = asyncio.create_task(ask(admin, m.AdminOp.JOBS_LIST, text="nothing"))
+        for number in range(3):
+            device.say(t.SUBMIT, QUESTION, "d1", f"job-{number}")
+            worker.done(await worker.assignment(after=number))
+            await device.result(f"job-{number}")
+        assert not listing.done()
+        store.go_on.set()
+        assert names(await listing) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("a row is sealed", code="no_key"), "no_key"),
+        (ValueError("a row makes no sense"), "internal"),
+    ],
+)
+async def test_a_row_that_cannot_be_read_costs_one_answer_and_not_the_dispatcher(
+    house: House, device: Peer, admin: Peer, error: Exception, code: str
+) -> None:
+    house.store = store = _SlowLists()
+    store.go_on.set()
+    async with house.dispatcher():
+        store.error = error
+        assert (await ask(admin, m.AdminOp.JOBS_LIST)).code == code
+        store.error = None
+        device.say(t.SUBMIT, QUESTION, "d1", "job-1")
+        assert (await device.ack("job-1")).status is m.AckStatus.ACCEPTED
+        assert names(await ask(admin, m.AdminOp.JOBS_LIST)) == ["job-1"]
+
+
+async def test_too_many_requests_at_once_are_refused(house: House, admin: Peer) -> None:
+    house.store = store = _SlowLists()
+    async with house.dispatcher():
+        for number in range(600):
+            request = m.AdminRequest(req=f"r{number}", op=m.AdminOp.JOBS_LIST)
+            admin.say(t.ADMIN_REQUEST, request, "a1")
+        refused = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1")
+        assert refused.code == "busy"
+        store.go_on.set()
+        replies = [
+            await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=after) for after in range(600)
+        ]
+    assert {reply.req for reply in replies} == {f"r{number}" for number in range(600)}
+    assert sum(reply.ok for reply in replies) >= 500
