@@ -150,10 +150,10 @@ class MessageBus(Protocol):
         ...
 
     def publish(self, publication: Publication) -> None:
-        """Queue a message.
+        """Queue a message; at QoS 0, drop it where it cannot be sent now.
 
         Raises:
-            BusFullError: The bounded outgoing queue is full; nothing was queued.
+            BusFullError: The bounded outgoing queue is full; nothing was queued. At QoS 1 alone.
             BusClosedError: The bus is closed.
         """
         ...

@@ -310,8 +310,7 @@ class WorkerService:
             try:
                 self._parts.bus.publish(self._unsent[0])
             except BusFullError:
-                if self._unsent[0].qos:
-                    return
+                return
             except BusClosedError as error:
                 self._fail(error)
                 return

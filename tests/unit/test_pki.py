@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet_pki import certificates as c
 from fleet_pki.authority import (
@@ -97,6 +97,26 @@ def test_a_certificate_names_id_and_role_and_leads_to_the_root(
     key = c.read_key(files["key.pem"])
     assert key.public_key().public_numbers() == mine.public_key().public_numbers()  # type: ignore[union-attr]
     assert folder.ca.read_bytes() == files["ca.pem"]
+
+
+def test_an_identity_signs_nobody_in_and_is_no_server(authority: Authority) -> None:
+    mine = leaf(enrol(authority, "pi-1")["cert.pem"])
+    basic = mine.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert (basic.critical, basic.value.ca) == (True, False)
+    usage = mine.extensions.get_extension_for_class(x509.KeyUsage)
+    assert (usage.critical, usage.value.key_cert_sign, usage.value.crl_sign) == (True, False, False)
+    purpose = mine.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    assert list(purpose.value) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    server = leaf(authority.issue_server(["broker.lan"], now_ms=NOW_MS)["cert.pem"])
+    purpose = server.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    assert list(purpose.value) == [ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+def test_a_used_token_is_no_password_any_more(authority: Authority) -> None:
+    token = enrol(authority, "pi-1", secret=Secret.TOKEN)["token"].decode().strip()
+    assert authority.members()[0].password_hash is not None
+    authority.redeem(token, c.make_request("pi-1", c.new_key()), now_ms=NOW_MS)
+    assert authority.members()[0].password_hash is None
 
 
 def test_a_workers_certificate_holds_three_days_and_from_an_hour_before(
@@ -327,10 +347,21 @@ def rsa_request() -> bytes:
 def unreadable_name(was: bytes, becomes: bytes) -> bytes:
     """Return a request whose name stands there in a form that no reader takes."""
     request = x509.load_pem_x509_csr(c.make_request("pi-1", c.new_key()))
-    raw = request.public_bytes(serialization.Encoding.DER).replace(was, becomes)
-    armour = "CERTIFICATE REQUEST"
-    body = base64.encodebytes(raw).decode()
-    return f"-----BEGIN {armour}-----\n{body}-----END {armour}-----\n".encode()
+    return armoured(request.public_bytes(serialization.Encoding.DER).replace(was, becomes))
+
+
+def armoured(raw: bytes) -> bytes:
+    """Return a request as PEM."""
+    label, body = "CERTIFICATE REQUEST", base64.encodebytes(raw).decode()
+    return f"-----BEGIN {label}-----\n{body}-----END {label}-----\n".encode()
+
+
+def unsigned_request() -> bytes:
+    """Return a request whose sender has not the key that it wants certified."""
+    request = x509.load_pem_x509_csr(c.make_request("pi-1", c.new_key()))
+    raw, signature = request.public_bytes(serialization.Encoding.DER), request.signature
+    wrong = signature[:-1] + bytes([signature[-1] ^ 1])
+    return armoured(raw.replace(signature, wrong))
 
 
 @pytest.mark.parametrize(
@@ -345,8 +376,12 @@ def unreadable_name(was: bytes, becomes: bytes) -> bytes:
         unreadable_name(b"pi-1", b"\xff\xfe\xff\xff"),
         unreadable_name(b"\x0c\x04pi-1", b"\x02\x04pi-1"),
         unreadable_name(b"\x0c\x04pi-1", b"\x03\x04\x00i-1"),
+        unsigned_request(),
     ],
-    ids=["empty", "text", "long", "rsa", "other id", "damaged", "no text", "a number", "bits"],
+    ids=[
+        *("empty", "text", "long", "rsa", "other id", "damaged"),
+        *("no text", "a number", "bits", "unsigned"),
+    ],
 )
 def test_a_bad_request_is_refused_with_a_code(authority: Authority, request_pem: bytes) -> None:
     enrol(authority, "pi-1")

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edge_worker.adapters.echo_engine import EchoEngine
 from edge_worker.adapters.host_linux import LinuxHost
 from edge_worker.adapters.spool_memory import MemorySpool
 from edge_worker.core import commands as c
+from edge_worker.core import events as e
 from edge_worker.core.rules import SessionRules
 from edge_worker.core.session import STARTED_AFTER_MS, Session
 from edge_worker.ports import (
@@ -25,6 +27,7 @@ from edge_worker.ports import (
     Grew,
     InferenceEngine,
     SpooledJob,
+    SpoolUnavailableError,
     StrangerError,
 )
 from edge_worker.service import (
@@ -473,6 +476,28 @@ async def test_what_a_full_bus_does_not_take_waits_within_bounds_and_what_is_ret
         assert not lab.service._unsent
 
 
+async def test_a_full_disk_is_tried_again_with_pauses(lab: Lab) -> None:
+    tries = []
+
+    class Full(MemorySpool):
+        def commit(self, **_what: Any) -> None:
+            tries.append(lab.now_ms)
+            raise SpoolUnavailableError("full")
+
+    lab.spool = Full()
+    async with lab.dispatcher() as dispatcher, lab.worker():
+        await dispatcher.hear(t.HELD)
+        dispatcher.assign("J1")
+        await dispatcher.until(lambda: tries)
+        for _ in range(40):
+            beats = len(dispatcher.all(t.STATE))
+            await dispatcher.until(lambda beats=beats: len(dispatcher.all(t.STATE)) > beats)
+            lab.now_ms += 1_000
+    pauses = [after - before for before, after in pairwise(tries)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] >= 8_000
+
+
 async def test_bandwidth_is_measured_by_echoes_and_said(lab: Lab) -> None:
     async with lab.dispatcher() as dispatcher, lab.worker():
         online = m.DispatcherPresence(status=m.DispatcherStatus.ONLINE, epoch="e1")
@@ -484,6 +509,38 @@ async def test_bandwidth_is_measured_by_echoes_and_said(lab: Lab) -> None:
             answered += 1
         await dispatcher.until(lambda: len(dispatcher.all(t.INFO)) == 2)
         assert dispatcher.all(t.INFO)[-1].benchmark.bandwidth_mbps > 0
+
+
+async def test_speed_is_not_measured_while_a_job_is_answered() -> None:
+    waited: list[str] = []
+
+    def measure(_engine: InferenceEngine) -> e.SpeedMeasured:
+        waited.append("g1")
+        return e.SpeedMeasured(speed=None)
+
+    runner = EngineRunner(EchoEngine(slots=2), measure=measure)
+    request = GenerationRequest(
+        id="g1", prompt_tokens=tuple(range(50)), generation=m.Generation(max_tokens=40)
+    )
+    heard: list[e.AnyEvent] = []
+    measured = asyncio.Event()
+
+    def deliver(events: list[e.AnyEvent]) -> None:
+        heard.extend(events)
+        if any(isinstance(event, e.SpeedMeasured) for event in heard):
+            measured.set()
+
+    runner.order(c.StartGeneration(request))
+    runner.order(c.MeasureSpeed())
+    running = asyncio.create_task(runner.run(deliver), name="test-runner")
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await measured.wait()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        runner.close()
+    assert waited == []
 
 
 def test_speed_is_measured_through_the_engine_port() -> None:
