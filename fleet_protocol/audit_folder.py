@@ -41,6 +41,7 @@ class AuditFolder:
         self._key_file = folder / "audit.key" if key_file is None else key_file
         self._keep = timedelta(days=keep_days)
         self._seal, self._seq = GENESIS, 0
+        self._newest = ""
         self._lock = FileLock(folder / "lock")
         self.key = b""
 
@@ -81,7 +82,9 @@ class AuditFolder:
 
     def append(self, batch: Sequence[Noted]) -> None:
         """Write a batch and have it on the disk, all of it or nothing; raises OSError."""
-        path = self.folder / f"{_day(batch[-1][0])}.log"
+        # Files are read in the order of their names: after a step back the newest one goes on.
+        self._newest = max(self._newest, f"{_day(batch[-1][0])}.log")
+        path = self.folder / self._newest
         old = [] if path.exists() else self._too_old(batch[-1][0])
         batch = [*(_pruned(file, batch[-1][0]) for file in old), *batch]
         seal, seq, lines = self._seal, self._seq, list[bytes]()
@@ -101,8 +104,9 @@ class AuditFolder:
         return [path for path in _files(self.folder) if path.name < oldest]
 
     def _find_end(self) -> int:
-        torn_bytes = 0
-        for path in reversed(_files(self.folder)):
+        torn_bytes, files = 0, _files(self.folder)
+        self._newest = files[-1].name if files else ""
+        for path in reversed(files):
             data = path.read_bytes()
             end = data.rfind(b"\n") + 1
             if end < len(data):
@@ -130,15 +134,19 @@ def _append(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         size = os.fstat(descriptor).st_size
-        is_whole = os.write(descriptor, data) == len(data)
-        if is_whole:
-            os.fdatasync(descriptor)
-        else:
-            os.ftruncate(descriptor, size)
+        try:
+            _write_all(descriptor, data)
+        except OSError:
+            os.ftruncate(descriptor, size)  # it comes again, and must not be there twice
+            raise
     finally:
         os.close(descriptor)
-    if not is_whole:
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    if os.write(descriptor, data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fdatasync(descriptor)
 
 
 def _pruned(path: Path, now_ms: int) -> Noted:

@@ -130,6 +130,7 @@ class AdminDesk:
             attempt=job.attempt,
             answer_key=job.answer_key,
             parts=job.parts,
+            payer=job.payer,
         )
         self._intake.admit(again)
         again = self._ledger.jobs[job.key]

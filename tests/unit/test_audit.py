@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -142,6 +143,43 @@ async def test_the_chain_goes_on_over_restarts_and_days(log: Log) -> None:
     assert [entry.seq for entry in log.entries] == [1, 2, 3, 4, 5, 6]
     assert log.verify().ok
     assert all(path.stat().st_mode & 0o077 == 0 for path in log.folder.iterdir())
+
+
+async def test_the_chain_holds_where_the_clock_was_set_back_over_midnight(log: Log) -> None:
+    await log.run("x")
+    log.now_ms += 100 * DAY_MS
+    await log.run("by a clock that was far ahead")
+    async with log.open() as file:
+        file.note("y", {})
+        await file._flush()
+        log.now_ms -= 99 * DAY_MS
+        file.note("z", {})
+    assert log.verify().ok
+    await log.run("after a restart")
+    log.now_ms += DAY_MS
+    await log.run("and the day after")
+    assert log.verify().ok
+    assert [entry.seq for entry in log.entries] == list(range(1, len(log.entries) + 1))
+
+
+async def test_a_disk_that_fails_after_the_write_doubles_no_line(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, fails = os.fdatasync, [True]
+
+    def fdatasync(descriptor: int) -> None:
+        if fails:
+            fails.clear()
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    async with log.open() as file:
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        file.note("x", {})
+        await file._flush()
+        await file._flush()
+    assert [entry.what for entry in log.entries] == ["started", "x", "stopped"]
+    assert log.verify().ok
 
 
 async def test_half_a_line_after_a_power_cut_is_cut_off_and_said(log: Log) -> None:

@@ -215,6 +215,17 @@ def test_a_job_that_waits_over_a_restart_is_still_its_keys() -> None:
     assert desk.job().payer == KITCHEN
 
 
+def test_a_dead_letter_that_starts_over_is_still_its_keys() -> None:
+    desk = Desk()
+    desk.submit(escalate="always", payer=KITCHEN)
+    desk.now_ms += 600_000
+    desk.wake()
+    assert desk.job().dead
+    assert desk.admin(m.AdminOp.JOB_RETRY, job="K1").ok
+    desk.cloud_finished(2)
+    assert [record.key for record in desk.spends] == ["kitchen"]
+
+
 def test_a_board_is_told_that_the_cloud_is_away_for_a_key_without_money() -> None:
     desk = Desk()
     desk.worker(slots=2)
