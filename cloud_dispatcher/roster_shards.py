@@ -17,7 +17,7 @@ _LOOK_EVERY_MS: Final = 1_000
 COLUMNS: Final = (
     "worker", "status", "weight", "compute", "bandwidth", "inflight", "slots", "seen_at_ms",
     "left_alone", "board", "software", "model", "measured_tok_s", "tok_s", "temp_c", "throttled",
-    "cpu_pct", "mem_pct",
+    "cpu_pct", "mem_pct", "model_version",
 )  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def row_of(view: WorkerView) -> tuple[Any, ...]:
     """Return a worker's row, in the order of `COLUMNS`; None where nobody knows."""
     info, state = view.info, view.state
     benchmark = None if info is None else info.benchmark
+    model = info.models[0] if info is not None and info.models else None
     return (
         view.worker,
         view.status.value,
@@ -106,11 +107,12 @@ def row_of(view: WorkerView) -> tuple[Any, ...]:
         view.left_alone,
         info and info.board,
         info and info.software,
-        info.models[0].name if info is not None and info.models else None,
+        model and model.name,
         benchmark and round(benchmark.decode_tok_s, 1),
         state and round(state.tok_s, 1),
         None if state is None or state.temp_c is None else round(state.temp_c, 1),
         state and state.throttled,
         state and round(state.cpu_pct),
         state and round(state.mem_pct),
+        model and model.version,
     )

@@ -131,6 +131,7 @@ class AdminDesk:
             answer_key=job.answer_key,
             parts=job.parts,
             payer=job.payer,
+            past=job.past,
         )
         self._intake.admit(again)
         again = self._ledger.jobs[job.key]
@@ -181,6 +182,8 @@ def view_of(job: Job) -> JobView:
         dead=job.dead,
         parts=job.parts,
         part_of=None if job.part is None else job.part.job,
+        assigned_at_ms=job.assigned_at_ms,
+        past=job.past,
         result=job.result,
     )
 

@@ -167,7 +167,9 @@ class CloudLane:
             now_ms=ledger.now_ms,
         )
         if isinstance(decision, RetryAt):
-            ledger.put(replace(job, lease_until_ms=None, not_before_ms=decision.at_ms))
+            past = job.past_with(event.code, ledger.now_ms)
+            at_ms = decision.at_ms
+            ledger.put(replace(job, lease_until_ms=None, not_before_ms=at_ms, past=past))
         else:
             self.do_without(job, code=event.code, message=event.message)
 
@@ -251,6 +253,7 @@ class CloudLane:
             kept=said.answer or job.kept,
             lease_until_ms=None,
             start_by_at_ms=None,
+            past=job.past_with(said.reason.value, self._ledger.now_ms),
         )
         if submit.privacy is Privacy.ANY and submit.escalate is not Escalate.NEVER:
             if job.cloud_code:

@@ -34,6 +34,8 @@ from fleet_protocol.messages import (
 
 ATTEMPT_TOO_SLOW = "attempt_too_slow"
 """An attempt made progress, but took longer than one may."""
+WORKER_LOST = "worker_lost"
+"""A worker was not heard of any more, or knows nothing of an attempt that it was given."""
 
 _SCOLD_PAUSE_MS = 1_000
 _SCOLDED_MOST = 4_096
@@ -214,6 +216,7 @@ class EdgeLane:
             lease_until_ms=self._ledger.lease_until_ms(job),
             not_before_ms=0,
             start_by_at_ms=None,
+            past=tuple(over for over in job.past if over.attempt != attempt),
         )
         self._ledger.grant(job, worker)
         return job
@@ -242,6 +245,7 @@ class EdgeLane:
             lapsed=lapsed,
             lease_until_ms=None,
             not_before_ms=decision.at_ms,
+            past=job.past_with(code or WORKER_LOST, ledger.now_ms),
         )
         ledger.enqueue(waiting)
 

@@ -15,11 +15,13 @@ from fleet_protocol.messages import (
     JobStatus,
     JobSubmit,
     LocalAnswer,
+    PastAttempt,
     Reason,
     WorkerId,
 )
 
 _NEVER_MS: Final = 2**62
+_PAST_MOST: Final = 16
 
 
 class ReplyTo(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +86,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         parts: Jobs made so far to answer this one in parts, see `Parts`.
         part: Whose part it is; None: a job of its own.
         payer: Who pays besides its tenant; None: nobody.
+        past: Attempts that ended without a result, for people; see `past_with`.
     """
 
     key: JobKey
@@ -118,6 +121,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     parts: int = 0
     part: PartOf | None = None
     payer: Payer | None = None
+    past: tuple[PastAttempt, ...] = ()
 
     @property
     def begins_at_ms(self) -> int:
@@ -146,3 +150,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def is_open(self) -> bool:
         """Whether the job still waits for its one result."""
         return self.result is None
+
+    def past_with(self, code: str, ended_at_ms: int) -> tuple[PastAttempt, ...]:
+        """Return the past with the last attempt in it, once: who had it, how long, why it ended."""
+        known = bool(self.past) and self.past[-1].attempt == self.attempt
+        if self.attempt == 0 or known:
+            return self.past
+        over = PastAttempt(
+            attempt=self.attempt,
+            ended_at_ms=ended_at_ms,
+            code=code[:64],
+            worker=self.worker,
+            began_at_ms=None if self.worker is None else self.assigned_at_ms,
+        )
+        return (*self.past[1 - _PAST_MOST :], over)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_dispatcher.core.edge_lane import EdgeLane
+from cloud_dispatcher.core.edge_lane import WORKER_LOST, EdgeLane
 from cloud_dispatcher.core.events import (
     HeldReceived,
     InfoReceived,
@@ -141,7 +141,7 @@ class Roster:
                 continue
             if sent_at_ms <= settled_before_ms:
                 message = "the worker lost the assignment"
-                self._edge.give_back(job, lapsed=False, code="worker_lost", message=message)
+                self._edge.give_back(job, lapsed=False, code=WORKER_LOST, message=message)
             elif job.status is JobStatus.ASSIGNED:
                 self._edge.send_assignment(job, worker)
 

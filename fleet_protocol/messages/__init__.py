@@ -19,6 +19,7 @@ from fleet_protocol.messages.admin import (
     CacheView,
     CostRow,
     JobView,
+    PastAttempt,
     PrewarmAnswer,
     WorkerView,
 )
@@ -190,6 +191,7 @@ __all__ = [
     "OfflineMatch",
     "OutputFormat",
     "Part",
+    "PastAttempt",
     "PlainText",
     "Presence",
     "PresenceStatus",

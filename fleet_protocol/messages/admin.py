@@ -113,6 +113,22 @@ class AdminRequest(Message, frozen=True, kw_only=True):
     tenant: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "default"
 
 
+class PastAttempt(Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A lease or a call of the cloud that ended, and the job had no result by it.
+
+    Attributes:
+        worker: Who held the lease; None: it was a call of the cloud.
+        began_at_ms: When the lease was given out; None for a call of the cloud.
+        code: Why it ended: a `Reason`, or the name of a mistake.
+    """
+
+    attempt: Count
+    ended_at_ms: InstantMs
+    code: Code
+    worker: Id | None = None
+    began_at_ms: InstantMs | None = None
+
+
 class JobView(Part, frozen=True, kw_only=True):
     """A job as an operator sees it: everything but the prompt.
 
@@ -120,6 +136,8 @@ class JobView(Part, frozen=True, kw_only=True):
         dead: It failed for good and can be inspected and retried.
         parts: Jobs made so far to answer it in parts: `{job}-0`, `{job}-1`, ...
         part_of: The job whose part it is.
+        assigned_at_ms: When the last lease was given out; None: no board had it.
+        past: Attempts before the last one, the latest of them: at most sixteen.
     """
 
     job: Id
@@ -136,6 +154,8 @@ class JobView(Part, frozen=True, kw_only=True):
     dead: bool = False
     parts: Count = 0
     part_of: Id | None = None
+    assigned_at_ms: InstantMs | None = None
+    past: tuple[PastAttempt, ...] = ()
     result: JobResult | None = None
 
 

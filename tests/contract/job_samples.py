@@ -69,6 +69,7 @@ FULL = make_job(
     parts=3,
     part=PartOf(job=m.JobKey("whole"), round=1, start=2, end=4),
     payer=Payer(key="kitchen", daily_usd=0.5),
+    past=(m.PastAttempt(attempt=1, ended_at_ms=9, code="worker_lost", worker=m.WorkerId("w1")),),
     kept=m.LocalAnswer(text="half", model="m", confidence=0.25),
     result=m.JobResult(
         id="full",

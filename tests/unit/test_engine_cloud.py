@@ -52,6 +52,20 @@ def test_the_cloud_answers_with_its_cost_and_the_reason(desk: Desk) -> None:
     assert (result.model, result.cost_usd, result.degraded) == ("deepseek", 0.001, False)
 
 
+def test_an_escalated_job_remembers_the_board_and_each_call_that_failed(desk: Desk) -> None:
+    desk.submit()
+    desk.now_ms += 700
+    desk.escalated(answer=None)
+    desk.now_ms += 900
+    desk.cloud_failed(2, code="provider_unavailable")
+    board, call = desk.job().past
+    assert (board.worker, board.code) == ("w1", "low_confidence")
+    assert board.ended_at_ms - (board.began_at_ms or 0) == 700
+    assert (call.attempt, call.worker, call.began_at_ms) == (2, None, None)
+    assert call.code == "provider_unavailable"
+    assert call.ended_at_ms - board.ended_at_ms == 900
+
+
 def test_the_form_of_the_answer_reaches_the_board_and_the_cloud(desk: Desk) -> None:
     output = m.OutputFormat(choices=("yes", "no"))
     desk.submit(output=output)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from cloud_dispatcher.core import commands as c
 from cloud_dispatcher.core import events as e
+from cloud_dispatcher.core.admin import view_of
 from cloud_dispatcher.core.job import ReplyTo
 from cloud_dispatcher.core.settings import EngineSettings, RetrySettings
 from fleet_protocol import messages as m
@@ -284,6 +285,44 @@ def test_a_retryable_failure_waits_and_prefers_another_worker(desk: Desk) -> Non
     assert 750 <= wait_ms <= 1_000
     desk.wake()
     assert desk.receivers(topics.ASSIGN) == ["w2"]
+
+
+def test_a_job_remembers_who_had_it_before_and_why_that_ended(desk: Desk) -> None:
+    desk.submit()
+    began_ms = desk.now_ms
+    desk.worker("w2", tok_s=5.0)
+    desk.now_ms += 300
+    desk.failed()
+    failed_ms = desk.now_ms
+    desk.wake()
+    desk.presence("w2", status=m.PresenceStatus.OFFLINE)
+    lost_ms = desk.now_ms
+    desk.restart()
+    first, second = desk.job().past
+    assert (first.attempt, first.worker, first.code) == (1, "w1", "onnx")
+    assert (first.began_at_ms, first.ended_at_ms) == (began_ms, failed_ms)
+    assert (second.attempt, second.worker, second.code) == (2, "w2", "worker_lost")
+    assert second.ended_at_ms == lost_ms
+    assert view_of(desk.job()).past == (first, second)
+
+
+def test_an_attempt_that_goes_on_after_all_is_not_past(desk: Desk) -> None:
+    desk.submit()
+    desk.presence(status=m.PresenceStatus.OFFLINE)
+    assert [over.code for over in desk.job().past] == ["worker_lost"]
+    desk.presence()
+    desk.held(("K1", 1))
+    assert desk.job().past == ()
+
+
+def test_of_very_many_attempts_the_latest_are_remembered(desk: Desk) -> None:
+    desk.submit()
+    job = desk.job()
+    for attempt in range(1, 40):
+        job = replace(job, attempt=attempt)
+        job = replace(job, past=job.past_with("provider_timeout", attempt))
+        assert job.past_with("again", attempt) == job.past
+    assert [over.attempt for over in job.past] == list(range(24, 40))
 
 
 def test_a_retry_goes_to_the_same_worker_if_there_is_no_other(desk: Desk) -> None:
