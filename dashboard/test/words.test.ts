@@ -1,9 +1,9 @@
 import { expect, test } from 'vitest';
 
-import { clock, took, usd, whole } from '../src/lib/format';
+import { ago, clock, memory, took, usd, usdShort, whole } from '../src/lib/format';
 import { matches } from '../src/lib/bus';
 import { latest, perMinute } from '../src/lib/series';
-import { stepsOf } from '../src/lib/timeline';
+import { momentsOf, stepsOf } from '../src/lib/timeline';
 import { events } from '../src/lib/ask';
 import { words } from '../src/lib/words';
 import type { Job } from '../src/lib/types';
@@ -17,6 +17,9 @@ test('every word has its Chinese', () => {
 test('spans, amounts and moments as people say them', () => {
   expect([0, 999, 1_000, 61_000, 7_200_000, 172_800_000].map(took)).toEqual(['0 ms', '999 ms', '1.0 s', '1 min', '2 h', '2 d']);
   expect([0, 0.0000052, 1.5].map(usd)).toEqual(['$0', '$0.0000052', '$1.50']);
+  expect([0, 0.0000052, 0.0021, 1_234.5].map(usdShort)).toEqual(['$0', '< $0.0001', '$0.0021', '$1,234.50']);
+  expect([-3, 5_900, 61_000].map(ago)).toEqual(['0 s', '5 s', '1 min']);
+  expect([512, 8_192].map(memory)).toEqual(['512 MB', '8.0 GB']);
   expect([whole(null), took(undefined), clock(null)]).toEqual(['–', '–', '–']);
 });
 
@@ -36,6 +39,26 @@ test('a job waits, reads and writes; an open one counts on', () => {
   const job = { received_at_ms: 0, finished_at_ms: 900, result: { status: 'ok', timing_ms: { queued: 100, first_token: 400, total: 900 } } } as unknown as Job;
   expect(stepsOf(job, 5_000)).toEqual([{ name: 'waited', ms: 100 }, { name: 'first_token', ms: 300 }, { name: 'answer', ms: 500 }]);
   expect(stepsOf({ received_at_ms: 0 } as Job, 700)).toEqual([{ name: 'waited', ms: 700 }]);
+  const told = { received_at_ms: 0, finished_at_ms: 47, result: { status: 'ok', answered_by: 'cloud', timing_ms: { total: 47 } } } as unknown as Job;
+  expect(stepsOf(told, 5_000)).toEqual([{ name: 'in_cloud_span', ms: 47 }]);
+});
+
+test('every attempt of a job has its place in what happened', () => {
+  const job = {
+    received_at_ms: 1_000, assigned_at_ms: 1_800, finished_at_ms: 5_000, attempts: 3, status: 'ok',
+    past: [
+      { attempt: 1, worker: 'w1', began_at_ms: 1_010, ended_at_ms: 1_700, code: 'worker_lost' },
+      { attempt: 2, worker: 'w2', began_at_ms: 1_800, ended_at_ms: 2_500, code: 'complex' },
+    ],
+    result: { status: 'ok', timing_ms: { total: 4_000, first_token: 3_000 } },
+  } as unknown as Job;
+  const moments = momentsOf(job);
+  expect(moments.map(({ at_ms, what }) => [at_ms, what])).toEqual([
+    [1_000, 'received'], [1_010, 'began'], [1_700, 'ended'], [1_800, 'began'], [2_500, 'ended'], [4_000, 'first_token'], [5_000, 'result'],
+  ]);
+  expect(moments[2]).toMatchObject({ attempt: 1, worker: 'w1', code: 'worker_lost', took_ms: 690 });
+  const simple = { received_at_ms: 0, assigned_at_ms: 4, attempts: 1, worker: 'w1', status: 'running' } as unknown as Job;
+  expect(momentsOf(simple).map(({ what, worker }) => [what, worker])).toEqual([['received', undefined], ['began', 'w1']]);
 });
 
 test('events are cut out of a stream however it is cut', async () => {

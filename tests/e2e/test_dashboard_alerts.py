@@ -102,6 +102,7 @@ def test_what_is_over_stays_in_the_history_of_a_dispatcher_that_was_killed(
     keep(page, "alerts-history")
     site.fleet.kill("dispatcher")
     expect(page.get_by_test_id("link")).not_to_have_text("Live")
+    expect(page.get_by_role("alert")).to_contain_text("gateway does not answer")
     site.start_dispatcher()
     expect(page.get_by_test_id("link")).to_have_text("Live")
     # Neither the login nor what it knew of alerts ended with it.

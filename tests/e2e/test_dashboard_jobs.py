@@ -202,3 +202,28 @@ def test_a_workers_page_shows_its_jobs_and_leads_to_all_of_them(site: Site, page
     page.get_by_role("link", name="All its jobs").click()
     expect(page.locator("tbody tr")).to_have_count(PAGE)
     assert page.url.endswith("#/jobs?worker=w1")
+
+
+def test_a_job_is_cancelled_and_a_dead_letter_retried_from_its_page(site: Site, page: Page) -> None:
+    site.device.submit("regretted", prompt="x", not_before_ms=600_000)
+    site.device.wait(lambda: site.device.said("regretted", "ack"), "the job to be taken in")
+    page.goto(site.at("jobs?text=regretted"))
+    page.get_by_role("link", name="regretted").click()
+    page.get_by_test_id("cancel-job").click()
+    page.get_by_role("button", name="No", exact=True).click()
+    assert not site.device.said("regretted", "res")
+    page.get_by_test_id("cancel-job").click()
+    page.get_by_test_id("yes").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Cancelled")
+    expect(page.get_by_test_id("cancel-job")).to_have_count(0)
+    assert site.device.result("regretted")["status"] == "cancelled"
+    # Nobody can answer it: there is no cloud, and it is too long for any board.
+    site.device.submit("hopeless", prompt="long " * 20_000, escalate="always")
+    assert site.device.result("hopeless")["status"] == "failed"
+    page.goto(site.at("jobs?status=dead"))
+    page.get_by_role("link", name="hopeless").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Dead letter")
+    expect(page.get_by_text("no cloud is set up")).to_be_visible()
+    page.get_by_test_id("retry-job").click()
+    expect(page.get_by_role("main").get_by_role("status")).to_have_text("Queued anew")
+    site.device.wait(lambda: len(site.device.said("hopeless", "res")) > 1, "another result")

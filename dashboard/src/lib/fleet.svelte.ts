@@ -19,9 +19,12 @@ class Fleet {
   door = $state.raw<Door | null>(null);
   trouble = $state.raw<string>('');
   link = $state.raw<Link>('connecting');
+  isGatewayGone = $state.raw<boolean>(false);
   dispatcher = $state.raw<DispatcherPresence | null>(null);
   summary = $state.raw<Summary | null>(null);
   workers = $state.raw<Worker[]>([]);
+  /** Whether the table of workers was heard: before, a worker that is not in it may well be there. */
+  isTableHeard = $state.raw<boolean>(false);
   alerts = $state.raw<Alert[]>([]);
   columns = $state.raw<string[]>([]);
   samples = $state.raw<Sample[]>([]);
@@ -96,12 +99,14 @@ class Fleet {
 
   private onLink(link: Link): void {
     this.link = link;
-    if (link === 'offline' && this.session?.login) void this.lookIfLoggedOut();
+    if (link === 'online') this.isGatewayGone = false;
+    if (link === 'offline') void this.lookWhatIsGone();
   }
 
-  /** A bridge that closes may be the end of the login: then the door is shown instead. */
-  private async lookIfLoggedOut(): Promise<void> {
+  /** A bridge that closes may be the end of the login: then the door is shown instead. Or the gateway is gone itself. */
+  private async lookWhatIsGone(): Promise<void> {
     const told = await fetched<Session | Door>('/page/session').catch(() => null);
+    this.isGatewayGone = told === null && this.link !== 'online';
     if (told && !told.role) location.reload();
   }
 
@@ -140,7 +145,9 @@ class Fleet {
   }
 
   private paint(): void {
-    if (!document.hidden) this.workers = merged(this.shards.values());
+    if (document.hidden) return;
+    this.workers = merged(this.shards.values());
+    this.isTableHeard = true;
   }
 
   /** Asks the dispatcher as an operator does. */

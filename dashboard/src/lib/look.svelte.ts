@@ -1,4 +1,5 @@
 // Language and colours: as the browser asks for, until somebody chooses.
+import { codeNamed } from './codes';
 import { words, type Language, type Word } from './words';
 
 class Look {
@@ -30,8 +31,14 @@ export function t(word: Word): string {
   return words[look.language][word];
 }
 
+/** Says how a command went: the dispatcher's own words are English. */
+export function said(reply: { ok: boolean; message?: string; code?: string }): string {
+  if (look.language === 'en' && reply.message) return reply.message.charAt(0).toUpperCase() + reply.message.slice(1);
+  return reply.ok ? t('done') : `${t('error')}${reply.code ? ` (${named(reply.code)})` : ''}`;
+}
+
 /** Says a name that the protocol uses, where there is a word for it. */
 export function named(name: string): string {
   const known = words[look.language] as Record<string, string>;
-  return known[name] ?? name.replaceAll('_', ' ');
+  return codeNamed(name, look.language) ?? known[name] ?? name.replaceAll('_', ' ');
 }

@@ -58,6 +58,7 @@ export interface Worker {
   inflight: number;
   slots: number;
   seen_at_ms: number | null;
+  model_version?: string | null;
   left_alone: boolean;
   board: string | null;
   software: string | null;
@@ -143,7 +144,18 @@ export interface Job {
   dead?: boolean;
   parts?: number;
   part_of?: string | null;
+  assigned_at_ms?: number | null;
+  past?: PastAttempt[];
   result?: JobResult | null;
+}
+
+/** An attempt that ended without a result; no worker: a call of the cloud. */
+export interface PastAttempt {
+  attempt: number;
+  ended_at_ms: number;
+  code: string;
+  worker?: string | null;
+  began_at_ms?: number | null;
 }
 
 export interface AdminReply {
