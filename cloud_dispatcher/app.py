@@ -16,7 +16,7 @@ import msgspec
 from cloud_dispatcher.adapters.alert_file import AlertFile
 from cloud_dispatcher.adapters.audit_file import AuditFile
 from cloud_dispatcher.adapters.clock_file import ClockFile
-from cloud_dispatcher.adapters.http.gateway import build_gateway, describe
+from cloud_dispatcher.adapters.http.gateway import build_gateway, describe, open_keys
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.login_file import LoginFile
 from cloud_dispatcher.adapters.http.server import serving
@@ -86,6 +86,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
         shared = build_cluster_store(settings.store, member, lease_s=settings.cluster.lease_s)
     store = build_store(settings.store) if shared is None else shared
     library = _library(settings)
+    keys = open_keys(settings.gateway)
     counts, has_gateway = FleetCounts(), settings.gateway.port is not None
     noting = asyncio.create_task(clock_file.keep(clock), name="clock-note")
     try:
@@ -115,6 +116,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 memory=LinuxMemory().used_pct,
                 alerts=AlertFile(Path(settings.store.path).with_suffix(".alerts")),
                 home_assistant=settings.home_assistant,
+                payers=tuple if keys is None else keys.payers,
                 inquired=audit.asked,
                 alive=notifier.alive,
                 shared=shared,
@@ -148,6 +150,7 @@ async def run(settings: DispatcherSettings, environ: Mapping[str, str]) -> None:
                 history=service.history,
                 broker=settings.broker,
                 webhooks=courier,
+                keys=keys,
                 logins=logins,
                 audit=audit.note,
                 root=settings.broker.root,

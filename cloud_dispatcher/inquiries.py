@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import assert_never
 
 import structlog
@@ -25,7 +24,8 @@ from cloud_dispatcher.intake import (
     RequestRefused,
 )
 from cloud_dispatcher.keys import first_key
-from cloud_dispatcher.ports import CompletionProvider, JobQuery, JobStore
+from cloud_dispatcher.outside import Outside
+from cloud_dispatcher.ports import JobQuery
 from fleet_protocol import messages as m
 
 _log = structlog.get_logger(__name__)
@@ -36,20 +36,19 @@ class Inquiries:
 
     def __init__(
         self,
-        store: JobStore,
+        outside: Outside,
         insistence: Insistence,
         *,
         engine: Engine,
-        provider: CompletionProvider,
-        clock: Callable[[], int],
         frequent: FrequentQuestions,
     ) -> None:
-        self._store = store
+        self._store = outside.store
         self._insistence = insistence
         self._engine = engine
-        self._provider = provider
-        self._clock = clock
+        self._provider = outside.provider
+        self._clock = outside.clock
         self._frequent = frequent
+        self._payers = outside.payers
 
     async def answer(self, inquiry: Inquiry) -> m.AdminReply:
         """Return what the operator is told.
@@ -135,7 +134,7 @@ class Inquiries:
             req=asked.req,
             ok=True,
             costs=tuple(cost_row(spend) for spend in spends),
-            budgets=self._engine.budgets(now_ms),
+            budgets=self._engine.budgets(now_ms, self._payers()),
             endpoints=self._provider.endpoints,
         )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import msgspec
 
 from cloud_dispatcher.cluster import ClusterSettings
+from cloud_dispatcher.core.spending import Payer
 from cloud_dispatcher.home_assistant import HomeAssistantSettings
 from cloud_dispatcher.membership import ClusterStore
 from cloud_dispatcher.ports import (
@@ -38,6 +39,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
         memory: How full the machine's memory is, 0..100; None where nobody can tell.
         alerts: What an earlier run kept of alerts, and this one will; None: they end with it.
         home_assistant: Whether workers are told as its devices.
+        payers: What each API key may spend now, and the device in whose name it asks.
         inquired: Hears who asked for what that the engine has no part in, and with which code it
             was refused; empty if it was not.
         alive: Called after each turn: a service manager watches that they go on.
@@ -56,6 +58,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     memory: Callable[[], float | None] = lambda: None
     alerts: AlertArchive | None = None
     home_assistant: HomeAssistantSettings = HomeAssistantSettings()
+    payers: Callable[[], Sequence[tuple[m.DeviceId, Payer]]] = tuple
     inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda _who, _request, _code: None
     alive: Callable[[], None] = lambda: None
     shared: ClusterStore | None = None

@@ -160,11 +160,9 @@ class DispatcherService:
             self._publisher, clock=outside.clock, stopping=self._stopping, alive=outside.alive
         )
         inquiries = Inquiries(
-            outside.store,
+            outside,
             self._insistence,
             engine=engine,
-            provider=outside.provider,
-            clock=outside.clock,
             frequent=FrequentQuestions(outside.store, engine, mint=mint, report=self._report),
         )
         self._desk = InquiryDesk(inquiries, self._alert_watch, self._publisher, outside.inquired)

@@ -7,7 +7,7 @@ transaction before it carries out the rest, so nobody is told what is not on the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -32,7 +32,7 @@ from cloud_dispatcher.core.policies import policy_of
 from cloud_dispatcher.core.roster import Roster
 from cloud_dispatcher.core.scheduler import Policy
 from cloud_dispatcher.core.settings import EngineSettings
-from cloud_dispatcher.core.spending import Spend
+from cloud_dispatcher.core.spending import Payer, Spend
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.messages import (
     BudgetView,
@@ -231,9 +231,11 @@ class Engine:
         """Return whether there is too much to do, and what is given up for it."""
         return self._ledger.overload.view()
 
-    def budgets(self, now_ms: int) -> tuple[BudgetView, ...]:
-        """Return what was spent today, and what may be: of all together, then of each tenant."""
-        return self._ledger.budget.views(now_ms)
+    def budgets(
+        self, now_ms: int, payers: Iterable[tuple[DeviceId, Payer]] = ()
+    ) -> tuple[BudgetView, ...]:
+        """Return what was spent today, and what may be: see `Budget.views`."""
+        return self._ledger.budget.views(now_ms, payers)
 
     def cache_view(self, stored: tuple[CacheRow, ...]) -> CacheView:
         """Return the answer cache as an operator sees it, the store's part being given."""

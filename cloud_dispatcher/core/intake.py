@@ -67,9 +67,6 @@ class Intake:
         if known is not None:
             self._repeat(known, event.reply)
             return
-        if event.payer is not None:
-            budget = self._ledger.budget
-            budget.meet(budget.tenant_of(event.device), event.payer)
         job = self._job_of(event)
         is_delayed = job.submit.not_before_ms is not None
         excess = self._excess(event)

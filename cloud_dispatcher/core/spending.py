@@ -110,7 +110,6 @@ class Budget:
         self._day = 0
         self._spent_usd: dict[str, float] = {}
         self._key_spent_usd: dict[str, float] = {}
-        self._payers: dict[str, tuple[str, Payer]] = {}
         own = (tenant.daily_usd for tenant in settings.tenants)
         limits = (settings.daily_usd, settings.tenant_daily_usd, *own)
         self._is_limited = any(limit is not None for limit in limits)
@@ -121,10 +120,6 @@ class Budget:
             if any(fnmatchcase(device, pattern) for pattern in tenant.devices):
                 return tenant.name
         return device.removeprefix(LOCAL_PREFIX) if device.startswith(LOCAL_PREFIX) else NO_TENANT
-
-    def meet(self, tenant: str, payer: Payer) -> None:
-        """Take note of what a key may spend now, to tell it to people."""
-        self._payers[payer.key] = (tenant, payer)
 
     def refusal(self, tenant: str, payer: Payer | None, now_ms: int) -> str:
         """Return why nothing more may be spent today, for people; empty: it may."""
@@ -159,14 +154,20 @@ class Budget:
         self._key_spent_usd.clear()
         self.record(spends, now_ms)
 
-    def views(self, now_ms: int) -> tuple[BudgetView, ...]:
-        """Return today's budgets: of all together, of each tenant, then of keys with their own."""
+    def views(
+        self, now_ms: int, payers: Iterable[tuple[DeviceId, Payer]] = ()
+    ) -> tuple[BudgetView, ...]:
+        """Return today's budgets: of all together, of each tenant, then of keys with their own.
+
+        `payers`: The keys as they are now, each with the device in whose name it asks.
+        """
         self._turn_to(now_ms)
+        keys = [(self.tenant_of(device), payer) for device, payer in payers]
         named = [tenant.name for tenant in self._settings.tenants]
-        payers = [self._payers[key] for key in sorted(self._payers)]
+        others = sorted({*self._spent_usd, *(tenant for tenant, _ in keys)})
         return (
-            *self._views(dict.fromkeys([*named, *sorted(self._spent_usd)])),
-            *(self._key_view(whose, key) for whose, key in payers if key.daily_usd is not None),
+            *self._views(dict.fromkeys([*named, *others])),
+            *(self._key_view(whose, key) for whose, key in keys if key.daily_usd is not None),
         )
 
     def _key_view(self, tenant: str, payer: Payer) -> BudgetView:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from openai import AsyncOpenAI
 
-from cloud_dispatcher.adapters.http.gateway import build_gateway
+from cloud_dispatcher.adapters.http.gateway import build_gateway, open_keys
 from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.login_file import LoginFile
 from cloud_dispatcher.adapters.http.server import serving, url_of
@@ -45,6 +45,7 @@ async def gateway(
             provider=house.provider,
             clock=house.clock,
         )
+        chosen = msgspec.convert({"port": free_port(), "drain_s": 0, **settings}, GatewaySettings)
         inside = Inside(
             local=service.local,
             store=house.store,
@@ -57,10 +58,10 @@ async def gateway(
             history=service.history,
             broker=broker,
             webhooks=webhooks,
+            keys=open_keys(chosen),
             logins=logins,
             audit=lambda what, about: house.audited.append((what, about)),
         )
-        chosen = msgspec.convert({"port": free_port(), "drain_s": 0, **settings}, GatewaySettings)
         async with serving(build_gateway(inside, chosen), chosen):
             yield url_of(chosen)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.core.engine import Engine
 from cloud_dispatcher.core.offline import no_library
 from cloud_dispatcher.core.settings import EngineSettings
+from cloud_dispatcher.core.spending import Payer
 from cloud_dispatcher.home_assistant import HomeAssistantSettings
 from cloud_dispatcher.housekeeping import HousekeepingSettings
 from cloud_dispatcher.observers import JobLog
@@ -151,6 +152,7 @@ class House:
         self.alerts: AlertArchive | None = None
         self.home_assistant = HomeAssistantSettings()
         self.observers: tuple[Observer, ...] = ()
+        self.payers: Callable[[], Sequence[tuple[m.DeviceId, Payer]]] = tuple
         self.inquired: Callable[[Identity, m.AdminRequest, str], None] = lambda *_: None
 
     def build(self, **settings: object) -> DispatcherService:
@@ -167,6 +169,7 @@ class House:
             observers=(JobLog(), *self.observers),
             library=self.library,
             memory=lambda: self.memory_pct,
+            payers=self.payers,
             inquired=self.inquired,
             alerts=self.alerts,
             home_assistant=self.home_assistant,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from cloud_dispatcher.adapters.http.settings import GatewaySettings
 from cloud_dispatcher.cli.main import main
 from cloud_dispatcher.core.spending import Budget, BudgetSettings, TenantSettings
 from cloud_dispatcher.local_devices import local_device
+from fleet_protocol import messages as m
+from fleet_protocol import topics as t
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.messages import DeviceId
 from tests.unit.gateway_house import gateway, openai_client
-from tests.unit.service_house import House, Worker
+from tests.unit.service_house import House, Peer, Worker
 
 FACTS: dict[str, Any] = {"model": "fleet", "messages": [{"role": "user", "content": "Warm?"}]}
 
@@ -59,9 +62,33 @@ def test_keys_are_removed_by_name(file: Path) -> None:
     assert [key.name for key in keys.read_keys(file)] == ["two"]
 
 
+def test_a_keys_limits_change_and_it_stays_the_same_key(file: Path) -> None:
+    secret = keys_command("add", "app", "--tenant", "north", "--per-min", "5", file=file)["key"]
+    keys_command("add", "other", file=file)
+    said = keys_command("set", "app", "--daily-usd", "0.5", file=file)
+    assert said == {"name": "app", "tenant": "north", "per_min": 5, "daily_usd": 0.5}
+    said = keys_command("set", "app", "--daily-usd", "2", "--no-per-min", file=file)
+    assert said == {"name": "app", "tenant": "north", "per_min": None, "daily_usd": 2.0}
+    app, other = keys.read_keys(file)
+    assert (app.sha256, app.daily_usd) == (keys.hash_of(secret), 2.0)
+    assert other.name == "other"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_that_root_changes_is_still_the_dispatchers(file: Path) -> None:
+    keys_command("add", "app", file=file)
+    os.chown(file, 4242, 4243)
+    keys_command("set", "app", "--per-min", "7", file=file)
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (4242, 4243, 0o600)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["set", "nobody", "--per-min", "1"], "no key called"),
+        (["set", "app"], "say what to change"),
+        (["set", "app", "--per-min", "1", "--no-per-min"], "contradict each other"),
         (["add", "app"], "is there already"),
         (["add", "a/b"], "cannot be made"),
         (["rm", "nobody"], "no key called"),
@@ -157,6 +184,44 @@ async def test_a_key_that_spent_its_budget_is_told_so_over_restarts_and_others_a
         async with openai_client(url, key=rich) as client:
             assert (await client.chat.completions.create(**of_cloud)).choices
     assert {spend.key for spend in await house.store.spending(since_day=0)} == {"poor", "rich"}
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_key_whose_budget_is_raised_asks_on_and_what_it_spent_counts(
+    house: House, file: Path
+) -> None:
+    secret = keys_command("add", "app", "--daily-usd", "0.000001", file=file)["key"]
+    of_cloud = {**FACTS, "model": "none-here", "extra_body": {"escalate": "always", "cache": "off"}}
+    async with (
+        gateway(house, has_cloud=True, keys_file=str(file)) as url,
+        openai_client(url, key=secret) as client,
+    ):
+        await client.chat.completions.create(**of_cloud)
+        with pytest.raises(openai.RateLimitError):
+            await client.chat.completions.create(**of_cloud)
+        keys_command("set", "app", "--daily-usd", "1", file=file)
+        assert (await client.chat.completions.create(**of_cloud)).choices
+        keys_command("set", "app", "--daily-usd", "0.000001", file=file)
+        with pytest.raises(openai.RateLimitError):
+            await client.chat.completions.create(**of_cloud)
+
+
+async def test_an_operator_sees_a_keys_budget_before_it_asked_and_when_it_changes(
+    house: House, admin: Peer, file: Path
+) -> None:
+    keys_command("add", "app", "--tenant", "north", "--daily-usd", "0.5", file=file)
+    house.payers = keys.KeyRing(file).payers
+
+    async def budget(after: int) -> tuple[str, str, float | None, float]:
+        admin.say(t.ADMIN_REQUEST, m.AdminRequest(req="r", op=m.AdminOp.COSTS), "a1")
+        reply = await admin.read(m.AdminReply, t.ADMIN_REPLY, "a1", after=after)
+        view = reply.budgets[-1]
+        return view.tenant, view.key, view.daily_usd, view.spent_usd
+
+    async with house.dispatcher():
+        assert await budget(0) == ("north", "app", 0.5, 0.0)
+        keys_command("set", "app", "--daily-usd", "2", file=file)
+        assert await budget(1) == ("north", "app", 2.0, 0.0)
 
 
 async def test_a_key_that_asks_too_often_is_told_when_to_come_again(

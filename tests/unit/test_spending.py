@@ -15,6 +15,7 @@ from cloud_dispatcher.core.spending import (
     TenantSettings,
     day_of,
 )
+from cloud_dispatcher.local_devices import local_device
 from fleet_cli.commands.costs import add_up
 from fleet_protocol import messages as m
 from fleet_protocol import topics
@@ -190,9 +191,19 @@ def test_what_a_key_spent_is_on_its_bill_and_shown_beside_its_budget() -> None:
     desk.submit(escalate="always", payer=KITCHEN)
     desk.cloud_finished(1)
     assert [record.key for record in desk.spends] == ["kitchen"]
-    assert [(view.tenant, view.key, view.spent_usd) for view in desk.engine.budgets(0)][-1] == (
-        "default", "kitchen", 0.001,
-    )  # fmt: skip
+    views = desk.engine.budgets(0, [(local_device("default"), KITCHEN)])
+    assert (views[-1].tenant, views[-1].key, views[-1].spent_usd) == ("default", "kitchen", 0.001)
+
+
+def test_the_budgets_of_keys_and_of_their_tenants_are_shown_before_they_asked_anything() -> None:
+    budget = Budget(BudgetSettings(tenant_daily_usd=1.0))
+    keys = [(local_device("north"), KITCHEN), (local_device("south"), Payer(key="hall"))]
+    assert [(view.tenant, view.key, view.daily_usd) for view in budget.views(0, keys)] == [
+        ("", "", None),
+        ("north", "", 1.0),
+        ("south", "", 1.0),
+        ("north", "kitchen", 0.001),
+    ]
 
 
 def test_a_restart_does_not_make_a_keys_spent_budget_new() -> None:

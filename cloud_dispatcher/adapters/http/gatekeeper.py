@@ -167,8 +167,7 @@ class Gatekeeper:
         key = None if self._ring is None else self._ring.find(secret.strip())
         if key is None:
             raise ApiError(401, "invalid_api_key", "this key is not known here")
-        payer = Payer(key=key.name, daily_usd=key.daily_usd)
-        caller = _noted(request, Caller(key=key.name, tenant=key.tenant, payer=payer))
+        caller = _noted(request, Caller(key=key.name, tenant=key.tenant, payer=key.payer))
         wait_ms = self._meter.wait_ms(key, self._clock())
         if wait_ms:
             message = f"the key {key.name} may ask {key.per_min} times a minute"

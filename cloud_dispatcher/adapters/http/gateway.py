@@ -55,11 +55,16 @@ _HANDLERS: Final[Mapping[Any, Any]] = {
 }
 
 
+def open_keys(settings: GatewaySettings) -> KeyRing | None:
+    """Return the keys that the settings name; raises ConfigError where their file is wrong."""
+    return None if settings.keys_file is None else KeyRing(_path(settings.keys_file))
+
+
 def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
     """Put the gateway together.
 
     Raises:
-        ConfigError: The file of keys or of users is missing or wrong.
+        ConfigError: The file of users is missing or wrong.
     """
     gate = _gatekeeper(inside, settings)
     routes: list[BaseRoute] = [
@@ -77,14 +82,13 @@ def build_gateway(inside: Inside, settings: GatewaySettings) -> ASGIApp:
 
 def _gatekeeper(inside: Inside, settings: GatewaySettings) -> Gatekeeper:
     page = settings.page
-    ring = None if settings.keys_file is None else KeyRing(_path(settings.keys_file))
     sessions = None
     if page.users_file is not None:
         users = watch_users(_path(page.users_file))
         sessions = Sessions(
             users, inside.clock, idle_h=page.idle_h, most_h=page.login_h, file=inside.logins
         )
-    return Gatekeeper(ring, inside.clock, sessions=sessions, home=HomeOrigin(page.url))
+    return Gatekeeper(inside.keys, inside.clock, sessions=sessions, home=HomeOrigin(page.url))
 
 
 def _page_routes(inside: Inside, gate: Gatekeeper, settings: GatewaySettings) -> list[BaseRoute]:

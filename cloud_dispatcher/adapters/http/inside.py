@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from cloud_dispatcher.adapters.http.keys import KeyRing
 from cloud_dispatcher.adapters.http.login_file import LoginFile
 from cloud_dispatcher.adapters.http.webhook_courier import WebhookCourier
 from cloud_dispatcher.history import History
@@ -34,6 +35,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
         broker: The dispatcher's own, for pages to be connected to as somebody else; None: there is
             no dashboard.
         webhooks: Tells tenants' servers of results; None: nobody is called.
+        keys: With which applications ask; None: no key lets anybody in.
         logins: Where logins outlive the dispatcher; None: they end with it.
         audit: Takes what belongs into the audit log: what it was, and about whom.
         root: Topic root.
@@ -50,6 +52,7 @@ class Inside(msgspec.Struct, frozen=True, kw_only=True):
     history: History
     broker: BrokerSettings | None = None
     webhooks: WebhookCourier | None = None
+    keys: KeyRing | None = None
     logins: LoginFile | None = None
     audit: Callable[[str, dict[str, Any]], None] = lambda _what, _about: None
     root: str = DEFAULT_ROOT

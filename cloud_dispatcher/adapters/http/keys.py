@@ -14,7 +14,10 @@ from typing import Annotated, Final
 import msgspec
 
 from cloud_dispatcher.adapters.http.watched_file import WatchedFile, replace_file
+from cloud_dispatcher.core.spending import Payer
+from cloud_dispatcher.local_devices import local_device
 from fleet_protocol.errors import ConfigError, cause_of
+from fleet_protocol.messages import DeviceId
 
 KEY_PREFIX: Final = "ef-"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_-]{1,31}$(?!\n)"
@@ -44,6 +47,11 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tenant: _Name = "default"
     per_min: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     daily_usd: Annotated[float, msgspec.Meta(ge=0.0, le=1e9)] | None = None
+
+    @property
+    def payer(self) -> Payer:
+        """Who pays for what is asked with it."""
+        return Payer(key=self.name, daily_usd=self.daily_usd)
 
 
 class _KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,6 +146,12 @@ class KeyRing:
         """Return the key; None: there is none like it."""
         self._file.refresh()
         return self._file.value.get(hash_of(secret))
+
+    def payers(self) -> list[tuple[DeviceId, Payer]]:
+        """Return what each key may spend, by name, and the device in whose name it asks."""
+        self._file.refresh()
+        keys = sorted(self._file.value.values(), key=lambda key: key.name)
+        return [(local_device(key.tenant), key.payer) for key in keys]
 
 
 def _by_hash(path: Path) -> dict[str, ApiKey]:

@@ -59,11 +59,17 @@ class WatchedFile(Generic[_T]):
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replace a file in one step, readable by its owner alone; raises OSError."""
+    """Replace a file in one step, readable by its owner alone; raises OSError.
+
+    A file of somebody else's stays theirs: what root changed the dispatcher could not read.
+    """
     fresh = path.with_name(f"{path.name}.new")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        if os.geteuid() == 0 and path.exists():
+            owner = path.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
         file.write(text)
     fresh.replace(path)
