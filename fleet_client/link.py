@@ -124,8 +124,9 @@ class PahoLink:
         if self._failure is not None or not heard:
             self.close()
             raise self._failure or ConnectError(
-                f"{where} takes connections but does not greet as an MQTT broker",
-                hint="check the port; a TLS port wants mqtts://",
+                f"{where} takes connections but did not greet as an MQTT broker within "
+                f"{self._options.connect_timeout_s:g} s",
+                hint="name the port for MQTT, not the one for HTTP; a TLS port wants mqtts://",
             )
 
     def close(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 import msgspec
 
+from fleet_cli.asking import asking
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, age, print_json, print_table, say
-from fleet_client.admin import AdminClient
 from fleet_client.options import check_job_id
 from fleet_protocol.messages import AdminOp, Alert
 
@@ -44,7 +44,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help='Print one object: {"alerts": [..]}.')
 def ls(connection: Connection, /, *, firing: bool, limit: int, as_json: bool) -> None:
     """List alerts."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         alerts = admin.request(AdminOp.ALERTS_LIST, limit=limit).alerts
     # Several dispatchers answer, each for itself.
     alerts = tuple(sorted(alerts, key=_order)[:limit])
@@ -73,7 +73,7 @@ def ls(connection: Connection, /, *, firing: bool, limit: int, as_json: bool) ->
 @click.option("--json", "as_json", is_flag=True, help="Print the alert as one JSON object.")
 def ack(connection: Connection, /, *, alert: str, as_json: bool) -> None:
     """Acknowledge an alert."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         reply = admin.request(AdminOp.ALERT_ACK, alert=check_job_id(alert))
     if as_json:
         print_json(reply.alerts[0])

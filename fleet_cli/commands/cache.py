@@ -8,10 +8,10 @@ from typing import Any, Final, TextIO
 import click
 import msgspec
 
+from fleet_cli.asking import asking
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.exits import ExitCode
 from fleet_cli.output import console, print_json, print_table, say
-from fleet_client.admin import AdminClient
 from fleet_client.options import JobOptions, build_submit
 from fleet_protocol.errors import FleetError, RejectedError
 from fleet_protocol.messages import AdminOp, CacheView, PrewarmAnswer
@@ -50,7 +50,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 def stats(connection: Connection, /, *, as_json: bool) -> None:
     """Show what is cached."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         view = admin.request(AdminOp.CACHE_STATS).cache
     if view is None:
         raise RejectedError(
@@ -80,7 +80,7 @@ def clear(connection: Connection, /, *, yes: bool, as_json: bool) -> None:
     """Forget all answers."""
     if not yes:
         click.confirm("Forget all cached answers?", abort=True, err=True)
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         reply = admin.request(AdminOp.CACHE_CLEAR)
     _tell({"message": reply.message}, reply.message, as_json=as_json)
 
@@ -123,7 +123,7 @@ def prewarm(
     if (file is None) == (frequent is None):
         raise click.UsageError("give a FILE or --frequent N")
     if file is None:
-        with AdminClient(connection.broker, connection.admin) as admin:
+        with asking(connection) as admin:
             message = admin.request(AdminOp.CACHE_ASK_AGAIN, limit=frequent or 1).message
         _tell({"message": message}, message, as_json=as_json)
         return int(ExitCode.OK)
@@ -142,7 +142,7 @@ def _tell(found: dict[str, Any], words: str, *, as_json: bool) -> None:
 def _fill(connection: Connection, file: TextIO, tenant: str) -> tuple[int, int]:
     """Put the lines' answers into the cache; return how many are in it, and how many are not."""
     kept = failed = 0
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         for batch in _batches(read_answers(file)):
             answers = [answer for _, answer in batch if isinstance(answer, PrewarmAnswer)]
             verdicts: Iterator[bool] = iter(())

@@ -8,9 +8,9 @@ from typing import Any, Final
 import click
 import msgspec
 
+from fleet_cli.asking import asking
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, console, print_json, print_table
-from fleet_client.admin import AdminClient
 from fleet_protocol.messages import AdminOp, AdminReply, BudgetView, CostRow, EndpointView
 
 _GROUPS: Final = ("day", "tenant", "key", "reason", "provider", "model")
@@ -48,7 +48,7 @@ def command(connection: Connection, /, *, days: int, by: str, as_json: bool) -> 
     groups = tuple(word.strip() for word in by.split(","))
     if not set(groups) <= set(_GROUPS):
         raise click.BadParameter(f"{by!r}: use some of {', '.join(_GROUPS)}", param_hint="--by")
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         reply = admin.request(AdminOp.COSTS, days=days)
     rows = add_up(reply.costs, groups)
     total = {name: value for row in add_up(reply.costs, ()) for name, value in row.items()}

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from fleet_cli.answers import result_fields
+from fleet_cli.asking import asking
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, age, print_json, print_json_line, print_table, say, shown
 from fleet_client.admin import AdminClient
@@ -66,8 +67,8 @@ def ls(
     if how["route"] is not None:
         how["route"] = AnsweredBy(how["route"])
     chosen = {name: value for name, value in how.items() if value is not None}
-    with AdminClient(connection.broker, connection.admin) as admin:
-        jobs = _found(admin, chosen)
+    with asking(connection) as admin:
+        jobs = find_jobs(admin, chosen)
     if as_json:
         print_json({"jobs": [_fields(job) for job in jobs]})
     elif jsonl:
@@ -90,7 +91,7 @@ def ls(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
     """Show a job."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         found = admin.request(AdminOp.JOB_SHOW, job=_id(job)).jobs
         parts = _parts_of(admin, found[0])
     fields = _fields(found[0])
@@ -121,7 +122,7 @@ def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
 @click.argument("job")
 def cancel(connection: Connection, /, *, job: str) -> None:
     """Cancel a job."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         reply = admin.request(AdminOp.JOB_CANCEL, job=_id(job))
     say(f"job {job}: {reply.message or 'cancelled'}")
 
@@ -139,7 +140,7 @@ def cancel(connection: Connection, /, *, job: str) -> None:
 @click.argument("job")
 def retry(connection: Connection, /, *, job: str) -> None:
     """Retry a job."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         reply = admin.request(AdminOp.JOB_RETRY, job=_id(job))
     say(f"job {job}: {reply.message or 'queued again'}")
 
@@ -175,7 +176,7 @@ def dead() -> None:
 @click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
 def dead_ls(connection: Connection, /, *, device: str | None, limit: int, jsonl: bool) -> None:
     """List dead letters."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         jobs = _dead(admin, device, limit)
     if jsonl:
         for job in jobs:
@@ -233,7 +234,7 @@ def purge(connection: Connection, /, **which: Any) -> None:
     _for_each(connection, AdminOp.JOB_PURGE, "forgotten", **which)
 
 
-def _found(admin: AdminClient, chosen: dict[str, Any]) -> tuple[JobView, ...]:
+def find_jobs(admin: AdminClient, chosen: dict[str, Any]) -> tuple[JobView, ...]:
     """Return jobs, asking on where the dispatcher looked at many and found less than wanted."""
     jobs, wanted = tuple[JobView, ...](), chosen["limit"]
     while True:
@@ -261,7 +262,7 @@ def _for_each(
     if bool(job) == every:
         raise click.UsageError("name jobs, or give --all")
     count, refused = 0, None
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         chosen = [_id(name) for name in job] or [x.job for x in _dead(admin, device, 1_000)]
         for name in chosen:
             try:

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from fleet_cli.answers import origin, result_fields
+from fleet_cli.asking import connected
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.deferral import defer_option, patience_s, timeout_help
 from fleet_cli.exits import ExitCode
@@ -75,9 +76,8 @@ def command(
     **how: Any,
 ) -> int:
     """Submit the lines of a file."""
-    with FleetClient(
-        connection.broker, connection.device, client_id=connection.client_id
-    ) as client:
+    device = FleetClient(connection.broker, connection.device, client_id=connection.client_id)
+    with connected(device, connection.broker) as client:
         run = _Run(client, _options(**how), wait=wait, jsonl=jsonl, timeout_s=timeout_s)
         with said_while_stuck(run.summary):
             run.all(file, window)

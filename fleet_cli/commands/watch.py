@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 import msgspec
 
+from fleet_cli.asking import connected
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import NOTHING, console, number, print_json_line
 from fleet_client.admin import AdminClient
@@ -41,7 +42,9 @@ _WEIGHTS_PERIOD_S = 5.0
 def command(connection: Connection, /, *, as_json: bool, count: int | None) -> None:
     """Follow the fleet."""
     with (
-        FleetWatcher(connection.broker, connection.client_id) as watcher,
+        connected(
+            FleetWatcher(connection.broker, connection.client_id), connection.broker
+        ) as watcher,
         _Weights(connection) as weights,
     ):
         # What is retained comes at once, a summary within a second.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from fleet_cli.asking import asking
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.output import (
     NOTHING,
@@ -20,7 +21,6 @@ from fleet_cli.output import (
     say,
     shown,
 )
-from fleet_client.admin import AdminClient
 from fleet_client.options import check_job_id
 from fleet_protocol.messages import AdminOp, WorkerView
 
@@ -57,7 +57,7 @@ def command() -> None:
 @click.option("--jsonl", is_flag=True, help="Print one JSON object a worker.")
 def ls(connection: Connection, /, *, as_json: bool, jsonl: bool) -> None:
     """List workers."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         workers = admin.workers()
     if as_json:
         print_json({"workers": [msgspec.to_builtins(w) for w in workers]})
@@ -81,7 +81,7 @@ def ls(connection: Connection, /, *, as_json: bool, jsonl: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(connection: Connection, /, *, worker: str, as_json: bool) -> None:
     """Show a worker."""
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         found = admin.request(AdminOp.WORKER_SHOW, worker=check_job_id(worker)).workers[0]
     if as_json:
         print_json(found)
@@ -162,7 +162,7 @@ def _labels(labels: Mapping[str, str]) -> str:
 
 
 def _tell(connection: Connection, op: AdminOp, worker: str, done: str) -> None:
-    with AdminClient(connection.broker, connection.admin) as admin:
+    with asking(connection) as admin:
         reply = admin.request(op, worker=check_job_id(worker))
     say(f"worker {worker}: {reply.message or done}")
 

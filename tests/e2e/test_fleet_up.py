@@ -245,6 +245,10 @@ def test_jobs_are_listed_and_shown_without_their_prompts(up: Up) -> None:
     assert shown["job"] == newest["job"]
     assert newest["job"] in up.ok("jobs", "show", newest["job"])
     assert newest["job"] in up.ok("jobs", "ls", "--status", "ok")
+    pages = [up.object("jobs", "ls", "--limit", "2")["jobs"]]
+    pages.append(up.object("jobs", "ls", "--limit", "2", "--before", pages[0][-1]["job"])["jobs"])
+    together = up.object("jobs", "ls", "--limit", "4")["jobs"]
+    assert [job["job"] for page in pages for job in page] == [job["job"] for job in together]
     up.ok("ask", "another question")
     assert len(up.ok("jobs", "ls", "--jsonl", "--limit", "2").splitlines()) == 2
 

@@ -1,13 +1,18 @@
 """What people read of a fleet's figures."""
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from fleet_cli.asking import connected
 from fleet_cli.output import said_if_late, said_while_stuck, shown
+from fleet_client import ConnectError
+from fleet_client.admin import AdminClient
+from fleet_protocol.settings import BrokerSettings
 
 
 @pytest.fixture
@@ -56,6 +61,34 @@ def test_who_has_an_answer_is_not_told_to_wait(capsys: pytest.CaptureFixture[str
     with said_if_late("still waiting", after_s=3_600.0) as heard:
         heard()
     assert capsys.readouterr().err == ""
+
+
+class MuteClient:
+    """Is connected once its user was told to wait."""
+
+    def __enter__(self) -> str:
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.join()
+        return "connected"
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing to end."""
+
+
+def test_who_waits_for_a_broker_is_told_for_which(capsys: pytest.CaptureFixture[str]) -> None:
+    with connected(MuteClient(), BrokerSettings(url="mqtt://h:8600"), after_s=0.0) as client:
+        assert client == "connected"
+    assert capsys.readouterr().err == "waiting for h:8600 to greet as an MQTT broker ...\n"
+
+
+def test_a_port_that_speaks_something_else_is_told_from_a_broker() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"mqtt://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(ConnectError) as told, AdminClient(url, "ops", connect_timeout_s=0.1):
+            pytest.fail("nobody greeted")
+    assert "did not greet as an MQTT broker within 0.1 s" in str(told.value)
+    assert "HTTP" in told.value.hint
 
 
 def test_who_is_stuck_is_told_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:

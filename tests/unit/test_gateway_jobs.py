@@ -59,6 +59,23 @@ async def test_a_job_is_taken_in_and_fetched_when_it_is_done(house: House, worke
     assert "Is the hall warm?" not in json.dumps(told)
 
 
+async def test_a_look_at_a_job_is_no_line_of_the_log_but_a_refusal_is(house: House) -> None:
+    async with gateway(house) as url:
+        await call(f"{url}/jobs", "POST", {"id": "q1", **QUESTION})
+        with structlog.testing.capture_logs() as lines:
+            for path in ("/jobs/q1", "/jobs", "/jobs/unknown", "/jobs?status=nonsense"):
+                await call(f"{url}{path}")
+            await call(f"{url}/jobs/q1", "DELETE")
+    answered = [line for line in lines if line["event"] == "http.answered"]
+    assert [(line["method"], line["status"], line["log_level"]) for line in answered] == [
+        ("GET", 200, "debug"),
+        ("GET", 200, "debug"),
+        ("GET", 404, "info"),
+        ("GET", 400, "info"),
+        ("DELETE", 200, "info"),
+    ]
+
+
 async def test_the_same_id_again_is_the_same_job(house: House, worker: Worker) -> None:
     async with gateway(house) as url:
         keys = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from cloud_dispatcher.adapters.http.inside import Inside
 from cloud_dispatcher.adapters.http.jobs import JobDesk
 from cloud_dispatcher.adapters.http.keys import KeyRing, read_keys
 from cloud_dispatcher.adapters.http.login import LoginDesk
-from cloud_dispatcher.adapters.http.origin import HomeOrigin
+from cloud_dispatcher.adapters.http.origin import SAFE_METHODS, HomeOrigin
 from cloud_dispatcher.adapters.http.page import Page
 from cloud_dispatcher.adapters.http.page_identities import PageIdentities
 from cloud_dispatcher.adapters.http.server import url_of
@@ -45,6 +46,8 @@ _log = structlog.get_logger(__name__)
 
 _OFTEN: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines: their lines are for debugging."""
+_LOOKED_AT: Final = re.compile(r"/jobs(/[^/]*)?")
+"""Asked again and again by who waits for an answer; a look that was refused is told, though."""
 _SECRET: Final = re.compile(r"(ef-|whsec_)[A-Za-z0-9+/=]{8,}")
 """A key that somebody put into the path: paths are logged."""
 _HANDLERS: Final[Mapping[Any, Any]] = {
@@ -150,7 +153,7 @@ class RequestLog:
             await self._app(scope, receive, noted)
         finally:
             caller = scope.get("state", {}).get("caller")
-            tell = _log.debug if scope["path"] in _OFTEN else _log.info
+            tell = _log.debug if _is_a_look(scope, status) else _log.info
             tell(
                 "http.answered",
                 method=scope["method"],
@@ -160,3 +163,11 @@ class RequestLog:
                 tenant=None if caller is None else caller.tenant,
                 took_ms=round((time.monotonic() - started_s) * 1_000),
             )
+
+
+def _is_a_look(scope: Scope, status: int) -> bool:
+    """Say whether a request changed nothing, went well and comes again in a moment."""
+    if scope["path"] in _OFTEN:
+        return True
+    is_well = status < HTTPStatus.BAD_REQUEST and scope["method"] in SAFE_METHODS
+    return is_well and _LOOKED_AT.fullmatch(scope["path"]) is not None
