@@ -54,6 +54,18 @@ class StrangerError(BusClosedError):
         )
 
 
+class ReloadError(FleetError):
+    """An operator wants the model loaded anew; the worker has drained for it."""
+
+    code = "reload"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "an operator had this worker end, to load its model anew",
+            hint="start it again; a service manager does that by itself (exit code 7)",
+        )
+
+
 class SpoolUnavailableError(RetryableError):
     """The spool cannot be written now (disk full, read-only); nothing of the batch was."""
 

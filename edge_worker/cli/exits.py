@@ -18,6 +18,8 @@ class ExitCode(IntEnum):
     DENIED = 5
     TAKEN_OVER = 6
     """Another worker has this id: starting again would only take it back."""
+    RELOAD = 7
+    """An operator wants the model loaded anew: start it again."""
     INTERRUPTED = 130
 
 
@@ -29,6 +31,7 @@ _BY_CODE = {
     "token_refused": ExitCode.DENIED,
     "model_unknown": ExitCode.USAGE,
     "session_taken_over": ExitCode.TAKEN_OVER,
+    "reload": ExitCode.RELOAD,
 }
 
 

@@ -45,7 +45,7 @@ class Program(click.Group):
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 cannot connect, 4 timeout, 5 denied, "
-    "6 another worker has this id.",
+    "6 another worker has this id, 7 to be started again.",
 )
 @click.version_option(__version__, prog_name="edge-worker")
 def main() -> None:

@@ -100,7 +100,13 @@ class MeasureBandwidth(Command, frozen=True):
 
 
 class StopWorker(Command, frozen=True):
-    """The drain is over: end the process."""
+    """The drain is over: end the process.
+
+    Attributes:
+        again: It is to be started again, with the model that lies there then.
+    """
+
+    again: bool = False
 
 
 AnyCommand: TypeAlias = (

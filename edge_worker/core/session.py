@@ -63,7 +63,7 @@ class Session:
         self._draining = False
         self._stop_at_ms: int | None = None
         self._quiet_since_ms: int | None = None
-        self._stopped = False
+        self._stopped = self._starts_again = False
         self._fitness = Fitness(info.slots, heat=rules.heat, disk_low_mb=rules.disk_low_mb)
         self._tokens = 0
         self._tokens_since_ms: int | None = None
@@ -204,8 +204,8 @@ class Session:
             case m.WorkerOp.REPORT:
                 self._introduce(now_ms)
             case m.WorkerOp.RELOAD:
-                self._introduce(now_ms)
-                self._measure(now_ms)
+                self._starts_again = self._starts_again or self._stop_at_ms is None
+                self._stop(now_ms)
 
     def _on_dispatcher(self, event: e.DispatcherSeen, now_ms: int) -> None:
         self._dispatcher_online = event.presence.status is m.DispatcherStatus.ONLINE
@@ -262,6 +262,11 @@ class Session:
         self._tell_presence()
 
     def _on_stop_requested(self, _event: e.StopRequested, now_ms: int) -> None:
+        self._starts_again = False
+        self._stop(now_ms)
+
+    def _stop(self, now_ms: int) -> None:
+        """Drain, then end."""
         if self._stop_at_ms is not None:
             return
         self._draining = True
@@ -332,7 +337,9 @@ class Session:
             if held.phase is Phase.FINISHED:
                 self._repeat_if_due(held, now_ms)
             elif held.is_late(now_ms):
-                self._expire(held, now_ms)
+                text = "the deadline passed before the answer was there"
+                late = outcomes.failure(held, code="deadline", message=text, retryable=False)
+                self._give_up(held, late, now_ms)
             else:
                 self._show_life(held, now_ms)
         reachable = self._teller.is_linked and self._dispatcher_online
@@ -362,8 +369,10 @@ class Session:
             return
         late = now_ms >= self._stop_at_ms
         if late:
-            for held in list(self._jobs.values()):
-                self._hand_back(held, now_ms)
+            text = "this worker had to stop before it was through"
+            for held in [held for held in self._jobs.values() if held.phase is not Phase.FINISHED]:
+                lost = outcomes.failure(held, code="draining", message=text, retryable=True)
+                self._give_up(held, lost, now_ms)
         elif self.running:
             return
         if self._quiet_since_ms is None:
@@ -371,15 +380,7 @@ class Session:
         waited_ms = now_ms - self._quiet_since_ms
         if late or not self._jobs or not self._teller.is_linked or waited_ms >= SETTLE_GRACE_MS:
             self._stopped = True
-            self._teller.out.append(c.StopWorker())
-
-    def _hand_back(self, held: HeldJob, now_ms: int) -> None:
-        if held.phase is Phase.FINISHED:
-            return
-        self._teller.out.append(c.StopGeneration(held.id))
-        text = "this worker had to stop before it was through"
-        lost = outcomes.failure(held, code="draining", message=text, retryable=True)
-        self._finish(held, lost, now_ms)
+            self._teller.out.append(c.StopWorker(again=self._starts_again))
 
     # ------------------------------------------------------------ what is held
 
@@ -419,12 +420,9 @@ class Session:
         self._teller.out.append(c.KeepJob(held.spooled))
         self._teller.tell(held, now_ms)
 
-    def _expire(self, held: HeldJob, now_ms: int) -> None:
-        """Give an attempt up whose deadline has passed."""
+    def _give_up(self, held: HeldJob, outcome: Outcome, now_ms: int) -> None:
         self._teller.out.append(c.StopGeneration(held.id))
-        text = "the deadline passed before the answer was there"
-        late = outcomes.failure(held, code="deadline", message=text, retryable=False)
-        self._finish(held, late, now_ms)
+        self._finish(held, outcome, now_ms)
 
     def _count(self, held: HeldJob, tokens: int) -> None:
         if held.tokens == 0 < tokens:

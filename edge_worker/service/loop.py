@@ -16,7 +16,7 @@ import structlog
 from edge_worker.core import commands as c
 from edge_worker.core import events as e
 from edge_worker.core.session import Session
-from edge_worker.ports import Host, Spool, SpoolUnavailableError, StrangerError
+from edge_worker.ports import Host, ReloadError, Spool, SpoolUnavailableError, StrangerError
 from edge_worker.service.bandwidth import BandwidthMeter
 from edge_worker.service.intake import Intake
 from edge_worker.service.renewing import CertificateKeeper
@@ -136,7 +136,7 @@ class WorkerService:
         self._retry_at_ms = 0
         # Deletions are not worth a transaction of their own: they wait for one, or for the clock.
         self._is_tidying = False
-        self._is_over = False
+        self._is_over = self._starts_again = False
         self._is_known = False
         self._failure: BusClosedError | None = None
         self._measuring: asyncio.Task[None] | None = None
@@ -155,6 +155,7 @@ class WorkerService:
             SpoolUnavailableError: The spool cannot be opened.
             BusClosedError: The broker closed us for good, e.g. `session_taken_over`.
             StrangerError: It never let us speak as this worker.
+            ReloadError: The worker is to be started again.
         """
         parts = self._parts
         loop = asyncio.get_running_loop()
@@ -176,6 +177,8 @@ class WorkerService:
             self._executor.shutdown()
         if self._failure is not None:
             raise self._failure
+        if self._starts_again:
+            raise ReloadError
 
     def _start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         keeper, bus = self._parts.keeper, self._parts.bus
@@ -237,8 +240,8 @@ class WorkerService:
         for command in commands:
             carriers[type(command)](command)
 
-    def _end(self, _command: c.StopWorker) -> None:
-        self._is_over = True
+    def _end(self, command: c.StopWorker) -> None:
+        self._is_over, self._starts_again = True, command.again
 
     async def _save_and_tell(self) -> None:
         """Save, and only then acknowledge and tell; if the disk refuses, do neither."""

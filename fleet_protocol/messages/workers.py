@@ -232,6 +232,7 @@ class WorkerOp(StrEnum):
     DRAIN = "drain"
     RESUME = "resume"
     RELOAD = "reload"
+    """Finish what it has, end, be started again by its service: with the model there is then."""
     FORGET_ANSWERS = "forget-answers"
     REPORT = "report"
     """Say again that it is there, what it is and what it holds."""

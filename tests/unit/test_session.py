@@ -567,12 +567,28 @@ def test_a_line_too_slow_for_a_probe_is_burdened_ever_more_rarely() -> None:
     assert lab.measured == before + 1
 
 
-def test_a_reload_says_everything_again_and_measures() -> None:
+def test_a_reload_drains_and_ends_to_be_started_again() -> None:
     lab = SessionLab()
+    name = lab.start()
     lab.sent.clear()
-    lab.do(e.CommandReceived(m.WorkerCommand(id="c1", op=m.WorkerOp.RELOAD)))
-    assert lab.names() == ["info", "presence", "held"]
-    assert lab.measured == 2
+    reload = e.CommandReceived(m.WorkerCommand(id="c1", op=m.WorkerOp.RELOAD))
+    lab.do(reload)
+    assert lab.told(t.PRESENCE)[-1].status is m.PresenceStatus.DRAINING
+    lab.from_engine(finished(name))
+    commands = lab.do(e.SettledReceived((m.AttemptRef(job="J1", attempt=1),)))
+    assert commands[-1] == c.StopWorker(again=True)
+
+
+@pytest.mark.parametrize("first", ["reload", "stop"])
+def test_who_is_stopped_is_not_started_again_whatever_else_is_wanted(first: str) -> None:
+    lab = SessionLab()
+    name = lab.start()
+    wanted = [e.CommandReceived(m.WorkerCommand(id="c1", op=m.WorkerOp.RELOAD)), e.StopRequested()]
+    for event in wanted if first == "reload" else reversed(wanted):
+        lab.do(event)
+    lab.from_engine(finished(name))
+    commands = lab.do(e.SettledReceived((m.AttemptRef(job="J1", attempt=1),)))
+    assert commands[-1] == c.StopWorker(again=False)
 
 
 def test_a_worker_asked_to_report_says_everything_again_and_measures_nothing() -> None:

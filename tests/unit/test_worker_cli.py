@@ -15,6 +15,7 @@ import pytest
 
 from edge_worker.adapters.measurements import MeasurementFile
 from edge_worker.cli.exits import ExitCode, exit_code_of
+from edge_worker.ports import ReloadError
 from fleet_protocol import __version__
 from fleet_protocol.errors import (
     BusClosedError,
@@ -205,6 +206,7 @@ def test_a_worker_that_still_measures_ends_at_once(
         (RejectedError("x", code="not_authorized"), ExitCode.DENIED),
         (BusClosedError("x", code="not_authorized"), ExitCode.DENIED),
         (BusClosedError("x", code="session_taken_over"), ExitCode.TAKEN_OVER),
+        (ReloadError(), ExitCode.RELOAD),
         (ConfigError("x"), ExitCode.USAGE),
         (RetryableError("x", code="spool_locked"), ExitCode.FAILED),
     ],

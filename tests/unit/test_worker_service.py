@@ -26,6 +26,7 @@ from edge_worker.ports import (
     GenerationRequest,
     Grew,
     InferenceEngine,
+    ReloadError,
     SpooledJob,
     SpoolUnavailableError,
     StrangerError,
@@ -379,6 +380,19 @@ async def test_a_stopped_worker_drains_says_offline_and_returns(lab: Lab) -> Non
         assert {presence.boot for presence in dispatcher.all(t.PRESENCE)} == {"b1"}
         lab.spool.open()
         assert lab.spool.load() == []
+
+
+async def test_a_worker_that_is_to_load_its_model_anew_says_goodbye_and_why_it_ends(
+    lab: Lab,
+) -> None:
+    async with lab.dispatcher() as dispatcher, lab.worker() as running:
+        await dispatcher.hear(t.HELD)
+        dispatcher.tell(t.COMMAND, m.WorkerCommand(id="c1", op=m.WorkerOp.RELOAD))
+        with pytest.raises(ReloadError) as ended:
+            await running
+        assert ended.value.code == "reload"
+        offline = m.PresenceStatus.OFFLINE
+        await dispatcher.until(lambda: dispatcher.all(t.PRESENCE)[-1].status is offline)
 
 
 async def test_a_worker_whose_id_is_taken_stops_with_a_code(lab: Lab) -> None:
