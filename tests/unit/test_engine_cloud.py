@@ -10,6 +10,7 @@ from cloud_dispatcher.core.settings import EngineSettings
 from cloud_dispatcher.core.spending import BudgetSettings
 from fleet_protocol import messages as m
 from fleet_protocol import topics
+from fleet_protocol.errors import RejectedError
 from tests.unit.engine_desk import Desk
 
 
@@ -154,6 +155,13 @@ def test_a_site_job_that_asks_for_the_cloud_is_answered_by_a_board(desk: Desk) -
     assert desk.receivers(topics.ASSIGN) == ["w1"]
     desk.done()
     assert (result_of(desk).degraded, result_of(desk).code) == (True, "privacy_site")
+
+
+def test_no_request_to_a_provider_can_even_be_made_of_a_job_that_may_not_leave(desk: Desk) -> None:
+    desk.submit(privacy="site")
+    with pytest.raises(RejectedError) as caught:
+        c.CompletionRequest.of(desk.job(), timeout_ms=1_000)
+    assert caught.value.code == "privacy_site"
 
 
 @pytest.mark.parametrize("bound", [{"privacy": "site"}, {"escalate": "never"}])

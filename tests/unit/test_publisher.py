@@ -66,6 +66,13 @@ def test_what_expires_at_other_times_travels_alone() -> None:
     assert [one.expiry_s for one in told] == [30, 5]
 
 
+@pytest.mark.parametrize(("expiry_ms", "expiry_s"), [(1, 1), (1_000, 1), (1_001, 2), (29_999, 30)])
+def test_what_is_worth_something_is_not_dropped_by_the_broker_for_want_of_a_second(
+    expiry_ms: int, expiry_s: int
+) -> None:
+    assert [one.expiry_s for one in publish(given("J1", expiry_ms=expiry_ms))] == [expiry_s]
+
+
 def test_a_message_holds_so_many_jobs_at_most() -> None:
     jobs = [f"J{number}" for number in range(2 * JOINT_MAX + 1)]
     found = groups(publish(*map(given, jobs)))

@@ -6,13 +6,14 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
+from cloud_dispatcher.local_devices import local_device
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from fleet_protocol.bus import Session
 from fleet_protocol.errors import BusClosedError
 from fleet_protocol.memory import MemoryBus
 from tests.contract.job_samples import listed
-from tests.unit.service_house import QUESTION, TOPICS, House, Peer, Worker
+from tests.unit.service_house import PATIENCE_S, QUESTION, TOPICS, House, Peer, Worker
 
 ALERT = TOPICS.name(t.ALERTS, "store")
 ANNOUNCED = 1
@@ -135,6 +136,23 @@ async def test_a_job_id_that_cannot_be_used_is_refused_where_the_device_listens(
         device.throw(f"{TOPICS.root}/dev/d1/jobs/no spaces/submit", b'{"prompt":"x"}')
         said = await device.hear_on(f"{TOPICS.root}/dev/d1/jobs/no spaces/ack")
     assert b'"invalid_id"' in said.payload
+
+
+async def test_nobody_on_the_broker_asks_or_cancels_as_one_who_asks_over_http(
+    house: House, device: Peer, worker: Worker
+) -> None:
+    http = local_device("default")
+    async with house.dispatcher() as service:
+        with service.local.job(http, m.JobId("own")) as own:
+            service.local.submit(http, m.JobId("own"), QUESTION)
+            await own.accepted()
+            device.say(t.SUBMIT, QUESTION, http, "j1")
+            device.throw(TOPICS.name(t.ASK, http), b"Is it safe?")
+            device.say(t.CANCEL, m.JobCancel(), http, "own")
+            await house.until(lambda: service.dropped["local_device"] == 3)
+            worker.done(await worker.assignment(), "It is.")
+            assert (await own.result(wait_s=PATIENCE_S)).text == "It is."
+    assert [job.id for job in house.store._jobs.values()] == ["own"]
 
 
 @pytest.mark.parametrize(
