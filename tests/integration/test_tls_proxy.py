@@ -1,4 +1,4 @@
-"""The gateway behind nginx with TLS, by the sample of `deploy/proxy`: what must come through."""
+"""The gateway behind nginx or Caddy with TLS, by the samples of `deploy/proxy`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fleet_protocol.settings import BrokerSettings
 from tests.conftest import require
 from tests.integration.fleet import PATIENCE_S, ROOT
 from tests.integration.page_socket import MQTT, receive
-from tests.integration.tls_proxy import Outsider, Proxy, find_nginx
+from tests.integration.tls_proxy import Caddy, Nginx, Outsider, Proxy
 from tests.unit.gateway_house import gateway, says
 from tests.unit.service_house import House, Worker
 from tests.unit.visitor import PASSWORD, Visitor
@@ -63,12 +63,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, secret
 
 
-@pytest.fixture
+@pytest.fixture(params=[Nginx, Caddy], ids=["nginx", "caddy"])
 async def site(
-    tmp_path: Path, made: tuple[Path, str], mosquitto: BrokerProcess
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    made: tuple[Path, str],
+    mosquitto: BrokerProcess,
 ) -> AsyncIterator[Site]:
-    require(find_nginx() is not None, "nginx")
-    house, proxy, (folder, key) = House(), Proxy(tmp_path), made
+    kind: type[Proxy] = request.param
+    require(kind.found() is not None, kind.program)
+    house, proxy, (folder, key) = House(), kind(tmp_path), made
     page = {
         "users_file": str(folder / "users.toml"),
         "url": proxy.url,

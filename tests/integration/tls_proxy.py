@@ -1,12 +1,14 @@
-"""A real nginx before a gateway, with the sample configuration, as it looks from outside."""
+"""A real nginx or Caddy before a gateway, with the sample configuration, as seen from outside."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
@@ -22,10 +24,10 @@ from fleet_pki.authority import Authority, PkiFolder, found
 from tests.integration.fleet import PATIENCE_S
 from tests.unit.visitor import Visitor
 
-SAMPLE = Path(__file__).parents[2] / "deploy" / "proxy" / "nginx.conf"
+SAMPLES = Path(__file__).parents[2] / "deploy" / "proxy"
 NAME = "fleet.example"
 
-_AROUND = """
+_AROUND_NGINX = """
 # One process: what it starts nobody would end if the tests were killed.
 daemon off;
 master_process off;
@@ -44,9 +46,15 @@ http {{
 """
 
 
-def find_nginx() -> str | None:
-    """Return the program; Debian keeps it where only root looks."""
-    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+_AROUND_CADDY = """
+{{
+	admin off
+	http_port {plain_port}
+	https_port {port}
+	default_bind 127.0.0.1
+	storage file_system {prefix}/caddy
+}}
+"""
 
 
 class _Tls(HTTPConnection):
@@ -93,13 +101,15 @@ class Outsider(Visitor):
         )
 
 
-class Proxy:
+class Proxy(ABC):
     """Where it is, and whose certificates it shows.
 
     Attributes:
         url: As people type it; nothing but the test knows that name.
         plain_port: Where it answers without TLS.
     """
+
+    program: str
 
     def __init__(self, folder: Path) -> None:
         self.port, self.plain_port = free_port(), free_port()
@@ -122,26 +132,32 @@ class Proxy:
         """The same with TLS."""
         return self.trust.wrap_socket(self.tcp(source), server_hostname=NAME)
 
-    @contextmanager
-    def before(self, gateway: str) -> Iterator[None]:
-        """Run nginx before a gateway, with the sample configuration but for names and ports."""
-        prefix = self.folder
-        text = SAMPLE.read_text()
-        for its, ours in (
-            ("listen 80;", f"listen 127.0.0.1:{self.plain_port};"),
-            ("listen 443 ssl http2;", f"listen 127.0.0.1:{self.port} ssl http2;"),
-            ("server 127.0.0.1:8600;", f"server {gateway.removeprefix('http://')};"),
-            ("/etc/ssl/edgefleet/", f"{prefix}/"),
-        ):
+    @classmethod
+    def found(cls) -> str | None:
+        """Return where the program is; Debian keeps some where only root looks."""
+        return shutil.which(cls.program) or shutil.which(cls.program, path="/usr/sbin")
+
+    @abstractmethod
+    def words(self, gateway: str) -> list[str]:
+        """Write the sample down but for names and ports; return what the program is told."""
+
+    def sample(self, name: str, *changes: tuple[str, str]) -> str:
+        """Return a sample with what is different here."""
+        text = (SAMPLES / name).read_text()
+        for its, ours in (*changes, ("/etc/ssl/edgefleet/", f"{self.folder}/")):
             assert its in text
             text = text.replace(its, ours)
-        (prefix / "edgefleet.conf").write_text(text)
-        (prefix / "nginx.conf").write_text(_AROUND.format(prefix=prefix))
-        program = find_nginx()
+        return text
+
+    @contextmanager
+    def before(self, gateway: str) -> Iterator[None]:
+        """Run it before a gateway."""
+        program = self.found()
         assert program is not None
-        words = [program, "-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", "stderr"]
-        with (prefix / "out.log").open("ab") as log:
-            process = subprocess.Popen(tethered(words), stdout=log, stderr=log)
+        words = tethered([program, *self.words(gateway)])
+        environ = {**os.environ, "HOME": str(self.folder)}
+        with (self.folder / "out.log").open("ab") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=log, env=environ)
         try:
             self._until_up(process)
             yield
@@ -157,3 +173,34 @@ class Proxy:
             assert process.poll() is None, (self.folder / "out.log").read_text()
             assert time.monotonic() < ends_at_s
             time.sleep(0.02)
+
+
+class Nginx(Proxy):
+    """Debian's `nginx-light`."""
+
+    program = "nginx"
+
+    def words(self, gateway: str) -> list[str]:
+        prefix = self.folder
+        text = self.sample(
+            "nginx.conf",
+            ("listen 80;", f"listen 127.0.0.1:{self.plain_port};"),
+            ("listen 443 ssl http2;", f"listen 127.0.0.1:{self.port} ssl http2;"),
+            ("server 127.0.0.1:8600;", f"server {gateway.removeprefix('http://')};"),
+        )
+        (prefix / "edgefleet.conf").write_text(text)
+        (prefix / "nginx.conf").write_text(_AROUND_NGINX.format(prefix=prefix))
+        return ["-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", "stderr"]
+
+
+class Caddy(Proxy):
+    """Debian's `caddy`."""
+
+    program = "caddy"
+
+    def words(self, gateway: str) -> list[str]:
+        ports = {"port": self.port, "plain_port": self.plain_port}
+        text = self.sample("Caddyfile", ("127.0.0.1:8600", gateway.removeprefix("http://")))
+        file = self.folder / "Caddyfile"
+        file.write_text(_AROUND_CADDY.format(prefix=self.folder, **ports) + text)
+        return ["run", "--adapter", "caddyfile", "--config", str(file)]
