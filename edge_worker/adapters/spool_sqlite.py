@@ -274,8 +274,8 @@ class SqliteSpool:
             self._database = None
 
     def _connect(self) -> Database:
-        if not self._path.exists():  # It will hold prompts: nobody else may read it.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        if not self._path.exists():
+            _make(self._path)
         # The service opens and uses the spool in one executor thread, but a test or a program that
         # ends may close it from another: never two threads at once.
         connection = sqlite3.connect(self._path, timeout=1.0, check_same_thread=False)
@@ -377,6 +377,22 @@ class SqliteSpool:
         if self._sealer is None or not isinstance(data, bytes):
             return data
         return self._sealer.open(data, place)
+
+
+def _make(path: Path) -> None:
+    """Make the file for its owner alone, for it will hold prompts.
+
+    Made by root, as by `sudo edge-worker check`, it is whose the folder is: or the worker could
+    not use it afterwards. SQLite does the same with what it puts beside it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if os.geteuid() == 0:
+            folder = path.parent.stat()
+            with suppress(PermissionError):  # Root of a container need not be allowed to.
+                os.fchown(descriptor, folder.st_uid, folder.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def _check(database: Database) -> None:

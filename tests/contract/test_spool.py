@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -231,6 +232,18 @@ def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
     names = [job.assignment.job for job in spool.load()]
     spool.close()
     assert names[: last + 1] == [f"J{number}" for number in range(last + 1)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_a_spool_that_root_makes_is_its_folders_owners(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12_345, 23_456)
+    spool = SqliteSpool(tmp_path / "spool.sqlite")
+    spool.open()
+    spool.commit(keep=[spooled()], forget=[])
+    made = {path.name: path.stat() for path in tmp_path.iterdir()}
+    spool.close()
+    assert {"spool.sqlite", "spool.sqlite-wal"} <= made.keys()
+    assert {(one.st_uid, one.st_gid) for one in made.values()} == {(12_345, 23_456)}
 
 
 def test_two_workers_never_share_a_file(tmp_path: Path) -> None:
