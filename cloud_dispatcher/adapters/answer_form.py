@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn
 import jsonschema_rs
 import msgspec
 
+from cloud_dispatcher.adapters.sound_text import sound
 from fleet_protocol.messages import OutputFormat
 
 ASKS_SCHEMA: Final = "Answer with JSON only, valid under this JSON schema: "
@@ -57,10 +58,14 @@ def fit(text: str, output: OutputFormat) -> Fit:
         return Fit(text=text, misfit="the answer does not match the regular expression")
     try:
         value = json.loads(bare, parse_constant=_no_number)
+        line = json.dumps(value, ensure_ascii=False)
+        if not line.isascii():
+            line = sound(line)
+            value = json.loads(line)
     except (ValueError, RecursionError):
         return Fit(text=text, misfit="the answer is not JSON")
     schema = {"type": "object"} if output.json_schema is None else output.json_schema
-    return Fit(text=json.dumps(value, ensure_ascii=False), misfit=_misfit(value, schema))
+    return Fit(text=line, misfit=_misfit(value, schema))
 
 
 def _fit_choice(text: str, choices: tuple[str, ...]) -> Fit:

@@ -22,6 +22,7 @@ from cloud_dispatcher.adapters import provider_errors as errors
 from cloud_dispatcher.adapters.answer_form import Fit, fit, instruction
 from cloud_dispatcher.adapters.price_table import PriceTable, load_prices
 from cloud_dispatcher.adapters.providers import ProviderSettings
+from cloud_dispatcher.adapters.sound_text import SoundPieces, sound
 from cloud_dispatcher.core.commands import CompletionRequest
 from cloud_dispatcher.ports import Completion, CompletionPart, ProviderError
 from fleet_protocol.messages import TEXT_MAX_CHARS, WHOLE_MAX, ChatMessage, ChatRole, Usage
@@ -189,7 +190,7 @@ class DeepSeekProvider:
     def _said(self, error: openai.APIStatusError, request: CompletionRequest) -> str:
         """Return the provider's words, unless they quote the key or a prompt."""
         body = error.body if isinstance(error.body, dict) else {}
-        said = str(body.get("message") or "")[:_SAID_MAX_CHARS]
+        said = sound(str(body.get("message") or ""))[:_SAID_MAX_CHARS]
         private = (self._redact, *(message.content for message in request.messages))
         quotes = {said[i : i + _QUOTE_CHARS] for i in range(len(said) - _QUOTE_CHARS + 1)}
         return "" if any(quote in text for quote in quotes for text in private) else said
@@ -256,6 +257,7 @@ class _Answer:
         self.opened = False
         self.started = False
         self._held = ""
+        self._pieces = SoundPieces()
         self._finish: str | None = None
 
     @property
@@ -279,7 +281,7 @@ class _Answer:
             return ""
         choice = chunk.choices[0]
         self._finish = choice.finish_reason or self._finish
-        content = choice.delta.content or ""
+        content = self._pieces.take(choice.delta.content or "")
         self.started |= bool(content or getattr(choice.delta, "reasoning_content", None))
         return self._grow(content)
 
@@ -337,7 +339,7 @@ def _as_param(message: ChatMessage) -> ChatCompletionMessageParam:
 def _model_name(said: str) -> str:
     """Return the model's name. llama-server says the file's whole path: its folders are private."""
     path = PureWindowsPath(said)  # of both kinds: it knows "/" as well
-    return (path.name if path.root else said)[:_MODEL_MAX_CHARS]
+    return sound(path.name if path.root else said)[:_MODEL_MAX_CHARS]
 
 
 def _usage(usage: CompletionUsage) -> Usage:

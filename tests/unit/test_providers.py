@@ -162,17 +162,29 @@ def test_a_bill_that_makes_no_sense_costs_no_answer(said: Any, counted: int) -> 
     assert _usage(bill) == Usage(prompt_tokens=counted, completion_tokens=counted)
 
 
-def test_whoever_talks_on_and_on_makes_no_result_that_nobody_can_read() -> None:
-    chunk = ChatCompletionChunk.model_validate(
+def piece_of(content: str) -> ChatCompletionChunk:
+    return ChatCompletionChunk.model_validate(
         {
             "id": "1",
             "created": 1,
             "model": "m",
             "object": "chat.completion.chunk",
-            "choices": [{"index": 0, "delta": {"content": "word " * 60_000}}],
+            "choices": [{"index": 0, "delta": {"content": content}}],
         }
     )
+
+
+def test_whoever_talks_on_and_on_makes_no_result_that_nobody_can_read() -> None:
     answer = _Answer(model="m")
-    shown = "".join(answer.take(chunk) for _ in range(5))
+    shown = "".join(answer.take(piece_of("word " * 60_000)) for _ in range(5))
     assert answer.text == shown
     assert len(shown) == TEXT_MAX_CHARS
+
+
+def test_a_character_that_comes_in_two_halves_is_one() -> None:
+    answer = _Answer(model="m")
+    shown = [
+        answer.take(piece_of(piece)) for piece in ("so \ud83d", "\ude00!", " \ude00", "\ud83d")
+    ]
+    assert shown == ["so ", "\U0001f600!", " \ufffd", ""]
+    assert answer.text == "".join(shown)
