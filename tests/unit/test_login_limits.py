@@ -75,3 +75,15 @@ def test_strangers_cannot_fill_the_memory() -> None:
     for i in range(30_000):
         limits.begin(f"user-{i}", f"10.{i % 256}.{i // 256}.1", 0)
     assert len(limits._at_ms) <= 20_000
+
+
+def test_all_addresses_that_one_link_has_count_as_one() -> None:
+    limits = LoginLimits()
+    told = [limits.begin("ann", f"2001:db8:0:1::{i:x}", 0) for i in range(PER_PAIR + 1)]
+    assert told == [0] * PER_PAIR + [WINDOW_MS]
+    assert limits.begin("ann", "2001:db8:0:2::1", 0) == 0
+    # IPv4 as a socket of IPv6 tells it is IPv4: a neighbour has nothing to do with it.
+    told = [limits.begin("bob", "::ffff:10.0.0.1", 0) for _ in range(PER_PAIR + 1)]
+    assert told[-1] == WINDOW_MS
+    assert limits.begin("bob", "10.0.0.1", 0) == WINDOW_MS
+    assert limits.begin("bob", "::ffff:10.0.0.2", 0) == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Final
 
+from cloud_dispatcher.adapters.http.addresses import household
+
 WINDOW_MS: Final = 15 * 60_000
 PER_PAIR: Final = 5
 """For one name from one address."""
@@ -20,7 +22,7 @@ class LoginLimits:
     """Counts attempts that failed within the last quarter of an hour.
 
     An attempt counts from its beginning, so that many at once are no way round; one that was right
-    is taken back.
+    is taken back. Who has one address of IPv6 has 2^64 of them, which count as one.
     """
 
     def __init__(self) -> None:
@@ -57,4 +59,5 @@ class LoginLimits:
 
 
 def _limits(name: str, address: str) -> dict[_Subject, int]:
-    return {(name, address): PER_PAIR, ("", address): PER_ADDRESS, (name, ""): PER_NAME}
+    home = household(address)
+    return {(name, home): PER_PAIR, ("", home): PER_ADDRESS, (name, ""): PER_NAME}
