@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -83,9 +83,9 @@ class AuditFolder:
     def append(self, batch: Sequence[Noted]) -> None:
         """Write a batch and have it on the disk, all of it or nothing; raises OSError."""
         # Files are read in the order of their names: after a step back the newest one goes on.
-        self._newest = max(self._newest, f"{_day(batch[-1][0])}.log")
-        path = self.folder / self._newest
-        old = [] if path.exists() else self._too_old(batch[-1][0])
+        newest = max(self._newest, f"{_day(batch[-1][0])}.log")
+        path = self.folder / newest
+        old = [] if path.exists() else self._too_old(newest)
         batch = [*(_pruned(file, batch[-1][0]) for file in old), *batch]
         seal, seq, lines = self._seal, self._seq, list[bytes]()
         for at_ms, what, about in batch:
@@ -94,14 +94,20 @@ class AuditFolder:
             seal, line = sealed(self.key, seal, entry)
             lines.append(line + b"\n")
         _append(path, b"".join(lines))
-        self._seal, self._seq = seal, seq
+        self._seal, self._seq, self._newest = seal, seq, newest
         for file in old:
             file.unlink()
 
-    def _too_old(self, now_ms: int) -> list[Path]:
-        """Return the files that go; they are looked for once a day, with its first line."""
-        oldest = f"{datetime.fromtimestamp(now_ms / 1_000, UTC) - self._keep:%Y-%m-%d}.log"
-        return [path for path in _files(self.folder) if path.name < oldest]
+    def _too_old(self, newest: str) -> list[Path]:
+        """Return the files that go; they are looked for once a day, with its first line.
+
+        A day counts as no more than one after the last: a clock that is years ahead costs nothing
+        if it is set right within a day.
+        """
+        today = _date(newest)
+        if self._newest:
+            today = min(today, _date(self._newest) + timedelta(days=1))
+        return [path for path in _files(self.folder) if _date(path.name) < today - self._keep]
 
     def _find_end(self) -> int:
         torn_bytes, files = 0, _files(self.folder)
@@ -159,8 +165,12 @@ def _day(at_ms: int) -> str:
     return f"{datetime.fromtimestamp(at_ms / 1_000, UTC):%Y-%m-%d}"
 
 
+def _date(name: str) -> date:
+    return date.fromisoformat(name.removesuffix(".log"))
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.log"))
+    return sorted(folder.glob("[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9].log"))
 
 
 def _last_line(path: Path, data: bytes) -> tuple[str, AuditEntry] | None:

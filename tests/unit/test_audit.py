@@ -162,6 +162,16 @@ async def test_the_chain_holds_where_the_clock_was_set_back_over_midnight(log: L
     assert [entry.seq for entry in log.entries] == list(range(1, len(log.entries) + 1))
 
 
+async def test_a_clock_that_is_years_ahead_for_a_moment_costs_no_line(log: Log) -> None:
+    await log.run("x")
+    log.now_ms += 3_000 * DAY_MS
+    await log.run("by a clock that was far ahead")
+    log.now_ms -= 2_999 * DAY_MS
+    await log.run("y")
+    assert [entry.what for entry in log.entries if len(entry.what) == 1] == ["x", "y"]
+    assert log.verify().ok
+
+
 async def test_a_disk_that_fails_after_the_write_doubles_no_line(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
