@@ -130,6 +130,64 @@ async def test_a_client_that_goes_away_cancels_its_job(
         await house.until(lambda: house.store._jobs[got.job].status is m.JobStatus.CANCELLED)
 
 
+ONCE: dict[str, Any] = {
+    **FACTS, "extra_headers": {"Idempotency-Key": "k1"}, "extra_body": {"cache": "off"},
+}  # fmt: skip
+
+
+async def test_a_request_that_comes_again_with_its_key_is_run_once_over_restarts(
+    house: House, worker: Worker
+) -> None:
+    said = list[str | None]()
+    async with gateway(house) as url, openai_client(url) as client:
+        both = [asyncio.create_task(client.chat.completions.create(**ONCE)) for _ in range(2)]
+        await house.until(lambda: len(house.store._jobs) == 1)
+        worker.done(await worker.assignment(), "It is.")
+        said += [(await each).choices[0].message.content for each in both]
+        said.append((await client.chat.completions.create(**ONCE)).choices[0].message.content)
+    async with gateway(house) as url, openai_client(url) as client:
+        said.append((await client.chat.completions.create(**ONCE)).choices[0].message.content)
+        streamed = await client.chat.completions.create(**ONCE, stream=True)
+        worker.done(await worker.assignment(after=1), "Streams are requests of their own.")
+        async for _ in streamed:
+            pass
+    assert said == ["It is."] * 4
+    assert len(house.store._jobs) == 2
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_client_that_may_come_again_finds_its_job_where_it_left_it(
+    house: House, worker: Worker, *, streams: bool
+) -> None:
+    async with openai_client("http://127.0.0.1:1") as client:
+        async with gateway(house) as url:
+            client.base_url = f"{url}/v1"
+            asking = asyncio.create_task(client.chat.completions.create(**ONCE, stream=streams))
+            got = await worker.assignment()
+            if streams:
+                await (await asking).close()
+            else:
+                asking.cancel()
+        async with gateway(house) as url:
+            client.base_url = f"{url}/v1"
+            again = asyncio.create_task(client.chat.completions.create(**ONCE, stream=streams))
+            worker.done(got, "It is.")
+            answer: Any = await again
+            if streams:
+                told = [chunk.choices[0].delta.content or "" async for chunk in answer]
+                assert "".join(told) == "It is."
+            else:
+                assert answer.choices[0].message.content == "It is."
+    assert len(house.store._jobs) == 1
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256])
+async def test_a_key_to_come_again_with_has_a_size(house: House, key: str) -> None:
+    async with gateway(house) as url, openai_client(url) as client:
+        with pytest.raises(openai.BadRequestError, match="Idempotency-Key"):
+            await client.chat.completions.create(**FACTS, extra_headers={"Idempotency-Key": key})
+
+
 async def test_a_model_that_nobody_has_is_not_found(house: House, worker: Worker) -> None:
     async with gateway(house) as url, openai_client(url) as client:
         names = [model.id async for model in client.models.list()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import msgspec
@@ -31,10 +32,11 @@ from cloud_dispatcher.adapters.http.submission import (
     check_size,
     in_its_trace,
     no_model,
+    repeated_id,
     until_accepted,
 )
 from cloud_dispatcher.adapters.http.told_text import BrokenStreamError, Told, ToldText
-from cloud_dispatcher.local_devices import Piece
+from cloud_dispatcher.local_devices import LocalJob, Piece
 from fleet_protocol.messages import Escalate, JobId, JobResult, JobSubmit, Privacy
 from fleet_protocol.roles import Action
 
@@ -48,6 +50,7 @@ class _Chat(msgspec.Struct, frozen=True, kw_only=True):
     """One request.
 
     Attributes:
+        may_come_again: It has a key by which the same request is known again.
         stays: What a board says stays: the cloud will not be asked for something better.
     """
 
@@ -55,6 +58,7 @@ class _Chat(msgspec.Struct, frozen=True, kw_only=True):
     submit: JobSubmit
     caller: Caller
     job_id: JobId
+    may_come_again: bool
     at_s: int
     stays: bool
 
@@ -83,16 +87,19 @@ class ChatDesk:
 
     async def _completions(self, request: Request) -> Response:
         caller = self._gate.admit(request)
-        asked = form.read_request(await read_json(request))
+        body = await read_json(request)
+        asked = form.read_request(body)
         submit = form.submit_of(asked, timeout_ms=self._settings.timeout_s * 1_000)
         submit = in_its_trace(submit, request.headers)
         check_size(submit)
+        repeated = repeated_id(request.headers, body, caller)
         check_room(self._inside, self._settings.max_open)
         chat = _Chat(
             asked=asked,
             submit=submit,
             caller=caller,
-            job_id=JobId(secrets.token_hex(12)),
+            job_id=repeated or JobId(secrets.token_hex(12)),
+            may_come_again=repeated is not None,
             at_s=self._inside.clock() // 1_000,
             stays=not (_may_leave(submit) and self._inside.has_cloud()),
         )
@@ -106,7 +113,7 @@ class ChatDesk:
             return Response(status_code=_GONE)
 
     async def _whole(self, chat: _Chat) -> Response:
-        with asking(self._inside, chat.caller, chat.job_id, chat.submit) as job:
+        with self._asking(chat) as job:
             await until_accepted(job)
             try:
                 result = await job.result(wait_s=chat.wait_s)
@@ -121,7 +128,7 @@ class ChatDesk:
     async def _events(self, chat: _Chat) -> AsyncGenerator[bytes, None]:
         """Yield a first event once the job is stored, then the answer as it grows, and its end."""
         text = ToldText(drafts=chat.asked.drafts)
-        with asking(self._inside, chat.caller, chat.job_id, chat.submit) as job:
+        with self._asking(chat) as job:
             await until_accepted(job)
             yield _chunk(chat, {"role": "assistant", "content": ""})
             try:
@@ -138,6 +145,10 @@ class ChatDesk:
             except TimeoutError:
                 yield server_event(_no_answer().body)
         yield DONE
+
+    def _asking(self, chat: _Chat) -> AbstractContextManager[LocalJob]:
+        keeps = chat.may_come_again
+        return asking(self._inside, chat.caller, chat.job_id, chat.submit, keeps=keeps)
 
     async def _models(self, request: Request) -> Response:
         self._gate.admit(request, Action.WATCH)

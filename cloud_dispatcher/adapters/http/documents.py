@@ -97,6 +97,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         takes: The body.
         gives: The answer's body; None: what `media` says, without a schema.
         query: Names of parameters.
+        headers: Names of headers that it knows.
         is_open: Needs neither a key nor a login.
     """
 
@@ -106,6 +107,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     gives: type | None = None
     media: tuple[str, ...] = (_JSON,)
     query: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
     is_open: bool = False
 
 
@@ -118,6 +120,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     ("POST", "/v1/chat/completions"): Operation(
         summary="Ask, as OpenAI's API is asked",
         takes=ChatRequest, gives=ChatAnswer, media=(_JSON, _EVENTS),
+        headers=("Idempotency-Key",),
     ),
     ("GET", "/v1/models"): Operation(summary="Models that boards have now", gives=ModelPage),
     ("GET", "/v1/models/{name}"): Operation(summary="One of them"),
@@ -181,6 +184,7 @@ def _operation(path: str, each: Operation) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string"}
     given = [{"name": n, "in": "path", "required": True, "schema": text} for n in names]
     given += [{"name": n, "in": "query", "schema": text} for n in each.query]
+    given += [{"name": n, "in": "header", "schema": text} for n in each.headers]
     schema = {} if each.gives is None else {"schema": _ref(each.gives)}
     found: dict[str, Any] = {
         "summary": each.summary,

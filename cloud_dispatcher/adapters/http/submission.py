@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -19,6 +20,8 @@ from fleet_protocol.messages import JobId, JobSubmit
 
 NOT_STORED: Final = "not_stored"
 _TRACEPARENT_MOST_CHARS: Final = 64
+_REPEAT_KEY_MOST_CHARS: Final = 255
+_REPEAT_ID_CHARS: Final = 32
 _ACCEPT_S: Final = 30.0
 _FULL_MS: Final = 1_000
 _STORE_MS: Final = 5_000
@@ -46,15 +49,35 @@ def check_size(submit: JobSubmit) -> None:
         raise ApiError(413, "too_large", message)
 
 
+def repeated_id(headers: Mapping[str, str], body: bytes, caller: Caller) -> JobId | None:
+    """Return the id that a request has each time it comes; None: it names no `Idempotency-Key`.
+
+    It is another one for whoever else uses the same key, and for another body.
+
+    Raises:
+        ApiError: The key is empty or too long.
+    """
+    key = headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= _REPEAT_KEY_MOST_CHARS:
+        message = f"Idempotency-Key: 1 to {_REPEAT_KEY_MOST_CHARS} characters"
+        raise ApiError(400, "invalid_idempotency_key", message)
+    whose = f"{len(caller.key)}:{caller.key}{len(key)}:{key}"
+    return JobId(hashlib.sha256(whose.encode() + body).hexdigest()[:_REPEAT_ID_CHARS])
+
+
 @contextmanager
-def asking(inside: Inside, caller: Caller, job_id: JobId, submit: JobSubmit) -> Iterator[LocalJob]:
-    """Ask; who leaves before the result does not want it any more."""
+def asking(
+    inside: Inside, caller: Caller, job_id: JobId, submit: JobSubmit, *, keeps: bool = False
+) -> Iterator[LocalJob]:
+    """Ask; who leaves before the result does not want it any more, unless the job `keeps`."""
     with inside.local.job(caller.device, job_id) as job:
         inside.local.submit(caller.device, job_id, submit, caller.payer)
         try:
             yield job
         finally:
-            if not job.is_over:
+            if not (job.is_over or keeps):
                 job.cancel()
 
 
