@@ -285,7 +285,7 @@ class Intake:
             self._drop(delivery, error.code)
             try:
                 named = msgspec.json.decode(delivery.payload, type=_Named)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            except codec.UNREADABLE:
                 return None
             return RequestRefused(admin, role, named.req, error.code, _told(error))
         assert isinstance(request, m.AdminRequest)  # noqa: S101 - the catalogue says so

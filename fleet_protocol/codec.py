@@ -6,7 +6,7 @@ A bad payload becomes a `ProtocolError` with a code, never a crash and never a g
 from __future__ import annotations
 
 from functools import cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from fleet_protocol.topics import CATALOGUE, Channel
 CONTENT_TYPE_JSON = "application/json"
 CONTENT_TYPE_TEXT = "text/plain; charset=utf-8"
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading somebody's JSON may raise, whatever type is wanted: all three, wherever it is read."""
 _MAX_BYTES = {channel.name: channel.max_bytes for channel in CATALOGUE}
 _M = TypeVar("_M", bound=Message)
 _encoder = msgspec.json.Encoder()
@@ -97,7 +99,7 @@ def _decode_json(kind: type[_M], payload: bytes) -> _M:
     except msgspec.ValidationError as error:
         _check_version(payload)
         raise ProtocolError(str(error), code="invalid_field") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"the payload is not JSON: {error}", code="malformed") from error
     if message.v != PROTOCOL_VERSION:
         raise _unsupported(message.v)
@@ -108,7 +110,7 @@ def _check_version(payload: bytes) -> None:
     """A newer version may well look invalid to us: the version is the better thing to name."""
     try:
         version = _version_decoder.decode(payload).v
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return
     if version != PROTOCOL_VERSION:
         raise _unsupported(version)

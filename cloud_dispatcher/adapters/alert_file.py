@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from cloud_dispatcher.ports import StoreUnavailableError
+from fleet_protocol.codec import UNREADABLE
 from fleet_protocol.messages import Alert
 
 _log = structlog.get_logger(__name__)
@@ -37,7 +38,7 @@ class AlertFile:
             return msgspec.json.decode(self._path.read_bytes(), type=tuple[Alert, ...])
         except FileNotFoundError:
             return ()
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             aside = self._path.with_suffix(f"{self._path.suffix}.unreadable")
             _log.warning("alerts.unreadable", kept_as=str(aside), error=str(error))
             with suppress(OSError):

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from cloud_dispatcher.clock import ClockNote, SlewedClock, resumed_ns
+from fleet_protocol.codec import UNREADABLE
 
 _log = structlog.get_logger(__name__)
 
@@ -82,7 +83,7 @@ class ClockFile:
             return msgspec.json.decode(self._path.read_bytes(), type=ClockNote)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             _log.warning("clock.note_unreadable", path=str(self._path), error=str(error))
             return None
 

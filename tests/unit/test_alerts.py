@@ -164,14 +164,15 @@ async def test_a_full_disk_keeps_nobody_from_looking_after_an_alert(
     assert [view["acked_by"] for view in views if view["id"] == MEMORY] == ["a1"]
 
 
-async def test_a_file_that_cannot_be_read_stops_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [b"[{]", b'[{"id":"\xff\xfe"}]', b"\0" * 99, b"[" * 9_999])
+async def test_a_file_that_cannot_be_read_stops_nobody(tmp_path: Path, left: bytes) -> None:
     path = tmp_path / "dispatcher.alerts"
-    path.write_text("[{]")
+    path.write_bytes(left)
     file = AlertFile(path)
     with capture_logs() as lines:
         assert file.load() == ()
     assert lines[0]["event"] == "alerts.unreadable"
-    assert (tmp_path / "dispatcher.alerts.unreadable").read_text() == "[{]"
+    assert (tmp_path / "dispatcher.alerts.unreadable").read_bytes() == left
     log = AlertLog()
     log.fire(m.Alert(id="a", severity=m.Severity.INFO, title="t", since_at_ms=1))
     await file.save(log.views())

@@ -67,6 +67,16 @@ def test_no_depth_of_nesting_is_deep_enough_to_hurt(opening: bytes) -> None:
 
 
 @pytest.mark.parametrize("channel", JSON_CHANNELS, ids=lambda channel: channel.name)
+@pytest.mark.parametrize("first", ["", '"v":7,', '"v":"x",', '"prompt":5,', '"attempt":"x",'])
+@pytest.mark.parametrize("nest", ['{"a":', "["])
+def test_nesting_behind_a_field_that_is_wrong_hurts_no_more(
+    channel: Channel, first: str, nest: str
+) -> None:
+    payload = f'{{{first}"strange":{nest * 2_000}'.encode()
+    assert refused(channel, payload).code
+
+
+@pytest.mark.parametrize("channel", JSON_CHANNELS, ids=lambda channel: channel.name)
 @pytest.mark.parametrize("payload", [b"[]", b"null", b"1", b'"text"', b"true"])
 def test_json_that_is_no_object_is_invalid(channel: Channel, payload: bytes) -> None:
     assert refused(channel, payload).code == "invalid_field"

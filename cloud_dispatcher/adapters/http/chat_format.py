@@ -8,6 +8,7 @@ import msgspec
 
 from cloud_dispatcher.adapters.http.errors import QUOTA_SPENT, ApiError
 from cloud_dispatcher.core.cloud_lane import BUDGET_SPENT
+from fleet_protocol.codec import UNREADABLE
 from fleet_protocol.messages import FinishReason, JobResult, JobStatus, JobSubmit, Usage
 
 ANY_MODEL: Final = "fleet"
@@ -102,7 +103,7 @@ def read_request(body: bytes) -> ChatRequest:
         return _decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ApiError(400, "invalid_json", "the body is not JSON") from error
 
 

@@ -23,6 +23,7 @@ from cloud_dispatcher.adapters.http.users import (
     User,
     is_password_of,
 )
+from fleet_protocol.codec import UNREADABLE
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +67,7 @@ class LoginDesk:
         body = await read_json(request, most_bytes=_BODY_MOST_BYTES)
         try:
             asked = msgspec.json.decode(body, type=_Login)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ApiError(400, "invalid_json", "send a `name` and a `password`") from error
         address = request.client.host if request.client else ""
         user = await self._user_of(asked, address)
