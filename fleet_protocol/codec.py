@@ -18,7 +18,7 @@ CONTENT_TYPE_JSON = "application/json"
 CONTENT_TYPE_TEXT = "text/plain; charset=utf-8"
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What reading somebody's JSON may raise, whatever type is wanted: all three, wherever it is read."""
+"""All that reading somebody's JSON may raise, whatever type is wanted."""
 _MAX_BYTES = {channel.name: channel.max_bytes for channel in CATALOGUE}
 _M = TypeVar("_M", bound=Message)
 _encoder = msgspec.json.Encoder()
