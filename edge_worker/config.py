@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import msgspec
 
 from fleet_protocol.errors import ConfigError, cause_of
+from fleet_protocol.folders import user_data_folder
 from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.messages import Id, WorkerId
 from fleet_protocol.settings import BrokerSettings, parse_settings
@@ -175,9 +176,7 @@ def data_folder(settings: WorkerSettings, environ: Mapping[str, str]) -> Path:
     """Return where the worker keeps what must survive; it need not exist."""
     if settings.data is not None:
         return Path(settings.data).expanduser()
-    home = Path(environ.get("HOME") or Path.home())
-    share = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return share / "edgefleet" / "workers" / settings.worker
+    return user_data_folder(environ) / "workers" / settings.worker
 
 
 def broker_password(broker: BrokerSettings) -> str | None:

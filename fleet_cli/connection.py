@@ -19,15 +19,19 @@ from fleet_cli.context import DataFolder
 from fleet_client.credentials import broker_settings
 from fleet_protocol.access import Identity
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.folders import user_data_folder
 from fleet_protocol.messages import ID_PATTERN
 from fleet_protocol.settings import BrokerSettings, TlsSettings
 from fleet_protocol.topics import Role, Topics
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-DEFAULT_DATA = Path("~/.local/share/edgefleet")
 
 _OPTIONS = (
-    click.option("--data", metavar="DIR", help="Data folder of the fleet. [EDGEFLEET_DATA]"),
+    click.option(
+        "--data",
+        metavar="DIR",
+        help="Data folder of the fleet. [EDGEFLEET_DATA]",
+    ),
     click.option("--broker", metavar="URL", help="mqtt://HOST:PORT instead. [EDGEFLEET_BROKER]"),
     click.option("--root", metavar="TOPIC", help="Topic root. [EDGEFLEET_ROOT]"),
     click.option("--username", metavar="NAME", help="MQTT user. [EDGEFLEET_USERNAME]"),
@@ -114,7 +118,7 @@ def resolve(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Co
         ConfigError: A broker URL, a topic root or a combination that cannot be.
     """
     named = {n: options.get(n) or environ.get(f"EDGEFLEET_{n.upper()}") or None for n in _NAMES}
-    data = DataFolder(Path(named["data"] or DEFAULT_DATA))
+    data = DataFolder(Path(named["data"]) if named["data"] else user_data_folder(environ))
     if options.get("data") and not options.get("broker"):
         named["broker"] = None
     if named["broker"] is None:

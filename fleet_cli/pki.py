@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -16,6 +17,7 @@ import msgspec
 from fleet_cli.acl_file import list_rows
 from fleet_protocol.access import Identity
 from fleet_protocol.errors import ConfigError, cause_of
+from fleet_protocol.folders import user_data_folder
 
 try:
     from fleet_pki.authority import Authority, Bundle, Enrolment, PkiFolder
@@ -30,7 +32,6 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-DEFAULT_PKI: Final = "~/.local/share/edgefleet/pki"
 _UNITS_S: Final = {"min": 60, "h": 3_600, "d": 86_400}
 
 __all__ = [
@@ -54,10 +55,10 @@ def pki_option(command: _F) -> _F:
     return click.option(
         "--pki",
         metavar="DIR",
-        default=DEFAULT_PKI,
+        default=lambda: str(user_data_folder(os.environ) / "pki"),
         envvar="EDGEFLEET_PKI",
         callback=lambda _ctx, _param, value: PkiFolder(Path(value)),
-        help="Folder of the fleet's authority. [EDGEFLEET_PKI]",
+        help="Folder of the fleet's authority. [EDGEFLEET_PKI, pki in the user's data folder]",
     )(command)
 
 

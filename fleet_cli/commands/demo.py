@@ -8,13 +8,13 @@ import secrets
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from fleet_cli.answers import origin, result_fields
 from fleet_cli.commands.workers import print_workers
-from fleet_cli.connection import DEFAULT_DATA, Connection
+from fleet_cli.connection import Connection
 from fleet_cli.context import DataFolder
 from fleet_cli.demo_jobs import DemoJob, demo_jobs
 from fleet_cli.device_commands import device_commands
@@ -24,10 +24,12 @@ from fleet_cli.model import ensure_model
 from fleet_cli.output import console, print_json_line, say
 from fleet_client.admin import AdminClient
 from fleet_client.client import FleetClient, JobHandle
+from fleet_protocol.folders import user_data_folder
 from fleet_protocol.manifest import DEFAULT_MODEL
 from fleet_protocol.messages import JobResult, JobStatus
 
-_DEMO_DATA = DEFAULT_DATA.with_name("edgefleet-demo")
+_DEMO_DATA: Final = "edgefleet-demo"
+"""Beside the user's own fleet."""
 _JOB_S = 60.0
 
 
@@ -63,7 +65,7 @@ def command(
     simulates = not has_key if simulated_cloud is None else simulated_cloud
     ensure_model(DEFAULT_MODEL)
     words = ["--workers", str(workers), "--threads", "1"]
-    connection = Connection(data=DataFolder(Path(data or _DEMO_DATA)), given=None)
+    connection = Connection(data=DataFolder(_folder(data)), given=None)
     signal.signal(signal.SIGTERM, _interrupt)
     show = _Show(connection, as_json=as_json)
     show.begin(workers, cloud=_cloud(simulates=simulates, has_key=has_key))
@@ -77,6 +79,10 @@ def command(
             with contextlib.suppress(KeyboardInterrupt):
                 fleet.serve()
     return int(ExitCode.OK if is_good else ExitCode.JOB_FAILED)
+
+
+def _folder(named: str | None) -> Path:
+    return Path(named) if named else user_data_folder(os.environ).with_name(_DEMO_DATA)
 
 
 def _cloud(*, simulates: bool, has_key: bool) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 import click
 
 from fleet_cli.broker import BrokerKind
-from fleet_cli.connection import DEFAULT_DATA, Connection, connection_options
+from fleet_cli.connection import Connection, connection_options
 from fleet_cli.context import DataFolder, FleetContext
 from fleet_cli.device_commands import device_commands
 from fleet_cli.local_fleet import FleetPlan, LocalFleet
 from fleet_cli.model import ensure_model
 from fleet_cli.output import print_json_line, say
 from fleet_protocol.errors import ConfigError
+from fleet_protocol.folders import user_data_folder
 from fleet_protocol.manifest import DEFAULT_MODEL
 
 
@@ -126,7 +127,7 @@ def _announce(
             }
         )
         return
-    is_default = connection.data.path == DataFolder(DEFAULT_DATA).path
+    is_default = connection.data.path == DataFolder(user_data_folder(os.environ)).path
     where = "" if is_default else f" --data {connection.data}"
     say(
         f"the fleet is up: {plan.workers} workers; logs in {connection.data.logs}\n"

@@ -22,6 +22,7 @@ from fleet_cli.exits import ExitCode, exit_code_of
 from fleet_cli.root import root
 from fleet_client import ConnectError, DeniedError, JobTimeoutError
 from fleet_protocol.errors import ConfigError, FleetError, RejectedError
+from fleet_protocol.folders import user_data_folder
 from fleet_protocol.messages import ID_PATTERN
 from fleet_protocol.settings import BrokerSettings
 from fleet_protocol.topics import Role
@@ -211,6 +212,14 @@ def test_an_option_beats_the_environment() -> None:
     assert resolve({}, environ).broker.url == "mqtt://a:1"
     assert resolve({}, environ).broker.root == "r/1"
     assert resolve({"broker": "mqtt://b:2"}, environ).broker.url == "mqtt://b:2"
+
+
+def test_without_a_name_it_is_the_folder_that_a_users_programs_share(tmp_path: Path) -> None:
+    for environ in ({"HOME": str(tmp_path)}, {"XDG_DATA_HOME": str(tmp_path / "share")}):
+        assert resolve({}, environ).data.path == user_data_folder(environ)
+    assert user_data_folder({"HOME": "/h"}) == Path("/h/.local/share/edgefleet")
+    assert user_data_folder({"HOME": "/h", "XDG_DATA_HOME": "/s"}) == Path("/s/edgefleet")
+    assert resolve({}, {"EDGEFLEET_DATA": "/d", "XDG_DATA_HOME": "/s"}).data.path == Path("/d")
 
 
 def test_a_data_folder_on_the_command_line_beats_a_broker_in_the_environment(

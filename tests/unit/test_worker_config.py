@@ -101,6 +101,8 @@ def test_the_data_folder_is_given_or_the_users() -> None:
     named = WorkerSettings(id="w1")
     assert data_folder(named, home) == Path("/home/x/.local/share/edgefleet/workers/w1")
     assert data_folder(named, {"XDG_DATA_HOME": "/s"}) == Path("/s/edgefleet/workers/w1")
+    relative = {**home, "XDG_DATA_HOME": "s"}
+    assert data_folder(named, relative) == data_folder(named, home)
 
 
 def test_the_password_comes_from_its_file(tmp_path: Path) -> None:
