@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from fleet_cli.local_fleet import free_port
-from tests.conftest import require
 from tests.e2e.pictures import keep
+from tests.e2e.rules import broken_by
 from tests.e2e.site import Site
 from tests.integration.fleet import Fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
-AXE = Path("dashboard/node_modules/axe-core/axe.min.js")
 PLACES = ("overview", "workers", "workers/w1", "jobs", "job", "playground", "models", "alerts")
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 MOST_SHIFTED = 0.01
 """Of the score that browsers call good up to 0.1: digits may change their place, no line may."""
 
@@ -59,23 +56,14 @@ def go(page: Page, site: Site, place: str) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_page_breaks_a_rule_of_wcag(site: Site, browser: Browser, theme: str) -> None:
-    require(AXE.exists(), "axe-core (make dashboard)")
     context = browser.new_context(
         viewport={"width": 1360, "height": 860}, locale="en-GB",
         color_scheme=theme, reduced_motion="reduce",
     )  # fmt: skip
     page = context.new_page()
-    rules = AXE.read_text()
     for place in PLACES:
         go(page, site, place)
-        page.evaluate(rules)
-        found = page.evaluate("rules => axe.run({runOnly: rules})", RULES)
-        said = [
-            f"{place}: {one['help']}: {node['html'][:200]}"
-            for one in found["violations"]
-            for node in one["nodes"][:3]
-        ]
-        assert said == []
+        assert broken_by(page) == [], place
         keep(page, f"access-{theme}-{place.replace('/', '-')}")
     context.close()
 

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from fleet_cli.local_fleet import free_port
 from tests.e2e.pictures import keep
+from tests.e2e.rules import broken_by
 from tests.e2e.site import Site
 from tests.integration.fleet import Fleet
 
@@ -79,6 +80,23 @@ def test_a_viewer_sees_figures_no_answer_and_nothing_to_press(site: Site, page: 
     expect(page.get_by_test_id("not-allowed")).to_be_visible()
     expect(page.get_by_test_id("question")).to_have_count(0)
     keep(page, "playground-viewer")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_neither_the_door_nor_what_is_refused_breaks_a_rule_of_wcag(
+    site: Site, browser: Browser, theme: str
+) -> None:
+    context = browser.new_context(locale="en-GB", color_scheme=theme, reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(site.at("playground"))
+    log_in(page, "ann-viewer", "not the password")
+    expect(page.get_by_role("alert")).to_be_visible()
+    assert broken_by(page) == []
+    keep(page, f"login-{theme}")
+    log_in(page, "ann-viewer")
+    expect(page.get_by_test_id("not-allowed")).to_be_visible()
+    assert broken_by(page) == []
+    context.close()
 
 
 def test_a_viewers_script_cannot_do_what_its_page_does_not_offer(site: Site, page: Page) -> None:
