@@ -26,6 +26,7 @@ import msgspec
 
 from edge_worker.core.tuning import DEFAULT_VARIANT, all_variants
 from edge_worker.ports import ModelError
+from fleet_protocol.codec import UNREADABLE
 from fleet_protocol.manifest import (
     MANIFEST_FORMAT,
     MANIFEST_NAME,
@@ -241,7 +242,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ModelError(
             f"{path} cannot be read: {error.strerror}", code="model_missing", hint=REBUILD_HINT
         ) from error
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise _damaged(path, f"is no manifest: {error}") from error
     if manifest.format != MANIFEST_FORMAT:
         raise ModelError(

@@ -15,6 +15,7 @@ from edge_worker.adapters.onnx_session import open_session
 from edge_worker.core.batching import EngineSettings
 from edge_worker.core.sampling import Float32Array
 from edge_worker.ports import ModelError
+from fleet_protocol.codec import UNREADABLE
 from fleet_protocol.manifest import MANIFEST_FORMAT, MANIFEST_NAME, EmbeddingManifest
 
 # To the embedding of the unquantised weights; 8-bit blocks were measured at 0.994 at worst.
@@ -131,7 +132,7 @@ def _read_manifest(folder: Path) -> EmbeddingManifest:
             code="model_missing",
             hint="build it: python -m models embedding build",
         ) from error
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"{path} is no manifest of embeddings: {error}",
             code="model_damaged",

@@ -18,6 +18,7 @@ import msgspec
 import psutil
 
 from edge_worker.core.tuning import Measurement
+from fleet_protocol.codec import UNREADABLE
 
 ENTRIES_MOST: Final = 8
 _LEAST_SPAN_S: Final = 0.1
@@ -69,7 +70,7 @@ class MeasurementFile:
     def _entries(self) -> list[Measurement]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=list[Measurement])
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             return []
 
 

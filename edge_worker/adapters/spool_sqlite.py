@@ -20,6 +20,7 @@ from sqlite_utils import Database
 
 from edge_worker.ports import Outcome, SpooledJob, SpoolUnavailableError
 from fleet_protocol.answer_cache import CachedAnswer
+from fleet_protocol.codec import UNREADABLE
 from fleet_protocol.errors import ConfigError, FleetError
 from fleet_protocol.messages import Assignment, Escalation, JobDone, JobFailed, JobKey
 
@@ -173,7 +174,7 @@ class SqliteSpool:
             raise self._unavailable(error) from error
         answers = []
         for key, answer in rows:
-            with suppress(msgspec.MsgspecError, FleetError):
+            with suppress(*UNREADABLE, FleetError):
                 data = self._open(answer, _place("answer", key.hex()))
                 answers.append(msgspec.msgpack.decode(data, type=CachedAnswer))
         return answers
@@ -261,7 +262,7 @@ class SqliteSpool:
         for row in rows:
             try:
                 jobs.append(self._job(row))
-            except (msgspec.MsgspecError, KeyError, FleetError) as error:
+            except (*UNREADABLE, KeyError, FleetError) as error:
                 _log.warning(
                     "spool.unreadable", job=row[0], attempt=row[1], error=type(error).__name__
                 )

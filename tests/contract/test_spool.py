@@ -316,14 +316,15 @@ def test_a_file_that_turns_out_damaged_is_put_aside_and_takes_what_is_promised(
     assert path.with_name("spool.sqlite.damaged").exists()
 
 
-def test_a_row_that_cannot_be_read_costs_that_row_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [b"{", b'{"job":"\xff\xfe"}', b'{"a":' * 3_000])
+def test_a_row_that_cannot_be_read_costs_that_row_only(tmp_path: Path, left: bytes) -> None:
     path = tmp_path / "spool.sqlite"
     spool = SqliteSpool(path)
     spool.open()
     spool.commit(keep=[spooled("J1"), spooled("J2")], forget=[])
     spool.close()
     database = Database(path)
-    database.execute("UPDATE attempts SET assignment = '{' WHERE job = 'J1'")
+    database.execute("UPDATE attempts SET assignment = ? WHERE job = 'J1'", [left])
     database.conn.commit()
     database.close()
     assert [job.assignment.job for job in reopened(spool)] == ["J2"]

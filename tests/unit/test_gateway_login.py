@@ -240,10 +240,13 @@ async def test_more_attempts_at_once_than_can_be_checked_are_put_off(
         ({"name": "viewer-1", "password": "x" * 300}, 400),
         ({"name": "viewer-1", "password": "x" * 5_000}, 413),
         ({"name": "viewer-1", "password": "\ud800" * 12}, 400),
+        (b'{"name": "viewer-1", "password": "\xff\xfe"}', 400),
+        (b'{"name": 1, "a": ' + b"[" * 3_000, 400),
+        (b'{"a": ' + b"[" * 3_000, 400),
     ],
 )
 async def test_what_is_no_login_is_refused(
-    house: House, file: Path, body: dict[str, Any], status: int
+    house: House, file: Path, body: dict[str, Any] | bytes, status: int
 ) -> None:
     async with site(house, file) as visitor:
         assert (await visitor.post("/page/login", body)).status == status

@@ -143,10 +143,10 @@ def test_the_file_does_not_grow_for_ever(file: MeasurementFile) -> None:
     assert file.find(("2",)) is not None
 
 
-@pytest.mark.parametrize("text", ["", "{}", '[{"of": 1}]', "\x00"])
-def test_a_file_that_cannot_be_read_is_no_measurement(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("left", [b"", b"{}", b'[{"of": 1}]', b"\0", b'[{"of":["\xff\xfe"]}]'])
+def test_a_file_that_cannot_be_read_is_no_measurement(tmp_path: Path, left: bytes) -> None:
     path = tmp_path / "benchmark.json"
-    path.write_text(text)
+    path.write_bytes(left)
     file = MeasurementFile(path)
     assert file.find(("a",)) is None
     file.keep(measurement("a"))

@@ -43,7 +43,7 @@ class Visitor:
         return await asyncio.to_thread(self.send, "GET", path, None, headers)
 
     async def post(self, path: str, body: Any, **headers: str) -> Answer:
-        """Send JSON, as the page's scripts do."""
+        """Send JSON, as the page's scripts do, or bytes that are none."""
         own = {"Origin": self.origin, "x-csrf-token": self.csrf}
         return await asyncio.to_thread(self.send, "POST", path, body, own | headers)
 
@@ -69,7 +69,7 @@ class Visitor:
         if self.cookies:
             given["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         with closing(self.connection()) as connection:
-            data = None if body is None else json.dumps(body)
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body)
             connection.request(
                 method, path, body=data, headers={k: v for k, v in given.items() if v}
             )
