@@ -13,9 +13,9 @@ _INTRODUCTION = """# Topics and messages
 
 Rendered from `fleet_protocol` by `make docs`. Payloads are JSON. Fields that a program does not
 know are ignored; one that is missing or wrong has the message refused with a code. Whole numbers
-end at 2^53 - 1, instants (`_at_ms`) with the year 9999 and measures at 1e15, where no less is said.
-The [table of topics](../ARCHITECTURE.md#topics) says who says what to whom, and its rules what no
-table can show. For programs the gateway has the same
+end at 2^53 - 1, instants (`_at_ms`) with the year 9999, measures at 1e15 and those of a board at
+1e9, where no less is said. The [table of topics](../ARCHITECTURE.md#topics) says who says what to
+whom, and its rules what no table can show. For programs the gateway has the same
 [as AsyncAPI](gateway.md#for-programs-openapi-and-asyncapi).
 """
 

@@ -21,9 +21,9 @@ from msgspec.inspect import (
     type_info,
 )
 
-from fleet_protocol.messages.words import LAST_AT_MS, MEASURE_MAX, WHOLE_MAX
+from fleet_protocol.messages.words import BOARD_MAX, LAST_AT_MS, MEASURE_MAX, WHOLE_MAX
 
-_FAR = {WHOLE_MAX, LAST_AT_MS, MEASURE_MAX}
+_FAR = {WHOLE_MAX, LAST_AT_MS, MEASURE_MAX, BOARD_MAX}
 """Bounds that nobody meets in earnest: the page says them once."""
 _WORDS = {
     "AnyType": "anything",

@@ -11,6 +11,7 @@ from cloud_dispatcher.core.job import Job
 from fleet_protocol.answer_cache import CachedAnswer
 from fleet_protocol.library import LibraryAnswer
 from fleet_protocol.messages import (
+    WHOLE_MAX,
     AnsweredBy,
     CompactResult,
     FinishReason,
@@ -159,13 +160,18 @@ def merged_result(job: Job, last: JobResult, parts: Iterable[Job], *, now_ms: in
         simulated=any(result.simulated for result in results),
         attempts=job.attempt + sum(result.attempts for result in results),
         usage=Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-            completion_tokens=sum(usage.completion_tokens for usage in usages),
-            cached_tokens=sum(usage.cached_tokens for usage in usages),
+            prompt_tokens=_sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=_sum(usage.completion_tokens for usage in usages),
+            cached_tokens=_sum(usage.cached_tokens for usage in usages),
         ),
         cost_usd=sum(result.cost_usd for result in results),
         timing_ms=_timing(job, now_ms),
     )
+
+
+def _sum(counts: Iterable[int]) -> int:
+    """Return what a result may have of a sum: boards may say what they like."""
+    return min(sum(counts), WHOLE_MAX)
 
 
 def no_answer(job: Job, status: JobStatus, *, code: str, message: str, now_ms: int) -> JobResult:

@@ -25,7 +25,8 @@ WHOLE_MAX = 2**53 - 1
 LAST_AT_MS = 253_402_300_799_999
 """The end of the year 9999."""
 MEASURE_MAX = 1e15
-"""Any number of such measures has a sum."""
+BOARD_MAX = 1e9
+"""What a board measures: of a million boards the sum is a measure, too."""
 
 Id = Annotated[str, msgspec.Meta(pattern=ID_PATTERN)]
 Code = Annotated[str, msgspec.Meta(max_length=64)]
@@ -37,6 +38,7 @@ InstantMs = Annotated[int, msgspec.Meta(ge=0, le=LAST_AT_MS)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=WHOLE_MAX)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Measure = Annotated[float, msgspec.Meta(ge=0.0, le=MEASURE_MAX)]
+BoardMeasure = Annotated[float, msgspec.Meta(ge=0.0, le=BOARD_MAX)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

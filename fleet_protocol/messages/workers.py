@@ -19,11 +19,11 @@ from fleet_protocol.messages.jobs import (
 from fleet_protocol.messages.words import (
     WHOLE_MAX,
     Attempt,
+    BoardMeasure,
     Code,
     Count,
     Id,
     InstantMs,
-    Measure,
     Message,
     Note,
     Part,
@@ -93,9 +93,9 @@ class Benchmark(Part, frozen=True, kw_only=True):
         measured_at_ms: By the worker's own clock.
     """
 
-    decode_tok_s: Measure
-    prefill_tok_s: Measure
-    bandwidth_mbps: Measure | None = None
+    decode_tok_s: BoardMeasure
+    prefill_tok_s: BoardMeasure
+    bandwidth_mbps: BoardMeasure | None = None
     measured_at_ms: InstantMs = 0
 
 
@@ -151,10 +151,10 @@ class WorkerState(Message, frozen=True, kw_only=True):
     ts: InstantMs
     seq: Count
     status: Activity
-    cpu_pct: Measure
-    mem_pct: Measure
+    cpu_pct: BoardMeasure
+    mem_pct: BoardMeasure
     inflight: Count
-    tok_s: Measure = 0.0
+    tok_s: BoardMeasure = 0.0
     temp_c: float | None = None
     throttled: bool | None = None
 

@@ -19,9 +19,19 @@ REPORT = "What runs?\n\n" + "\n\n".join(PARAGRAPHS)
 """An instruction and three paragraphs, of which one fits the desk's boards of 1,000 tokens."""
 
 
-def answer(desk: Desk, key: str, text: str, *, attempt: int = 1, worker: str | None = None) -> None:
+USAGE = m.Usage(prompt_tokens=10, completion_tokens=2)
+
+
+def answer(
+    desk: Desk,
+    key: str,
+    text: str,
+    *,
+    attempt: int = 1,
+    worker: str | None = None,
+    usage: m.Usage = USAGE,
+) -> None:
     job = desk.job(key)
-    usage = m.Usage(prompt_tokens=10, completion_tokens=2)
     local = m.LocalAnswer(text=text, model="small", confidence=0.9, usage=usage)
     desk.handle(
         e.DoneReceived(
@@ -91,6 +101,18 @@ def test_a_long_text_is_answered_in_parts_and_their_answers_are_merged(desk: Des
     (result,) = desk.sent(topics.RESULT, m.JobResult)
     assert (result.id, result.text, result.status) == ("1", "all pumps", m.JobStatus.OK)
     assert (result.answered_by, result.degraded) == (m.AnsweredBy.EDGE, False)
+
+
+def test_a_sum_of_what_boards_make_up_is_still_a_result_that_can_be_read(desk: Desk) -> None:
+    split(desk)
+    parts = [part.key for part in parts_of(desk)]
+    assert len(parts) > 1
+    for part in parts:
+        answer(desk, part, "same", usage=m.Usage(prompt_tokens=m.WHOLE_MAX))
+    result = desk.job().result
+    assert result is not None
+    assert result.usage.prompt_tokens == m.WHOLE_MAX
+    assert msgspec.json.decode(msgspec.json.encode(result), type=m.JobResult) == result
 
 
 def test_usage_and_attempts_are_sums(desk: Desk) -> None:

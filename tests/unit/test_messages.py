@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from fleet_protocol import messages as m
-from fleet_protocol.codec import decode
+from fleet_protocol.codec import decode, encode
 from fleet_protocol.errors import ProtocolError
-from fleet_protocol.topics import CATALOGUE, DONE, STATE, Role
+from fleet_protocol.topics import CATALOGUE, DONE, STATE, SUMMARY, Role
 
 
 def test_a_submission_asks_one_thing() -> None:
@@ -191,11 +191,15 @@ def test_a_number_that_no_store_could_keep_is_refused_at_the_door() -> None:
             decode(DONE, said % tokens)
 
 
-def test_what_boards_measure_has_a_sum() -> None:
+def test_what_boards_measure_has_a_sum_that_can_be_told() -> None:
     said = b'{"ts":1,"seq":1,"status":"idle","cpu_pct":1,"mem_pct":1,"inflight":1,"tok_s":%s}'
-    decode(STATE, said % b"9e14")
-    with pytest.raises(ProtocolError, match="tok_s"):
-        decode(STATE, said % b"1.7e308")
+    state = decode(STATE, said % b"1e9")
+    assert isinstance(state, m.WorkerState)
+    summary = m.FleetSummary(at_ms=1, tok_s=1_000_000 * state.tok_s)
+    assert decode(SUMMARY, encode(summary)) == summary
+    for tok_s in (b"1.1e9", b"1.7e308"):
+        with pytest.raises(ProtocolError, match="tok_s"):
+            decode(STATE, said % tok_s)
 
 
 @pytest.mark.parametrize("good", ["a", "A-Z_09", "x" * 36, "01J0000000000000000000000Z"])
