@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from fleet_pki import certificates as c
 from fleet_pki.authority import (
@@ -34,6 +37,10 @@ from fleet_protocol.errors import ConfigError, FleetError, RejectedError
 from fleet_protocol.topics import Role
 
 NOW_MS = 1_790_000_000_000
+SOUND = x509.load_pem_x509_csr(c.make_request("pi-1", c.new_key())).public_bytes(
+    serialization.Encoding.DER
+)
+"""A request that is as it should be."""
 HOUR_MS = 3_600_000
 
 
@@ -388,6 +395,19 @@ def test_a_bad_request_is_refused_with_a_code(authority: Authority, request_pem:
     with pytest.raises(RejectedError) as caught:
         authority.renew("pi-1", request_pem, now_ms=NOW_MS)
     assert code_of(caught) == "bad_request"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    place=st.integers(0, len(SOUND) - 1),
+    instead=st.binary(max_size=3),
+    gone=st.integers(0, 3),
+)
+@example(place=SOUND.index(b"\x02\x01\x00") + 2, instead=b"\x07", gone=1)  # a version
+def test_whatever_a_request_is_it_is_read_or_refused(place: int, instead: bytes, gone: int) -> None:
+    raw = SOUND[:place] + instead + SOUND[place + gone :]
+    with suppress(RejectedError):
+        c.read_request(armoured(raw), "pi-1")
 
 
 def test_a_bundle_does_not_show_what_it_holds(authority: Authority) -> None:
