@@ -144,8 +144,8 @@ def _refused(asked: m.AdminRequest, code: str, message: str) -> m.AdminReply:
 
 
 def _row(job: Job) -> m.JobView:
-    """A job in a list: its texts stay out, `jobs.show` has them."""
-    view = view_of(job)
+    """A job in a list: its texts and past attempts stay out, `jobs.show` has them."""
+    view = replace(view_of(job), past=())
     if view.result is None:
         return view
     return replace(view, result=replace(view.result, text=""))

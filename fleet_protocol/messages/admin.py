@@ -137,7 +137,7 @@ class JobView(Part, frozen=True, kw_only=True):
         parts: Jobs made so far to answer it in parts: `{job}-0`, `{job}-1`, ...
         part_of: The job whose part it is.
         assigned_at_ms: When the last lease was given out; None: no board had it.
-        past: Attempts before the last one, the latest of them: at most sixteen.
+        past: Attempts before the last one, the latest of them: at most sixteen. Not in lists.
     """
 
     job: Id

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from cloud_dispatcher.adapters.store_memory import MemoryJobStore
 from cloud_dispatcher.core.settings import EngineSettings
@@ -14,6 +15,7 @@ from cloud_dispatcher.ports import JobPage, JobQuery
 from fleet_protocol import messages as m
 from fleet_protocol import topics as t
 from fleet_protocol.errors import ConfigError
+from tests.contract.job_samples import FULL
 from tests.unit.service_house import House, Peer, Worker
 
 QUESTION: Final = m.JobSubmit(prompt="Is it safe?", cache=m.Caching.OFF)
@@ -45,6 +47,17 @@ async def test_a_job_is_shown_though_its_result_is_confirmed_in_the_same_turn(
             shown = await ask(admin, m.AdminOp.JOB_SHOW, job=got.job)
             assert (shown.code, names(shown)) == ("", [name])
             assert shown.jobs[0].status is m.JobStatus.OK
+
+
+async def test_the_attempts_of_a_job_are_shown_and_not_listed(house: House, admin: Peer) -> None:
+    """Of a thousand jobs in a list each may have had sixteen."""
+    job = replace(FULL, finished_at_ms=house.clock.now_ms)
+    await house.store.commit([job])
+    async with house.dispatcher():
+        (listed,) = (await ask(admin, m.AdminOp.JOBS_LIST)).jobs
+        (shown,) = (await ask(admin, m.AdminOp.JOB_SHOW, job=job.key)).jobs
+    assert (listed.job, listed.past) == (job.key, ())
+    assert shown.past == job.past != ()
 
 
 async def test_jobs_are_listed_page_by_page_and_by_what_became_of_them(

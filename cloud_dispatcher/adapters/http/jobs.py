@@ -278,8 +278,9 @@ def _whole(job: Job) -> dict[str, Any]:
 
 
 def _row(job: Job) -> dict[str, Any]:
-    """The same without its answer."""
+    """The same without its answer and the attempts before it."""
     found = _whole(job)
+    found.pop("past")
     if found["result"] is not None:
         found["result"]["text"] = ""
     return found
