@@ -48,6 +48,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
         broker: A broker that runs already; None starts one.
         kind: Which one to start; None: the embedded one where it is installed, else Mosquitto.
         port: Where it shall listen; None: a free one, remembered in the folder.
+        port_v3: Where it shall speak MQTT 3.1.1, if that is another port with it; None: likewise.
         simulates_cloud: Answer escalations with a simulator.
         config: The dispatcher's settings, a TOML file; None: its defaults.
     """
@@ -59,6 +60,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
     broker: BrokerSettings | None = None
     kind: BrokerKind | None = None
     port: int | None = None
+    port_v3: int | None = None
     simulates_cloud: bool = False
     config: Path | None = None
 
@@ -148,11 +150,12 @@ class LocalFleet:
                 broker=self._plan.broker, kind="external", pid=os.getpid(), ports=ports
             )
         kind = self._plan.kind or choose_broker()
+        _check_ports(self._plan, kind)
         broker = BrokerProcess(
             kind,
             self._folder.broker,
-            port=self._plan.port or self._port(f"{kind}", ports),
-            port_v3=self._port(f"{kind}_v3", ports),
+            port=self._plan.port or self._port(f"{kind}", ports, but=self._plan.port_v3),
+            port_v3=self._plan.port_v3 or self._port(f"{kind}_v3", ports, but=self._plan.port),
         )
         self._start_surely(broker)
         self._tell(f"broker ({kind}) listens on {_ports(broker)}")
@@ -176,9 +179,12 @@ class LocalFleet:
             else:
                 return
 
-    def _port(self, name: str, ports: dict[str, int]) -> int:
-        """Return the port of the last run, or a free one if something else has it now."""
-        before = ports.get(name)
+    def _port(self, name: str, ports: dict[str, int], *, but: int | None = None) -> int:
+        """Return the port of the last run, or a free one if something else has it now.
+
+        `but`: A port that is wanted for something else from now on.
+        """
+        before = ports.get(name) if ports.get(name) != but else None
         port = free_port(before)
         if before is not None and port != before:
             self._tell(f"port {before} is taken by another program: using {port} from now on")
@@ -280,6 +286,20 @@ def _works(picture: FleetPicture, *, worker: str, since_ms: int) -> bool:
     if seen is None or not seen.is_online or seen.presence is None:
         return False
     return seen.presence.since_at_ms >= since_ms
+
+
+def _check_ports(plan: FleetPlan, kind: BrokerKind) -> None:
+    if plan.port_v3 is None:
+        return
+    if kind is BrokerKind.MOSQUITTO:
+        raise ConfigError(
+            "Mosquitto speaks all versions of MQTT on one port", hint="give that one with --port"
+        )
+    if plan.port_v3 == plan.port:
+        raise ConfigError(
+            f"the embedded broker cannot speak both versions of MQTT on port {plan.port}",
+            hint="give --port-v3 for MQTT 3.1.1 and another --port, or --broker-kind mosquitto",
+        )
 
 
 def _ports(broker: BrokerProcess) -> str:

@@ -33,6 +33,7 @@ from fleet_protocol.manifest import DEFAULT_MODEL
     Examples:
       fleet up
       fleet up --workers 2 --data ./lab
+      fleet up --port-v3 1883                       where devices look for a broker
       fleet up --broker-kind mosquitto --port 1883
       fleet up --broker mqtt://broker.lan:1883      use a broker that runs already
       fleet up --engine echo --simulated-cloud      no model, no account: to try things
@@ -54,7 +55,14 @@ from fleet_protocol.manifest import DEFAULT_MODEL
 @click.option(
     "--port",
     type=click.IntRange(1, 65_535),
-    help="Its port; the embedded one takes another for MQTT 3.1.1.  [a free one, kept]",
+    help="Its port; with the embedded broker the one for MQTT 5, which ours speak.  "
+    "[a free one, kept]",
+)
+@click.option(
+    "--port-v3",
+    type=click.IntRange(1, 65_535),
+    help="The embedded broker's port for MQTT 3.1.1, which most devices speak; Mosquitto speaks "
+    "both on --port.  [a free one, kept]",
 )
 @click.option(
     "--config",
@@ -80,9 +88,9 @@ def command(connection: Connection, /, *, as_json: bool, **how: Any) -> None:
 
 def _plan(connection: Connection, **how: Any) -> FleetPlan:
     kind, port = how.pop("broker_kind"), how.pop("port")
-    if connection.given is not None and (kind or port):
+    if connection.given is not None and (kind or port or how["port_v3"]):
         raise ConfigError(
-            "--broker names a broker that runs already; --broker-kind and --port start one",
+            "--broker names a broker that runs already; a kind and a port are for one to start",
             hint="give either",
         )
     threads = how.pop("threads") or max(1, (os.cpu_count() or 1) // max(1, how["workers"]))

@@ -21,7 +21,7 @@ import pytest
 from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess
 from fleet_cli.context import DataFolder
 from fleet_cli.fleet_process import FleetProcess
-from fleet_cli.local_fleet import StartError
+from fleet_cli.local_fleet import StartError, free_port
 from fleet_client import FleetClient
 
 PATIENCE_S = 60.0
@@ -344,6 +344,31 @@ def test_a_port_in_use_is_said_so(up: Up, tmp_path: Path) -> None:
     done = other.fleet("up", "--engine", "echo", "--port", port)
     assert done.returncode == 2
     assert f"port {port}" in done.stderr
+
+
+def test_the_port_of_devices_is_chosen_and_one_that_had_it_gives_way(tmp_path: Path) -> None:
+    few = ("--workers", "0", "--broker-kind", "embedded")
+    chosen = str(free_port())
+    with Up(tmp_path, *few, "--port", chosen) as first:
+        assert first.facts["broker"].endswith(f":{chosen}")
+    with Up(tmp_path, *few, "--port-v3", chosen) as second:
+        assert second.facts["broker_v3"].endswith(f":{chosen}")
+        assert second.facts["broker"] != second.facts["broker_v3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--broker-kind", "embedded", "--port", "18830"), "--broker-kind mosquitto"),
+        (("--broker-kind", "mosquitto"), "--port"),
+    ],
+)
+def test_two_versions_have_two_ports_or_one_as_the_broker_has_it(
+    tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    done = Up(tmp_path).fleet("up", "--engine", "echo", "--port-v3", "18830", *words)
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 def test_a_fleet_may_stand_on_a_broker_that_asks_for_a_password(

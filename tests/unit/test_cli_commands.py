@@ -92,6 +92,7 @@ def test_help_imports_no_command_and_none_of_the_slow_libraries() -> None:
         ["ask", "x", "--broker", "mqtts://127.0.0.1:1", "--ca-file", "/no/such/file"],
         ["ask", "x", "--username", "u"],
         ["up", "--broker", "mqtt://127.0.0.1:1", "--port", "1883"],
+        ["up", "--broker", "mqtt://127.0.0.1:1", "--port-v3", "1883"],
     ],
     ids=" ".join,
 )
