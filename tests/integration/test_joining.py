@@ -133,8 +133,8 @@ def test_whoever_finds_a_used_token_gets_nothing_for_it(site: SecuredSite, tmp_p
     thief = Board(site, "pi-3", tmp_path / "thief")
     refused = thief.join()
     assert refused.returncode == DENIED
-    assert "token_refused" in refused.stderr
-    assert "fleet enroll worker" in refused.stderr
+    assert "token_refused" in refused.stdout
+    assert "fleet enroll worker" in refused.stdout
     assert thief.token.exists()
     assert not thief.certificate.exists()
     token = thief.token.read_text().strip()
@@ -146,7 +146,7 @@ def test_whoever_finds_a_used_token_gets_nothing_for_it(site: SecuredSite, tmp_p
 def test_a_token_that_is_too_old_is_refused(site: SecuredSite, tmp_path: Path) -> None:
     refused = Board(site, "pi-old", tmp_path).join()
     assert refused.returncode == DENIED
-    assert "too old" in refused.stderr
+    assert "too old" in refused.stdout
 
 
 def test_a_token_for_another_board_is_found_out_here(site: SecuredSite, tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_a_token_for_another_board_is_found_out_here(site: SecuredSite, tmp_path
     board.token.write_bytes((site.keys / "pi-1" / "token").read_bytes())
     refused = board.join()
     assert refused.returncode == USAGE
-    assert "wrong_token" in refused.stderr
+    assert "wrong_token" in refused.stdout
 
 
 def test_a_token_that_others_can_read_is_not_used(site: SecuredSite, tmp_path: Path) -> None:
     board = Board(site, "pi-4", tmp_path)
     board.token.chmod(0o644)
-    assert "secret_exposed" in board.join().stderr
+    assert "secret_exposed" in board.join().stdout
 
 
 def test_with_a_token_a_board_may_ask_for_its_certificate_and_nothing_else(
@@ -185,5 +185,5 @@ def test_without_an_authority_the_board_says_so_and_keeps_its_token(tmp_path: Pa
         refused = board.join("--timeout-s", "3")
         assert time.monotonic() - began_s < 60
     assert refused.returncode == TIMEOUT
-    assert "fleet pki serve" in refused.stderr
+    assert "fleet pki serve" in refused.stdout
     assert board.token.exists()
