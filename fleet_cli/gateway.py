@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 PORT_VARIABLE: Final = "EDGEFLEET_DISPATCHER_GATEWAY__PORT"
+_KEYS_VARIABLE: Final = "EDGEFLEET_DISPATCHER_GATEWAY__KEYS_FILE"
+_USERS_VARIABLE: Final = "EDGEFLEET_DISPATCHER_GATEWAY__PAGE__USERS_FILE"
 
 
 def configured_url(config: Path | None, environ: Mapping[str, str]) -> str | None:
@@ -18,6 +20,17 @@ def configured_url(config: Path | None, environ: Mapping[str, str]) -> str | Non
         return None
     host = str(table.get("host", "127.0.0.1"))
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def has_page(config: Path | None, environ: Mapping[str, str]) -> bool:
+    """Say whether there is a dashboard: where only keys let in, nobody could log in to it."""
+    table = {} if config is None else _table(config)
+    page = table.get("page")
+    keys = environ.get(_KEYS_VARIABLE) or table.get("keys_file")
+    users = environ.get(_USERS_VARIABLE) or (
+        page.get("users_file") if isinstance(page, dict) else None
+    )
+    return bool(users) or not keys
 
 
 def _table(config: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fleet_cli.broker import BrokerKind
 from fleet_cli.connection import Connection, connection_options
 from fleet_cli.context import DataFolder, FleetContext
 from fleet_cli.device_commands import device_commands
+from fleet_cli.gateway import has_page
 from fleet_cli.local_fleet import FleetPlan, LocalFleet
 from fleet_cli.model import ensure_model
 from fleet_cli.output import print_json_line, say
@@ -144,11 +145,12 @@ def _announce(
         f"  fleet watch{where}\n"
         f"{device_commands(context)}"
         f"  an OpenAI-compatible API: {context.gateway}/v1\n"
-        f"{_page(context)}"
+        f"{_page(context, plan)}"
         "Ctrl-C stops it"
     )
 
 
-def _page(context: FleetContext) -> str:
+def _page(context: FleetContext, plan: FleetPlan) -> str:
     """Say where the dashboard is; there is none before a broker that asks who we are."""
-    return f"  the dashboard: {context.gateway}/\n" if context.broker.is_anonymous else ""
+    is_there = context.broker.is_anonymous and has_page(plan.config, os.environ)
+    return f"  the dashboard: {context.gateway}/\n" if is_there else ""

@@ -19,6 +19,7 @@ from fleet_cli.broker import BrokerKind, BrokerOptions, BrokerProcess
 from fleet_cli.connection import resolve
 from fleet_cli.context import DataFolder, FleetContext
 from fleet_cli.exits import ExitCode, exit_code_of
+from fleet_cli.gateway import has_page
 from fleet_cli.root import root
 from fleet_client import ConnectError, DeniedError, JobTimeoutError
 from fleet_protocol.errors import ConfigError, FleetError, RejectedError
@@ -221,6 +222,24 @@ def test_without_a_name_it_is_the_folder_that_a_users_programs_share(tmp_path: P
     assert user_data_folder({"HOME": "/h"}) == Path("/h/.local/share/edgefleet")
     assert user_data_folder({"HOME": "/h", "XDG_DATA_HOME": "/s"}) == Path("/s/edgefleet")
     assert resolve({}, {"EDGEFLEET_DATA": "/d", "XDG_DATA_HOME": "/s"}).data.path == Path("/d")
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "is_there"),
+    [
+        ("", {}, True),
+        ('keys_file = "k"', {}, False),
+        ('keys_file = "k"\npage = {users_file = "u"}', {}, True),
+        ("", {"EDGEFLEET_DISPATCHER_GATEWAY__KEYS_FILE": "k"}, False),
+        ('keys_file = "k"', {"EDGEFLEET_DISPATCHER_GATEWAY__PAGE__USERS_FILE": "u"}, True),
+    ],
+)
+def test_a_dashboard_is_named_only_where_somebody_can_open_it(
+    tmp_path: Path, settings: str, environ: dict[str, str], *, is_there: bool
+) -> None:
+    config = tmp_path / "dispatcher.toml"
+    config.write_text(f"[gateway]\n{settings}\n")
+    assert has_page(config, environ) is is_there
 
 
 def test_a_data_folder_on_the_command_line_beats_a_broker_in_the_environment(
