@@ -28,6 +28,8 @@ HUB_UNITS: Final = (
     *("edgefleet-authority", "edgefleet-dispatcher"),
 )
 SPOOL: Final = "var/lib/edgefleet/worker/spool.sqlite"
+ANOTHER: Final = "99.0.0"
+"""A model's version that nobody released."""
 _PKI: Final = "/var/lib/edgefleet/authority"
 FLEET: Final = "/opt/edgefleet/current/venv/bin/fleet"
 
@@ -76,6 +78,15 @@ class Site:
             (folder / file).chmod(0o600)
         return folder
 
+    def info_of(self, worker: str) -> dict[str, Any]:
+        """Return what a worker says of itself, as the dispatcher hears it."""
+        words = (
+            f"sudo {FLEET} workers show {worker} --json --broker mqtts://{self.hub.address}:8883"
+        )
+        said = self.hub.ssh(f"{words} --identity /etc/edgefleet/identities/verify-look").stdout
+        info: dict[str, Any] = json.loads(said)["info"]
+        return info
+
     def ask(self, identity: Path, question: str, *options: str) -> dict[str, Any]:
         """Ask over mutual TLS, from the boards' network."""
         return ask(self.lab, f"mqtts://{self.hub.address}:8883", identity, question, *options)
@@ -85,6 +96,18 @@ def built_model() -> Path | None:
     """Return the folder of the default model, where it was built."""
     built = sorted((cache_root(os.environ) / "models" / DEFAULT_MODEL).glob("*/manifest.json"))
     return built[-1].parent if built else None
+
+
+def another_version(model: Path, folder: Path) -> Path:
+    """Return an artefact of the same files that says it is of version ANOTHER."""
+    made = folder / ANOTHER
+    made.mkdir(parents=True)
+    for file in model.iterdir():
+        (made / file.name).symlink_to(file)
+    manifest = json.loads((model / "manifest.json").read_bytes()) | {"version": ANOTHER}
+    (made / "manifest.json").unlink()
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    return made
 
 
 def sealed(model: Path, folder: Path) -> dict[str, str]:

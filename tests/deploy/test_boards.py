@@ -21,9 +21,11 @@ from tests.conftest import require
 from tests.deploy.base_image import base_images
 from tests.deploy.board_lab import BoardLab
 from tests.deploy.field_site import (
+    ANOTHER,
     FLEET,
     PYTHONS,
     Site,
+    another_version,
     exposure_of,
     faults_of,
     sealed,
@@ -308,6 +310,20 @@ def test_an_interrupted_upgrade_is_finished_by_the_next_one(site: Site) -> None:
 def test_back_to_the_version_before_by_hand(site: Site) -> None:
     site.operator.must_play("rollback", "--limit", "workers")
     assert {version_of(board) for board in site.boards.values()} == {__version__}
+
+
+def test_another_model_goes_out_in_waves(site: Site, door: Path) -> None:
+    model = another_version(Path(site.operator.settings["fleet_model"]), site.lab.folder / "model")
+    open_boards = sorted(set(BOARDS) - {SEALED})
+    waves = ("models", "--limit", ",".join(open_boards))
+    site.operator.must_play(*waves, fleet_model=str(model))
+    for name in open_boards:
+        result = site.ask(door, "What is the capital of France?", "--label", f"board={name}")
+        assert (result["status"], result["worker"]) == ("ok", name)
+        (told,) = site.info_of(name)["models"]
+        assert told["version"] == ANOTHER
+    recap = site.operator.must_play(*waves, fleet_model=str(model))
+    assert {recap.changed[name] for name in open_boards} == {0}, recap.text
 
 
 def test_new_keys_for_everybody_cost_no_job(site: Site, door: Path) -> None:
