@@ -24,15 +24,10 @@ class Measuring:
 
     def __init__(self, *, speed_due_at_ms: int | None) -> None:
         """`speed_due_at_ms`: from when on the speed is worth measuring; None: never."""
-        self._bandwidth_at_ms: int | None = None
+        self._bandwidth_at_ms = 0
         self._bandwidth_failures = 0
         self._speed_at_ms = speed_due_at_ms
         self._idle_since_ms: int | None = None
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the line was ever measured, or is being."""
-        return self._bandwidth_at_ms is not None
 
     def begin_bandwidth(self, now_ms: int) -> None:
         """Take note that the line is being measured: an outcome that never comes is a failure."""
@@ -47,8 +42,8 @@ class Measuring:
         self._bandwidth_at_ms = now_ms + wait_ms
 
     def bandwidth_is_due(self, now_ms: int) -> bool:
-        """Tell whether the line is to be measured again."""
-        return self._bandwidth_at_ms is not None and now_ms >= self._bandwidth_at_ms
+        """Tell whether the line is to be measured, at first or again."""
+        return now_ms >= self._bandwidth_at_ms
 
     def speed_is_due(self, now_ms: int, *, is_idle: bool) -> bool:
         """Tell whether this is the moment to measure the engine; if so, it is taken as begun."""

@@ -146,6 +146,7 @@ class Session:
     # ------------------------------------------------------------ from the dispatcher
 
     def _on_assignment(self, event: e.AssignmentReceived, now_ms: int) -> None:
+        self._dispatcher_online = True  # not every broker tells a kept session what is retained
         for assignment in event.assignment.each:
             self._hear_of(assignment, now_ms)
 
@@ -214,7 +215,7 @@ class Session:
             return
         self._epoch = event.presence.epoch
         self._teller.tell_held(self._jobs.values(), now_ms)
-        if not self._measuring.has_begun:
+        if self._measuring.bandwidth_is_due(now_ms):
             self._measure(now_ms)
 
     # ------------------------------------------------------------ from the link, the host, the disk

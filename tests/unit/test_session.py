@@ -188,6 +188,16 @@ def test_an_outcome_is_told_again_until_it_is_settled_with_growing_pauses() -> N
     assert gaps_s == [30, 60, 120, 120]
 
 
+def test_who_assigns_is_there_though_its_presence_was_never_heard() -> None:
+    lab = SessionLab(linked=False)
+    lab.do(e.LinkRestored())
+    lab.do(finished(lab.start()))
+    assert lab.measured == 0
+    lab.do(e.TimePassed(), after_ms=15_000)
+    assert about_jobs(lab).count("done") == 2
+    assert lab.measured == 1
+
+
 def test_an_outcome_is_not_repeated_into_a_void() -> None:
     lab = SessionLab()
     lab.run()
