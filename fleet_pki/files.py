@@ -52,12 +52,21 @@ def write_file(path: Path, data: bytes, *, mode: int = PRIVATE_MODE) -> None:
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             fresh.replace(path)
-            _keep_names(path.parent)
+            keep_names(path.parent)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def keep_names(folder: Path) -> None:
+    """Have the disk keep what was renamed in a folder: a flushed file may still lose its name."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_file(path: Path, *, hint: str) -> bytes:
@@ -87,15 +96,6 @@ def read_secret(path: Path) -> str:
     if not lines or not lines[0].strip():
         raise ConfigError(f"{path} is empty", hint="put the secret on its first line")
     return lines[0].strip()
-
-
-def _keep_names(folder: Path) -> None:
-    """Have the disk keep what was renamed in a folder: a flushed file may still lose its name."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from cloud_dispatcher.ports import StoreUnavailableError
+from fleet_pki.files import keep_names
 from fleet_protocol.codec import UNREADABLE
 from fleet_protocol.messages import Alert
 
@@ -67,3 +68,4 @@ class AlertFile:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+        keep_names(self._path.parent)

@@ -207,7 +207,8 @@ def judged_certificate(
     """Judge a certificate that is renewed with a third of its life left."""
     left_ms, life_ms = validity.end_ms - now_ms, validity.end_ms - validity.begin_ms
     if left_ms <= 0:
-        return fault(name, f"it ended {_span(-left_ms)} ago", expired)
+        clock_first = f"is the clock right (timedatectl)? If it is, {expired}"
+        return fault(name, f"it ended {_span(-left_ms)} ago", clock_first)
     if now_ms < validity.begin_ms:
         ahead = _span(validity.begin_ms - now_ms)
         return fault(

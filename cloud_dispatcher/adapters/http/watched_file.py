@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from fleet_pki.files import keep_names
 from fleet_protocol.errors import ConfigError
 
 _log = structlog.get_logger(__name__)
@@ -59,7 +60,7 @@ class WatchedFile(Generic[_T]):
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replace a file in one step, readable by its owner alone; raises OSError.
+    """Replace a file in one step and for good, readable by its owner alone; raises OSError.
 
     A file of somebody else's stays theirs: what root changed the dispatcher could not read.
     """
@@ -72,4 +73,7 @@ def replace_file(path: Path, text: str) -> None:
             owner = path.stat()
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
         file.write(text)
+        file.flush()
+        os.fsync(descriptor)
     fresh.replace(path)
+    keep_names(path.parent)
