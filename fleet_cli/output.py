@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ NOTHING = "-"
 PIPE_COLUMNS = 200
 LATE_S = 5.0
 _ROUND_FROM = 1_000.0
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def say(text: str) -> None:
@@ -68,6 +70,14 @@ def print_json(value: Any) -> None:
     if sys.stdout.isatty():
         raw = msgspec.json.format(raw, indent=2)
     click.echo(raw.decode())
+
+
+def tell(done: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Tell what was done: a sentence to a person, or its facts to a program."""
+    if as_json:
+        print_json(facts)
+    else:
+        say(done)
 
 
 def print_json_line(value: Any) -> None:

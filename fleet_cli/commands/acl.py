@@ -10,7 +10,7 @@ import click
 from fleet_cli.acl_file import read_identities, render_acl
 from fleet_cli.acl_trial import CAST, VERSIONS, Cell, Deviation, matrix, try_out
 from fleet_cli.exits import ExitCode
-from fleet_cli.output import print_json, print_table, say
+from fleet_cli.output import json_option, print_json, print_table, say
 from fleet_protocol.access import Identity
 from fleet_protocol.topics import DEFAULT_ROOT, Role, Topics
 
@@ -71,7 +71,7 @@ def render(file: Path, *, root: str) -> None:
     name="test",
 )
 @click.option("--rules", is_flag=True, help="Start no broker: print what should be.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @_ROOT
 def test(*, rules: bool, as_json: bool, root: str) -> int:
     """Try it out."""

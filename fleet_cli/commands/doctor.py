@@ -15,7 +15,7 @@ from fleet_cli.doctor.machine_checks import check_installed, check_machine
 from fleet_cli.doctor.site_checks import check_site
 from fleet_cli.doctor.site_facts import SITE, read_site
 from fleet_cli.exits import ExitCode, exit_code_of
-from fleet_cli.output import print_json
+from fleet_cli.output import json_option, print_json
 from fleet_protocol.errors import FleetError
 from fleet_protocol.topics import DEFAULT_ROOT
 
@@ -45,7 +45,7 @@ _PATH = click.Path(path_type=Path)
     "--worker", metavar="FILE", type=_PATH, help=f"A worker's settings. [{WORKER_CONFIG}]"
 )
 @click.option("--site", metavar="DIR", type=_PATH, help=f"A broker's folder. [{SITE}]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(
     connection: Connection, /, *, worker: Path | None, site: Path | None, as_json: bool
 ) -> int:

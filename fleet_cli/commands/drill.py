@@ -21,7 +21,7 @@ from fleet_cli.drill.processes import HAS_FULL_DISK, DrillPlan
 from fleet_cli.drill.report import fault_line, print_report
 from fleet_cli.exits import ExitCode
 from fleet_cli.model import ensure_model
-from fleet_cli.output import print_json, print_table, say
+from fleet_cli.output import json_option, print_json, print_table, say
 from fleet_protocol.errors import ConfigError
 from fleet_protocol.manifest import DEFAULT_MODEL
 
@@ -82,7 +82,7 @@ _MODEL_PER_S = 0.5
 @click.option(
     "--data", metavar="DIR", help="New folder for logs and store.  [kept only if a job was lost]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(*, lists: bool, data: str | None, as_json: bool, **how: Any) -> int:
     """Run a drill."""
     if lists:

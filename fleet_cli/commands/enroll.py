@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from fleet_cli.output import print_json, print_table
+from fleet_cli.output import json_option, print_json, print_table
 from fleet_cli.pki import (
     Authority,
     Enrolment,
@@ -66,7 +66,7 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--again", is_flag=True, help="Anew: what it had before ends at once.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path())
 @pki_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(*, again: bool, out: Path, pki: PkiFolder, as_json: bool, **whom: Any) -> None:
     """Enrol."""
     wishes = _wishes(**whom)

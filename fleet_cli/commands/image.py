@@ -24,7 +24,7 @@ from fleet_cli.image.card import (
 )
 from fleet_cli.image.payloads import model_of, wheels_of
 from fleet_cli.image.rendering import CardFile, Sources, Ticket, write_card
-from fleet_cli.output import print_json, say
+from fleet_cli.output import json_option, print_json, say
 from fleet_cli.pki import Authority, Enrolment, Secret, now_ms, parse_span, pki_option
 from fleet_pki.authority import TOKEN_LIFE, Bundle
 from fleet_pki.files import read_file, read_secret
@@ -120,7 +120,7 @@ def command() -> None:
 @click.option("--again", is_flag=True, help="Anew: folder and identity; what it had before ends.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="[the board's name]")
 @pki_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def render(*, as_json: bool, **given: Any) -> None:
     """Render a card."""
     enrolled, again, pki = (given.pop(name) for name in ("enrolled", "again", "pki"))

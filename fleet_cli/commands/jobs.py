@@ -10,13 +10,29 @@ import msgspec
 from fleet_cli.answers import result_fields
 from fleet_cli.asking import asking
 from fleet_cli.connection import Connection, connection_options
-from fleet_cli.output import NOTHING, age, print_json, print_json_line, print_table, say, shown
+from fleet_cli.output import (
+    NOTHING,
+    age,
+    json_option,
+    print_json,
+    print_json_line,
+    print_table,
+    say,
+    shown,
+    tell,
+)
 from fleet_client.admin import AdminClient
 from fleet_protocol.errors import RejectedError
 from fleet_protocol.messages import AdminOp, AnsweredBy, JobStatus, JobView
 
+_DONE = {AdminOp.JOB_RETRY: "queued again", AdminOp.JOB_PURGE: "forgotten"}
 _device_option = click.option("--device", metavar="ID", help="Only this device's jobs.")
 _all_option = click.option("--all", "every", is_flag=True, help="All there are, 1,000 at a time.")
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help='Print one object: {"jobs": [..]}.'
+)
+_jsonl_option = click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
 
 
 @click.group(
@@ -56,8 +72,8 @@ def command() -> None:
 @click.option("--before", metavar="JOB", help="Only jobs older than this one.")
 @click.option("--dead", is_flag=True, help="Only dead letters: failed for good.")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help='Print one object: {"jobs": [..]}.')
-@click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
+@_json_option
+@_jsonl_option
 def ls(
     connection: Connection, /, *, status: str | None, as_json: bool, jsonl: bool, **how: Any
 ) -> None:
@@ -88,7 +104,7 @@ def ls(
 )
 @connection_options
 @click.argument("job")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
     """Show a job."""
     with asking(connection) as admin:
@@ -120,11 +136,13 @@ def show(connection: Connection, /, *, job: str, as_json: bool) -> None:
 )
 @connection_options
 @click.argument("job")
-def cancel(connection: Connection, /, *, job: str) -> None:
+@json_option
+def cancel(connection: Connection, /, *, job: str, as_json: bool) -> None:
     """Cancel a job."""
     with asking(connection) as admin:
         reply = admin.request(AdminOp.JOB_CANCEL, job=_id(job))
-    say(f"job {job}: {reply.message or 'cancelled'}")
+    message = reply.message or "cancelled"
+    tell(f"job {job}: {message}", {"job": job, "message": message}, as_json=as_json)
 
 
 @command.command(
@@ -138,11 +156,13 @@ def cancel(connection: Connection, /, *, job: str) -> None:
 )
 @connection_options
 @click.argument("job")
-def retry(connection: Connection, /, *, job: str) -> None:
+@json_option
+def retry(connection: Connection, /, *, job: str, as_json: bool) -> None:
     """Retry a job."""
     with asking(connection) as admin:
         reply = admin.request(AdminOp.JOB_RETRY, job=_id(job))
-    say(f"job {job}: {reply.message or 'queued again'}")
+    message = reply.message or "queued again"
+    tell(f"job {job}: {message}", {"job": job, "message": message}, as_json=as_json)
 
 
 @command.group(
@@ -173,11 +193,17 @@ def dead() -> None:
 @connection_options
 @_device_option
 @click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
-@click.option("--jsonl", is_flag=True, help="Print one JSON object a job.")
-def dead_ls(connection: Connection, /, *, device: str | None, limit: int, jsonl: bool) -> None:
+@_json_option
+@_jsonl_option
+def dead_ls(
+    connection: Connection, /, *, device: str | None, limit: int, as_json: bool, jsonl: bool
+) -> None:
     """List dead letters."""
     with asking(connection) as admin:
         jobs = _dead(admin, device, limit)
+    if as_json:
+        print_json({"jobs": [_fields(job) for job in jobs]})
+        return
     if jsonl:
         for job in jobs:
             print_json_line(_fields(job))
@@ -211,9 +237,10 @@ dead.add_command(show, "show")
 @click.argument("job", nargs=-1)
 @_all_option
 @_device_option
+@json_option
 def replay(connection: Connection, /, **which: Any) -> None:
     """Retry dead letters."""
-    _for_each(connection, AdminOp.JOB_RETRY, "queued again", **which)
+    _for_each(connection, AdminOp.JOB_RETRY, **which)
 
 
 @dead.command(
@@ -229,9 +256,10 @@ def replay(connection: Connection, /, **which: Any) -> None:
 @click.argument("job", nargs=-1)
 @_all_option
 @_device_option
+@json_option
 def purge(connection: Connection, /, **which: Any) -> None:
     """Purge dead letters."""
-    _for_each(connection, AdminOp.JOB_PURGE, "forgotten", **which)
+    _for_each(connection, AdminOp.JOB_PURGE, **which)
 
 
 def find_jobs(admin: AdminClient, chosen: dict[str, Any]) -> tuple[JobView, ...]:
@@ -248,11 +276,11 @@ def find_jobs(admin: AdminClient, chosen: dict[str, Any]) -> tuple[JobView, ...]
 def _for_each(
     connection: Connection,
     op: AdminOp,
-    done: str,
     *,
     job: tuple[str, ...],
     every: bool,
     device: str | None,
+    as_json: bool,
 ) -> None:
     """Do something with each of the dead letters that were chosen, and say how many it was.
 
@@ -261,21 +289,23 @@ def _for_each(
     """
     if bool(job) == every:
         raise click.UsageError("name jobs, or give --all")
-    count, refused = 0, None
+    through, refused = list[str](), None
     with asking(connection) as admin:
         chosen = [_id(name) for name in job] or [x.job for x in _dead(admin, device, 1_000)]
         for name in chosen:
             try:
                 _check_dead(admin, name)
                 admin.request(op, job=name)
-                count += 1
+                through.append(name)
             except RejectedError as error:
                 refused = error
                 if len(chosen) > 1:
                     say(f"job {name}: {error}")
-    say(f"{count} of {len(chosen)} dead letters {done}")
+    words = f"{len(through)} of {len(chosen)} dead letters {_DONE[op]}"
     if refused is not None:
+        say(words)
         raise refused
+    tell(words, {"jobs": through, "message": words}, as_json=as_json)
 
 
 def _dead(admin: AdminClient, device: str | None, limit: int) -> tuple[JobView, ...]:

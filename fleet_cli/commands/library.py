@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from fleet_cli.exits import ExitCode
-from fleet_cli.output import console, print_json, print_table, say
+from fleet_cli.output import console, json_option, print_json, print_table, say
 from fleet_protocol.errors import cause_of
 from fleet_protocol.library import (
     LOOKED_AT_CHARS,
@@ -65,7 +65,7 @@ def command() -> None:
     """,
 )
 @_FILE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def check(file: Path, *, as_json: bool) -> None:
     """Check a file."""
     library = read(file)
@@ -101,7 +101,7 @@ def check(file: Path, *, as_json: bool) -> None:
 )
 @_FILE
 @click.argument("question")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def ask(file: Path, question: str, *, as_json: bool) -> int:
     """Ask a file."""
     library = read(file)

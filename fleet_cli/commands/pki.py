@@ -16,7 +16,7 @@ import msgspec
 from fleet_cli.authority_service import AuthorityService, session_of
 from fleet_cli.broker_site import PASSWORD_PORT, PORT, Site, reload_broker, write_site
 from fleet_cli.connection import Connection, connection_options
-from fleet_cli.output import NOTHING, print_json, print_table, say
+from fleet_cli.output import NOTHING, json_option, print_json, print_table, say, tell
 from fleet_cli.pki import Authority, PkiFolder, Secret, now_ms, pki_option, write_file
 from fleet_client.credentials import password_of
 from fleet_pki.authority import found
@@ -80,13 +80,15 @@ def command() -> None:
     type=click.Path(path_type=Path),
     help="Its first line encrypts the root's key.",
 )
-def init(*, pki: PkiFolder, name: str, root_passphrase_file: Path | None) -> None:
+@json_option
+def init(*, pki: PkiFolder, name: str, root_passphrase_file: Path | None, as_json: bool) -> None:
     """Make an authority."""
     passphrase = None
     if root_passphrase_file is not None:
         passphrase = read_secret(root_passphrase_file).encode()
     found(pki, name, now_ms=now_ms(), passphrase=passphrase)
-    say(f"made {pki}")
+    facts = {"folder": str(pki), "root": str(pki.root_key.parent)}
+    tell(f"made {pki}", facts, as_json=as_json)
     say(f"next: put {pki.root_key.parent} away, then `fleet enroll dispatcher dispatcher`")
 
 
@@ -100,7 +102,7 @@ def init(*, pki: PkiFolder, name: str, root_passphrase_file: Path | None) -> Non
     """
 )
 @pki_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def ls(*, pki: PkiFolder, as_json: bool) -> None:
     """List members."""
     with Authority(pki) as authority:
@@ -134,11 +136,13 @@ def ls(*, pki: PkiFolder, as_json: bool) -> None:
 )
 @click.argument("name", metavar="ID")
 @pki_option
-def revoke(name: str, *, pki: PkiFolder) -> None:
+@json_option
+def revoke(name: str, *, pki: PkiFolder, as_json: bool) -> None:
     """Revoke an identity."""
     with Authority(pki) as authority:
         authority.revoke(name, now_ms=now_ms())
-    say(f"revoked {name}; next: let the broker know with `fleet pki broker`")
+    done = f"revoked {name}; next: let the broker know with `fleet pki broker`"
+    tell(done, {"id": name, "active": False}, as_json=as_json)
 
 
 @command.command(
@@ -161,14 +165,15 @@ def revoke(name: str, *, pki: PkiFolder) -> None:
 )
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), required=True)
 @pki_option
-def sign(request: Path, *, token_file: Path, out: Path, pki: PkiFolder) -> None:
+@json_option
+def sign(request: Path, *, token_file: Path, out: Path, pki: PkiFolder, as_json: bool) -> None:
     """Redeem a token."""
     wanted = read_file(request, hint="name the board's certificate request")
     token = read_secret(token_file)
     with Authority(pki) as authority:
         chain = authority.redeem(token, wanted, now_ms=now_ms())
     write_file(out, chain, mode=PUBLIC_MODE)
-    say(f"wrote {out}")
+    tell(f"wrote {out}", {"file": str(out)}, as_json=as_json)
 
 
 @command.command(
@@ -184,7 +189,8 @@ def sign(request: Path, *, token_file: Path, out: Path, pki: PkiFolder) -> None:
     """
 )
 @click.argument("file", type=click.Path(path_type=Path))
-def key(file: Path) -> None:
+@json_option
+def key(file: Path, *, as_json: bool) -> None:
     """Make a key."""
     if file.exists():
         raise ConfigError(
@@ -193,7 +199,7 @@ def key(file: Path) -> None:
             hint="name another file: what was sealed with a lost key is lost",
         )
     write_file(file, f"{new_key()}\n".encode())
-    say(f"wrote {file}")
+    tell(f"wrote {file}", {"file": str(file)}, as_json=as_json)
 
 
 @command.command(
@@ -232,7 +238,7 @@ def key(file: Path) -> None:
 @click.option("--root", metavar="TOPIC", default=DEFAULT_ROOT, help="Topic root.")
 @click.option("--reload", is_flag=True, help="Let the running Mosquitto read it.")
 @pki_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def broker(
     *, hosts: tuple[str, ...], reload: bool, pki: PkiFolder, as_json: bool, **where: Any
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -14,12 +14,13 @@ from fleet_cli.output import (
     NOTHING,
     age,
     console,
+    json_option,
     number,
     print_json,
     print_json_line,
     print_table,
-    say,
     shown,
+    tell,
 )
 from fleet_client.options import check_job_id
 from fleet_protocol.messages import AdminOp, WorkerView
@@ -28,14 +29,20 @@ _WIDE_COLUMNS = 132
 _NARROW_CELLS = 8
 
 
+def _told_worker(function: Callable[..., None]) -> Callable[..., None]:
+    """Add what a command has that tells one worker something."""
+    return connection_options(click.argument("worker")(json_option(function)))
+
+
 @click.group(
-    help="""List, show, drain and resume workers.
+    help="""List, show, drain, resume and reload workers.
 
     \b
     Examples:
       fleet workers ls
       fleet workers drain w2      finish what it has, take nothing new
       fleet workers resume w2
+      fleet workers reload w2     start it again, with the model that lies there now
     """
 )
 def command() -> None:
@@ -78,7 +85,7 @@ def ls(connection: Connection, /, *, as_json: bool, jsonl: bool) -> None:
 )
 @connection_options
 @click.argument("worker")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def show(connection: Connection, /, *, worker: str, as_json: bool) -> None:
     """Show a worker."""
     with asking(connection) as admin:
@@ -99,11 +106,10 @@ def show(connection: Connection, /, *, worker: str, as_json: bool) -> None:
       fleet workers drain w2
     """
 )
-@connection_options
-@click.argument("worker")
-def drain(connection: Connection, /, *, worker: str) -> None:
+@_told_worker
+def drain(connection: Connection, /, *, worker: str, as_json: bool) -> None:
     """Drain a worker."""
-    _tell(connection, AdminOp.WORKER_DRAIN, worker, "drains; `fleet workers resume` ends that")
+    _tell(connection, AdminOp.WORKER_DRAIN, worker, as_json=as_json)
 
 
 @command.command(
@@ -114,11 +120,28 @@ def drain(connection: Connection, /, *, worker: str) -> None:
       fleet workers resume w2
     """
 )
-@connection_options
-@click.argument("worker")
-def resume(connection: Connection, /, *, worker: str) -> None:
+@_told_worker
+def resume(connection: Connection, /, *, worker: str, as_json: bool) -> None:
     """Resume a worker."""
-    _tell(connection, AdminOp.WORKER_RESUME, worker, "takes jobs again")
+    _tell(connection, AdminOp.WORKER_RESUME, worker, as_json=as_json)
+
+
+@command.command(
+    short_help="Start a worker again, with the model that lies there now.",
+    help="""Start a worker again, with the model that lies there now.
+
+    It finishes what it has first, and takes nothing new meanwhile. Its service manager, or
+    `fleet up`, starts it again; a drained one takes jobs again then.
+
+    \b
+    Example:
+      fleet workers reload w2
+    """,
+)
+@_told_worker
+def reload(connection: Connection, /, *, worker: str, as_json: bool) -> None:
+    """Reload a worker."""
+    _tell(connection, AdminOp.WORKER_RELOAD, worker, as_json=as_json)
 
 
 def print_workers(workers: tuple[WorkerView, ...]) -> None:
@@ -161,10 +184,11 @@ def _labels(labels: Mapping[str, str]) -> str:
     return " ".join(f"{name}={value}" if value else name for name, value in labels.items())
 
 
-def _tell(connection: Connection, op: AdminOp, worker: str, done: str) -> None:
+def _tell(connection: Connection, op: AdminOp, worker: str, *, as_json: bool) -> None:
     with asking(connection) as admin:
         reply = admin.request(op, worker=check_job_id(worker))
-    say(f"worker {worker}: {reply.message or done}")
+    facts = {"worker": worker, "message": reply.message}
+    tell(f"worker {worker}: {reply.message}", facts, as_json=as_json)
 
 
 def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:

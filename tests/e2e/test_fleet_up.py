@@ -272,6 +272,17 @@ def test_a_drained_worker_gets_nothing_until_it_is_resumed(up: Up) -> None:
     until(lambda: status("w1") == "online")
 
 
+def test_a_reloaded_worker_starts_again_and_answers(up: Up) -> None:
+    def boot() -> str | None:
+        info = up.object("workers", "show", "w1")["info"]
+        return str(info["boot"]) if info else None
+
+    before = boot()
+    assert up.object("workers", "reload", "w1")["worker"] == "w1"
+    until(lambda: boot() not in {None, before})
+    until(lambda: up.object("workers", "show", "w1")["status"] == "online")
+
+
 def test_the_table_of_workers_shows_the_weight_with_its_two_parts(up: Up) -> None:
     printed = up.ok("workers", "ls")
     for word in ("w1", "w2", "weight", "compute", "bandwidth", "tok/s", "Mbit/s"):

@@ -89,6 +89,25 @@ def asks_a_fleet(words: tuple[str, ...]) -> bool:
     return {"--json", "--identity"} <= options
 
 
+SPEAKING_OTHERWISE = {
+    *("fleet acl render", "fleet audit export", "fleet completion"),  # files for other programs
+    *("fleet route", "fleet sim"),  # hand all words on to programs that have it
+    *("fleet pki serve", "fleet audit broker", "dispatcher run", "worker run"),  # services
+    "fleet submit",  # an object a job: --jsonl
+}
+
+
+def test_every_command_can_tell_a_program_what_came_of_it() -> None:
+    silent = {
+        " ".join(words)
+        for words in COMMANDS
+        for command in [command_of(words)]
+        if not isinstance(command, click.Group)
+        and not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert silent == SPEAKING_OTHERWISE
+
+
 @pytest.mark.parametrize("words", [w for w in COMMANDS if asks_a_fleet(w)], ids=" ".join)
 def test_every_command_that_asks_a_fleet_tells_programs_why_it_cannot(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
