@@ -1,16 +1,18 @@
 """When the worker measures its line and itself while it runs.
 
-The line: once the dispatcher is there, and again every hour; where no echo comes in time, sooner,
-but ever more rarely: a line that is too slow for a probe has better things to carry. Its own speed:
-only if the last measurement is doubtful (the machine was busy) or old, and only in an idle moment,
-for the engine answers nobody meanwhile.
+The line: once the dispatcher is there, and again every six hours; where no echo comes in time,
+sooner, but ever more rarely: a line that is too slow for a probe has better things to carry. Its
+own speed: only if the last measurement is doubtful (the machine was busy) or old, and only in an
+idle moment, for the engine answers nobody meanwhile.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-BANDWIDTH_EVERY_MS: Final = 3_600_000
+BANDWIDTH_EVERY_MS: Final = 6 * 3_600_000
+"""A measurement carries as much as the heartbeats of so long, and lines seldom change."""
+BANDWIDTH_RETRY_MOST_MS: Final = 3_600_000
 BANDWIDTH_RETRY_MS: Final = 60_000
 IDLE_MS: Final = 60_000
 """Without a job for so long, a worker may be busy with itself for two seconds."""
@@ -38,7 +40,9 @@ class Measuring:
         self._bandwidth_failures = 0 if is_known else self._bandwidth_failures + 1
         wait_ms = BANDWIDTH_EVERY_MS
         if not is_known:
-            wait_ms = min(BANDWIDTH_RETRY_MS << min(self._bandwidth_failures - 1, 6), wait_ms)
+            wait_ms = min(
+                BANDWIDTH_RETRY_MS << min(self._bandwidth_failures - 1, 6), BANDWIDTH_RETRY_MOST_MS
+            )
         self._bandwidth_at_ms = now_ms + wait_ms
 
     def bandwidth_is_due(self, now_ms: int) -> bool:
