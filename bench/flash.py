@@ -22,6 +22,9 @@ from tests.deploy.ground import obstacle
 from tests.deploy.releases import Target, fill_wheelhouse
 
 SUITE = "bookworm"
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+INOTIFY_PER_MACHINE = 7
+"""What systemd and its services take of it; Linux allows 128 a user, and the 20th machine fails."""
 
 
 def flash_s(site: Site, limit: str) -> float:
@@ -66,6 +69,8 @@ def main() -> None:
     if why := obstacle():
         raise SystemExit(f"no board can start here: {why}")
     boards = 3 if options.quick else options.boards
+    if int(INOTIFY.read_text()) < (needed := (boards + 2) * INOTIFY_PER_MACHINE):
+        raise SystemExit(f"too few for {boards + 2} machines: echo {needed} > {INOTIFY}")
     with tempfile.TemporaryDirectory() as at:
         figures = measure(Path(at), boards, with_model=not options.echo)
     # Twenty at once must cost less than twenty times one.
