@@ -78,6 +78,13 @@ class Site:
             (folder / file).chmod(0o600)
         return folder
 
+    def fleet(self, identity: Path, *words: str) -> None:
+        """Run `fleet` over mutual TLS, from the boards' network."""
+        who = ("--broker", f"mqtts://{self.hub.address}:8883", "--identity", str(identity))
+        line = self.lab.on_lan(sys.executable, "-m", "fleet_cli", *words, *who)
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def info_of(self, worker: str) -> dict[str, Any]:
         """Return what a worker says of itself, as the dispatcher hears it."""
         words = (

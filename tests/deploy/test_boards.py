@@ -199,6 +199,29 @@ def test_a_worker_that_stands_still_is_started_again(site: Site) -> None:
     assert "watchdog" in board.ssh("sudo journalctl -u edgefleet-worker").stdout.lower()
 
 
+def test_a_worker_told_to_reload_is_started_again_and_did_not_fail(site: Site) -> None:
+    board = site.boards["pi-1"]
+
+    def failures() -> int:
+        journal = board.ssh("sudo journalctl -u edgefleet-worker").stdout
+        return journal.count("Failed with result")
+
+    failed, boot = failures(), site.info_of("pi-1")["boot"]
+    site.fleet(site.enrol("admin", "chief"), "workers", "reload", "pi-1")
+    wait_until(lambda: site.info_of("pi-1")["boot"] != boot)
+    wait_until_active(board, "edgefleet-worker")
+    assert failures() == failed
+
+
+def test_a_key_beside_a_certificate_of_another_is_replaced(site: Site) -> None:
+    board = site.boards["pi-1"]
+    key, certificate = "/etc/edgefleet/identities/worker.key", "/var/lib/edgefleet/worker/cert.pem"
+    board.ssh(f"sudo openssl ecparam -name prime256v1 -genkey -noout -out {key}")
+    site.operator.must_play("flash", "--limit", "pi-1")
+    ours = board.ssh(f"sudo openssl pkey -in {key} -pubout").stdout
+    assert ours == board.ssh(f"sudo openssl x509 -in {certificate} -noout -pubkey").stdout
+
+
 def test_a_board_out_of_reach_does_not_hold_up_the_others(site: Site) -> None:
     gone = site.boards["pi-2"]
     gone.plug(connected=False)
